@@ -1,0 +1,166 @@
+//! What Patroni said, or why it said nothing, and the bytes that clients get of it.
+
+use std::rc::Rc;
+
+use crate::http::write::{Cached, ResponseFields, response};
+use crate::http::{Method, Persistence};
+use crate::wheel::{Now, Time};
+
+/// One answer of Patroni's, or the 503 that stands for its absence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// 200 to 599.
+    pub status: u16,
+    /// As Patroni sent it; a bare status line has none.
+    pub content_type: Option<Box<[u8]>>,
+    /// Byte for byte.
+    pub body: Box<[u8]>,
+    /// Just before Patroni was asked: what the answer's age is counted from.
+    pub asked_at: Time,
+}
+
+/// An answer in the forms it was given out in, each rendered once a second at the most.
+#[derive(Debug)]
+pub struct Rendered {
+    answer: Answer,
+    /// What is true of all `forms`: the second they were rendered in, and the age they tell.
+    second: (u64, u64),
+    /// At most one for each combination of a [`Form`]'s values.
+    forms: Vec<(Form, Rc<[u8]>)>,
+}
+
+/// What one client's response differs in from another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// GET, HEAD or OPTIONS.
+    pub method: Method,
+    /// What becomes of the client's connection.
+    pub persistence: Persistence,
+    /// What the cache did for this client.
+    pub handling: Handling,
+}
+
+/// What the cache did for a request, in the words of RFC 9211, section 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handling {
+    /// Answered from memory.
+    Hit,
+    /// Nothing was in memory that is young enough: Patroni was asked.
+    Miss,
+    /// As `Miss`, by a fetch that was on its way for somebody else.
+    Collapsed,
+    /// The last fetch failed and another is not due or not done: its 503, from memory.
+    FailedHit,
+    /// Patroni was asked, in vain.
+    Failed,
+}
+
+impl Rendered {
+    /// `answer`, in no form yet.
+    pub fn new(answer: Answer) -> Self {
+        Rendered { answer, second: (0, 0), forms: Vec::new() }
+    }
+
+    /// What it is about.
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// The whole response for a client, shared with all who want the same form in this second.
+    pub fn form(&mut self, now: Now, form: Form) -> Rc<[u8]> {
+        let age_seconds = now.time.ms_since(self.answer.asked_at) / 1000;
+        let second = (now.unix_ms / 1000, age_seconds);
+        if self.second != second {
+            self.second = second;
+            self.forms.clear();
+        }
+        if let Some((_, bytes)) = self.forms.iter().find(|(former, _)| *former == form) {
+            return Rc::clone(bytes);
+        }
+        let bytes = self.render(form);
+        self.forms.push((form, Rc::clone(&bytes)));
+        bytes
+    }
+
+    fn render(&self, form: Form) -> Rc<[u8]> {
+        let options = form.method == Method::Options;
+        let body_bytes = if options { 0 } else { self.answer.body.len() };
+        let fields = ResponseFields {
+            status: self.answer.status,
+            date_unix_seconds: self.second.0,
+            content_type: self.answer.content_type.as_deref().filter(|_| !options),
+            content_length: body_bytes,
+            cached: Some(Cached { age_seconds: self.second.1, status: form.handling.name() }),
+            allow: options,
+            persistence: form.persistence,
+        };
+        let body = if form.method == Method::Get { &self.answer.body[..] } else { &[] };
+        response(&fields, body)
+    }
+}
+
+impl Handling {
+    fn name(self) -> &'static str {
+        match self {
+            Handling::Hit => "hit",
+            Handling::Miss => "fwd=miss; stored",
+            Handling::Collapsed => "fwd=miss; collapsed",
+            Handling::FailedHit => "hit; detail=failed",
+            Handling::Failed => "fwd=miss; detail=failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Now = Now { time: Time::from_ms(3_999), unix_ms: 1_000 };
+
+    fn rendered() -> Rendered {
+        Rendered::new(Answer {
+            status: 200,
+            content_type: Some(b"text/plain"[..].into()),
+            body: b"hello"[..].into(),
+            asked_at: Time::from_ms(2_000),
+        })
+    }
+
+    fn get() -> Form {
+        Form {
+            method: Method::Get,
+            persistence: Persistence::Persistent,
+            handling: Handling::Hit,
+        }
+    }
+
+    #[test]
+    fn a_form_is_rendered_once_a_second() {
+        let mut rendered = rendered();
+        let first = rendered.form(NOW, get());
+        assert!(Rc::ptr_eq(&first, &rendered.form(NOW, get())));
+        let close = Form { persistence: Persistence::Close, ..get() };
+        assert!(!Rc::ptr_eq(&first, &rendered.form(NOW, close)));
+        assert!(Rc::ptr_eq(&first, &rendered.form(NOW, get())));
+        // the age turns a second before the date does
+        let later = Now { time: Time::from_ms(4_000), ..NOW };
+        let aged = String::from_utf8_lossy(&rendered.form(later, get())).into_owned();
+        assert!(aged.contains("Age: 2\r\n"), "{aged}");
+        assert!(String::from_utf8_lossy(&first).contains("Age: 1\r\n"));
+    }
+
+    #[test]
+    fn head_and_options_are_made_of_the_get() {
+        let mut rendered = rendered();
+        let mut text = |method| {
+            let bytes = rendered.form(NOW, Form { method, ..get() });
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let get = text(Method::Get);
+        assert!(get.ends_with("\r\n\r\nhello"), "{get}");
+        assert_eq!(text(Method::Head), get.replace("hello", ""));
+        let options = text(Method::Options);
+        assert!(options.contains("Allow: GET, HEAD, OPTIONS\r\n"), "{options}");
+        assert!(options.contains("Content-Length: 0\r\n") && options.ends_with("\r\n\r\n"));
+    }
+}

@@ -1,0 +1,347 @@
+//! One fetch: request bytes go out, an answer or a failure comes back. Does not know who waits.
+
+use std::fmt;
+use std::mem;
+use std::rc::Rc;
+
+use serde::de::IgnoredAny;
+
+use crate::answer::Answer;
+use crate::cache::EntryId;
+use crate::http::body::BodyDecoder;
+use crate::http::head::{self, BadResponse, Framing};
+use crate::http::{INTERIM_RESPONSES_MAX, RESPONSE_BODY_BYTES_MAX};
+use crate::wheel::Time;
+
+/// A fetch and its connection to Patroni.
+#[derive(Debug)]
+pub struct Fetch {
+    /// What is fetched.
+    entry: EntryId,
+    /// The whole fetch ends by then, queueing included.
+    deadline: Time,
+    /// Just before the connection was begun; until then, when the fetch was.
+    asked_at: Time,
+    state: State,
+}
+
+/// Why Patroni could not be asked, by what happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody listens there.
+    Refused,
+    /// The network or the system gave another error on connecting.
+    Unreachable,
+    /// Its name has no address at the moment.
+    Unresolved,
+    /// This process has no descriptor left.
+    NoDescriptor,
+    /// Silence: no connection, or no whole answer, in time.
+    TimedOut,
+    /// RST, or another error while talking.
+    Reset,
+    /// It closed the connection without a byte; a handler that throws does.
+    Closed,
+    /// The answer ended too early, or its JSON does not parse.
+    Cut,
+    /// The answer is no HTTP.
+    Garbage,
+    /// The answer is larger than it may be.
+    TooLarge,
+}
+
+/// What an input led to.
+pub type Outcome = Option<Result<Answer, Failure>>;
+
+#[derive(Debug)]
+enum State {
+    /// Others come first.
+    Queued { request: Rc<[u8]> },
+    Connecting { request: Rc<[u8]> },
+    /// `sent < request.len()`.
+    Sending { request: Rc<[u8]>, sent: usize },
+    /// `input` is less than a head.
+    Head { input: Vec<u8>, interim_count: u32 },
+    Body { answer: Answer, body: Vec<u8>, decoder: BodyDecoder },
+    Done,
+}
+
+impl Fetch {
+    /// A fetch that sends `request` once it may connect.
+    pub fn new(now: Time, entry: EntryId, request: Rc<[u8]>, timeout_ms: u64) -> Self {
+        let deadline = now.plus_ms(timeout_ms);
+        Fetch { entry, deadline, asked_at: now, state: State::Queued { request } }
+    }
+
+    /// What is fetched.
+    pub fn entry(&self) -> EntryId {
+        self.entry
+    }
+
+    /// When it has failed.
+    pub fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    /// Does it still wait for its turn?
+    pub fn is_queued(&self) -> bool {
+        matches!(self.state, State::Queued { .. })
+    }
+
+    /// Since when Patroni is being asked.
+    pub fn asked_at(&self) -> Time {
+        self.asked_at
+    }
+
+    /// Its turn has come: a connection is being made. The answer's age counts from here.
+    pub fn connect(&mut self, now: Time) {
+        if let State::Queued { request } = &self.state {
+            self.state = State::Connecting { request: Rc::clone(request) };
+            self.asked_at = now;
+        }
+    }
+
+    /// The connection stands.
+    pub fn connected(&mut self) {
+        if let State::Connecting { request } = &self.state {
+            self.state = State::Sending { request: Rc::clone(request), sent: 0 };
+        }
+    }
+
+    /// The transport took `count` bytes of [`Fetch::output`].
+    pub fn sent(&mut self, count: usize) {
+        let State::Sending { request, sent } = &mut self.state else { return };
+        *sent += count;
+        debug_assert!(*sent <= request.len());
+        if *sent == request.len() {
+            self.state = State::Head { input: Vec::new(), interim_count: 0 };
+        }
+    }
+
+    /// Bytes of the answer came.
+    pub fn receive(&mut self, bytes: &[u8]) -> Outcome {
+        match &mut self.state {
+            State::Head { input, .. } => {
+                input.extend_from_slice(bytes);
+                self.read_head()
+            }
+            State::Body { .. } => self.read_body(bytes),
+            _ => None,
+        }
+    }
+
+    /// Patroni has ended: for most of its answers that is what ends the body.
+    pub fn eof(&mut self) -> Outcome {
+        match &mut self.state {
+            State::Head { input, .. } if input.is_empty() => self.fail(Failure::Closed),
+            State::Head { .. } => self.fail(Failure::Cut),
+            State::Body { decoder, .. } => {
+                if decoder.eof() { self.finish() } else { self.fail(Failure::Cut) }
+            }
+            State::Connecting { .. } | State::Sending { .. } => self.fail(Failure::Closed),
+            State::Queued { .. } | State::Done => None,
+        }
+    }
+
+    /// The fetch is over, without an answer.
+    pub fn fail(&mut self, failure: Failure) -> Outcome {
+        match mem::replace(&mut self.state, State::Done) {
+            State::Done => None,
+            _ => Some(Err(failure)),
+        }
+    }
+
+    /// What is to be sent.
+    pub fn output(&self) -> &[u8] {
+        match &self.state {
+            State::Sending { request, sent, .. } => &request[*sent..],
+            _ => &[],
+        }
+    }
+
+    /// Is more input of use now?
+    pub fn wants_read(&self) -> bool {
+        matches!(self.state, State::Head { .. } | State::Body { .. })
+    }
+
+    fn read_head(&mut self) -> Outcome {
+        let State::Head { input, interim_count } = &mut self.state else { return None };
+        let head = loop {
+            match head::response(input) {
+                Ok(None) => return None,
+                Err(BadResponse::Malformed) => return self.fail(Failure::Garbage),
+                Err(BadResponse::HeadTooLarge) => return self.fail(Failure::TooLarge),
+                // RFC 9110, section 15.2: any number of interim responses may come first
+                Ok(Some(head)) if head.status < 200 => {
+                    *interim_count += 1;
+                    if *interim_count > INTERIM_RESPONSES_MAX {
+                        return self.fail(Failure::Garbage);
+                    }
+                    let head_bytes = head.head_bytes;
+                    input.drain(..head_bytes);
+                }
+                Ok(Some(head)) => break head,
+            }
+        };
+        if matches!(head.framing, Framing::Length(length) if length > BODY_LENGTH_MAX) {
+            return self.fail(Failure::TooLarge);
+        }
+        let answer = Answer {
+            status: head.status,
+            content_type: head.content_type.map(Into::into),
+            body: [].into(),
+            asked_at: self.asked_at,
+        };
+        let decoder = BodyDecoder::new(head.framing);
+        let rest = input.split_off(head.head_bytes);
+        self.state = State::Body { answer, body: Vec::new(), decoder };
+        self.read_body(&rest)
+    }
+
+    fn read_body(&mut self, mut bytes: &[u8]) -> Outcome {
+        let State::Body { body, decoder, .. } = &mut self.state else { return None };
+        while !bytes.is_empty() && !decoder.is_done() {
+            let Ok(decoded) = decoder.decode(bytes) else { return self.fail(Failure::Garbage) };
+            if body.len() + decoded.data.len() > RESPONSE_BODY_BYTES_MAX {
+                return self.fail(Failure::TooLarge);
+            }
+            body.extend_from_slice(decoded.data);
+            bytes = &bytes[decoded.taken..];
+        }
+        if decoder.is_done() { self.finish() } else { None }
+    }
+
+    fn finish(&mut self) -> Outcome {
+        let State::Body { mut answer, body, .. } = mem::replace(&mut self.state, State::Done)
+        else {
+            return None;
+        };
+        answer.body = body.into();
+        if answer.is_cut() { Some(Err(Failure::Cut)) } else { Some(Ok(answer)) }
+    }
+}
+
+impl Answer {
+    /// Patroni's bodies end with the connection, so a cut one shows only in JSON that does not
+    /// parse.
+    fn is_cut(&self) -> bool {
+        let content_type = self.content_type.as_deref().unwrap_or_default();
+        let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+        media_type.trim_ascii().eq_ignore_ascii_case(b"application/json")
+            && serde_json::from_slice::<IgnoredAny>(&self.body).is_err()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Failure::Refused => "Patroni refused the connection",
+            Failure::Unreachable => "Patroni's address cannot be reached",
+            Failure::Unresolved => "Patroni's name cannot be resolved",
+            Failure::NoDescriptor => "no file descriptor is left to ask Patroni",
+            Failure::TimedOut => "Patroni did not answer in time",
+            Failure::Reset => "Patroni broke the connection off",
+            Failure::Closed => "Patroni closed the connection without an answer",
+            Failure::Cut => "Patroni's answer was cut short",
+            Failure::Garbage => "Patroni's answer is not HTTP",
+            Failure::TooLarge => "Patroni's answer is too large",
+        })
+    }
+}
+
+const BODY_LENGTH_MAX: u64 = RESPONSE_BODY_BYTES_MAX as u64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{Cache, Limits};
+    use crate::routes::plain_routes;
+
+    fn entry() -> EntryId {
+        let mut cache = Cache::new(Limits { ttl_ms: 0, variants_max: 0 });
+        cache.find(plain_routes().next().expect("routes"), "/").expect("a place")
+    }
+
+    /// A fetch fed with `bytes` in pieces of `step`, then with the end.
+    fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
+        let mut fetch = Fetch::new(Time::ZERO, entry(), b"GET"[..].into(), 3_000);
+        assert!(fetch.is_queued() && !fetch.wants_read() && fetch.output().is_empty());
+        fetch.connect(Time::from_ms(7));
+        fetch.connected();
+        fetch.sent(1);
+        assert_eq!(fetch.output(), b"ET");
+        fetch.sent(2);
+        for piece in bytes.chunks(step) {
+            assert!(fetch.wants_read());
+            if let Some(outcome) = fetch.receive(piece) {
+                assert_eq!((fetch.wants_read(), fetch.eof()), (false, None));
+                return outcome;
+            }
+        }
+        fetch.eof().expect("the end decides")
+    }
+
+    fn outcome(text: &str) -> Result<(u16, String), Failure> {
+        let whole = fetched(text.as_bytes(), usize::MAX);
+        for step in 1..text.len().min(200) {
+            assert_eq!(fetched(text.as_bytes(), step), whole, "{text:?} by {step}");
+        }
+        if let Ok(answer) = &whole {
+            assert_eq!(answer.asked_at, Time::from_ms(7));
+        }
+        whole.map(|answer| (answer.status, String::from_utf8_lossy(&answer.body).into_owned()))
+    }
+
+    #[test]
+    fn answers_of_every_framing() {
+        let table = [
+            ("HTTP/1.0 200 OK\r\n\r\n", 200, ""),
+            ("HTTP/1.0 503 Down\r\nServer: x\r\n\r\nbody", 503, "body"),
+            ("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"a\": 1}", 200, "{\"a\": 1}"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbodymore", 200, "body"),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, ""),
+            ("HTTP/1.1 204 No Content\r\n\r\n", 204, ""),
+            ("HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", 302, ""),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nbo\r\n2\r\ndy\r\n0\r\nA: b\r\n\r\n",
+                200,
+                "body",
+            ),
+            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.0 200 OK\r\n\r\nbody", 200, "body"),
+        ];
+        for (text, status, body) in table {
+            assert_eq!(outcome(text), Ok((status, body.to_owned())), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_answer_is_named() {
+        let endless = format!("HTTP/1.0 200 OK\r\n{}", "A: b\r\n".repeat(100));
+        let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(INTERIM_RESPONSES_MAX as usize + 1);
+        let table = [
+            ("", Failure::Closed),
+            ("HTTP/1.0 200", Failure::Cut),
+            ("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"a\": ", Failure::Cut),
+            ("HTTP/1.0 200 OK\r\nContent-Type: application/JSON; charset=utf-8\r\n\r\n", Failure::Cut),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbod", Failure::Cut),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo", Failure::Cut),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx", Failure::Garbage),
+            ("<html>an error</html>\n\n", Failure::Garbage),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n", Failure::TooLarge),
+            (&endless, Failure::TooLarge),
+            (&interim, Failure::Garbage),
+        ];
+        for (text, failure) in table {
+            assert_eq!(outcome(text), Err(failure), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_without_length_is_limited_too() {
+        let mut text = b"HTTP/1.0 200 OK\r\n\r\n".to_vec();
+        text.resize(text.len() + RESPONSE_BODY_BYTES_MAX, b'x');
+        assert!(fetched(&text, 4096).is_ok());
+        text.push(b'x');
+        assert_eq!(fetched(&text, 4096), Err(Failure::TooLarge));
+    }
+}

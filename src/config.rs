@@ -1,0 +1,531 @@
+//! The configuration file: YAML as it is spelled, and the checked values it becomes.
+//!
+//! Each value is checked where it is read, so that the YAML reader knows the line of what is
+//! wrong; past [`Config::from_yaml`] nothing is checked again. Opens no file and no socket.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+use crate::cache::Limits;
+use crate::engine::Settings;
+use crate::logformat::LogFormat;
+
+/// Everything that may be configured, with its defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The clients' side.
+    pub frontend: Frontend,
+    /// Patroni's side.
+    pub backend: Backend,
+    /// What lies between.
+    pub cache: Cache,
+}
+
+/// `frontend`: the clients' side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Name or address to listen on; `None`: every address, IPv4 and IPv6.
+    pub host: Option<String>,
+    /// 0: one that is free, told in the log.
+    pub port: u16,
+    /// The line per request.
+    pub log_format: LogFormat,
+    /// Most clients at once; `None`: as many as the descriptor limit allows.
+    pub connections: Option<usize>,
+}
+
+/// `backend`: Patroni's side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Name or address of Patroni's REST API.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Milliseconds for a whole fetch.
+    pub timeout_ms: u64,
+    /// Fetches at once.
+    pub connections: usize,
+}
+
+/// `cache`: what lies between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Milliseconds an answer is served.
+    pub ttl_ms: u64,
+    /// Milliseconds between sweeps.
+    pub interval_ms: u64,
+    /// Answers kept for targets with parameters.
+    pub entries: usize,
+}
+
+/// What is wrong with a configuration, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The line, counted from 1, where the YAML reader knows it.
+    pub line: Option<usize>,
+    /// The key and what is wrong with it.
+    pub message: String,
+}
+
+impl Config {
+    /// Reads a configuration. The error has line and key.
+    pub fn from_yaml(text: &str) -> Result<Config, ConfigError> {
+        let raw: Option<RawConfig> = serde_yaml::from_str(text)?;
+        let raw = raw.unwrap_or_default();
+        let frontend = raw.frontend.unwrap_or_default();
+        let backend = raw.backend.unwrap_or_default();
+        let cache = raw.cache.unwrap_or_default();
+        Ok(Config {
+            frontend: Frontend {
+                host: frontend.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
+                port: frontend.port.map_or(80, |port| port.0 as u16),
+                log_format: frontend.logformat.map_or_else(default_log_format, |format| format.0),
+                connections: frontend.connections.map(|count| count.0 as usize),
+            },
+            backend: Backend {
+                host: backend.host.map_or(LOCALHOST.to_owned(), |host| host.0),
+                port: backend.port.map_or(8008, |port| port.0 as u16),
+                timeout_ms: backend.timeout.map_or(3_000, |seconds| seconds.0),
+                connections: backend.connections.map_or(3, |count| count.0 as usize),
+            },
+            cache: Cache {
+                ttl_ms: cache.ttl.map_or(1_000, |seconds| seconds.0),
+                interval_ms: cache.interval.map_or(250, |seconds| seconds.0),
+                entries: cache.entries.map_or(64, |count| count.0 as usize),
+            },
+        })
+    }
+
+    /// What the engine has to know of it.
+    pub fn settings(&self, clients_max: usize, records: bool) -> Settings {
+        Settings {
+            limits: Limits { ttl_ms: self.cache.ttl_ms, variants_max: self.cache.entries },
+            interval_ms: self.cache.interval_ms,
+            timeout_ms: self.backend.timeout_ms,
+            fetches_max: self.backend.connections,
+            clients_max,
+            host: self.backend.authority().into(),
+            records,
+        }
+    }
+}
+
+impl Backend {
+    /// Host and port as `Host` has them (RFC 9110, section 7.2): IPv6 addresses in brackets.
+    pub fn authority(&self) -> String {
+        let Backend { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+impl From<serde_yaml::Error> for ConfigError {
+    /// serde_yaml puts the place behind its message; here it goes before it.
+    fn from(error: serde_yaml::Error) -> Self {
+        let text = error.to_string();
+        let place = text.rfind(" at line ").unwrap_or(text.len());
+        ConfigError {
+            line: error.location().map(|location| location.line()),
+            message: text[..place].replace('\n', " "),
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "line {line}: {}", self.message),
+            None => write!(f, "{}", self.message),
+        }
+    }
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawConfig {
+    frontend: Option<RawFrontend>,
+    backend: Option<RawBackend>,
+    cache: Option<RawCache>,
+    #[serde(rename = "admin")]
+    _admin: Option<RawAdmin>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct RawFrontend {
+    host: Option<ListenHost>,
+    port: Option<Count<0, 65_535>>,
+    logformat: Option<Format>,
+    connections: Option<Count<1, 1_000_000>>,
+    #[serde(rename = "certfile")]
+    _certfile: NotYet,
+    #[serde(rename = "keyfile")]
+    _keyfile: NotYet,
+    #[serde(rename = "cafile")]
+    _cafile: NotYet,
+    #[serde(rename = "tls-min-version")]
+    _tls_min_version: NotYet,
+    #[serde(rename = "tls-ciphers")]
+    _tls_ciphers: NotYet,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct RawBackend {
+    host: Option<Host>,
+    port: Option<Count<1, 65_535>>,
+    #[serde(rename = "scheme")]
+    _scheme: Option<Scheme>,
+    timeout: Option<Seconds<100, 600_000>>,
+    connections: Option<Count<1, 1_000>>,
+    #[serde(rename = "insecure")]
+    _insecure: Option<Flag>,
+    #[serde(rename = "cafile")]
+    _cafile: NotYet,
+    #[serde(rename = "certfile")]
+    _certfile: NotYet,
+    #[serde(rename = "keyfile")]
+    _keyfile: NotYet,
+    #[serde(rename = "server-name")]
+    _server_name: NotYet,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawCache {
+    ttl: Option<Seconds<0, 86_400_000>>,
+    interval: Option<Seconds<10, 86_400_000>>,
+    entries: Option<Count<1, 65_536>>,
+    #[serde(rename = "grace")]
+    _grace: NotYet,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAdmin {
+    #[serde(rename = "host")]
+    _host: NotYet,
+    #[serde(rename = "port")]
+    _port: NotYet,
+}
+
+/// A name or an address.
+struct Host(String);
+
+/// The same, or every address.
+struct ListenHost(Option<String>);
+
+/// A whole number within a range.
+struct Count<const MIN: u64, const MAX: u64>(u64);
+
+/// Seconds, `1` or `0.25`, kept as milliseconds within a range.
+struct Seconds<const MIN_MS: u64, const MAX_MS: u64>(u64);
+
+/// A boolean, not available yet when it is true.
+struct Flag;
+
+/// How Patroni is spoken to.
+struct Scheme;
+
+/// The line per request.
+struct Format(LogFormat);
+
+/// A key that is known but does nothing yet. Its default, which asks for nothing, is let through.
+#[derive(Default)]
+struct NotYet;
+
+/// A value as YAML has it.
+#[derive(Debug)]
+enum Scalar<'a> {
+    Null,
+    Flag(bool),
+    Integer(i128),
+    Float(f64),
+    Text(&'a str),
+    /// A sequence or a mapping.
+    Collection,
+}
+
+/// A type that one scalar makes, or says why not.
+trait FromScalar: Sized {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String>;
+}
+
+impl FromScalar for Host {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        let Scalar::Text(text) = scalar else {
+            return Err(format!("{scalar} is neither a name nor an address"));
+        };
+        let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
+        if text.is_empty() || !printable || text.contains(['/', '[', ']', '@']) {
+            return Err(format!("{text:?} is neither a name nor an address"));
+        }
+        Ok(Host(text.to_owned()))
+    }
+}
+
+impl FromScalar for ListenHost {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text("" | "*") => Ok(ListenHost(None)),
+            other => Host::from_scalar(other).map(|host| ListenHost(Some(host.0))),
+        }
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> FromScalar for Count<MIN, MAX> {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Integer(count) if (MIN as i128..=MAX as i128).contains(&count) => {
+                Ok(Count(count as u64))
+            }
+            other => Err(format!("{other} is not a whole number from {MIN} to {MAX}")),
+        }
+    }
+}
+
+impl<const MIN_MS: u64, const MAX_MS: u64> FromScalar for Seconds<MIN_MS, MAX_MS> {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        let (min, max) = (MIN_MS as f64 / 1e3, MAX_MS as f64 / 1e3);
+        let seconds = match scalar {
+            Scalar::Integer(seconds) => seconds as f64,
+            Scalar::Float(seconds) => seconds,
+            _ => f64::NAN,
+        };
+        if !(min..=max).contains(&seconds) {
+            return Err(format!("{scalar} is not a number of seconds from {min} to {max}"));
+        }
+        Ok(Seconds((seconds * 1e3).round() as u64))
+    }
+}
+
+impl FromScalar for bool {
+    /// In YAML 1.1's words too, which the Go program's reader took.
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Flag(flag) => Ok(flag),
+            Scalar::Text(text) => match text.to_ascii_lowercase().as_str() {
+                "y" | "yes" | "on" | "true" => Ok(true),
+                "n" | "no" | "off" | "false" => Ok(false),
+                _ => Err(format!("{text:?} is neither true nor false")),
+            },
+            other => Err(format!("{other} is neither true nor false")),
+        }
+    }
+}
+
+impl FromScalar for Flag {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        if bool::from_scalar(scalar)? { Err(NOT_YET.to_owned()) } else { Ok(Flag) }
+    }
+}
+
+impl FromScalar for Scheme {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text("http") => Ok(Scheme),
+            Scalar::Text("https") => Err(NOT_YET.to_owned()),
+            other => Err(format!("{other} is neither http nor https")),
+        }
+    }
+}
+
+impl FromScalar for Format {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text(text) => LogFormat::parse(text).map(Format),
+            other => Err(format!("{other} is not a text")),
+        }
+    }
+}
+
+impl FromScalar for NotYet {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Null | Scalar::Text("") | Scalar::Integer(0) => Ok(NotYet),
+            _ => Err(NOT_YET.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Scalar<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scalar::Null => f.write_str("nothing"),
+            Scalar::Flag(flag) => write!(f, "{flag}"),
+            Scalar::Integer(integer) => write!(f, "{integer}"),
+            Scalar::Float(float) => write!(f, "{float}"),
+            Scalar::Text(text) => write!(f, "{text:?}"),
+            Scalar::Collection => f.write_str("a collection"),
+        }
+    }
+}
+
+/// Hands each kind of scalar to [`FromScalar`] while the reader still knows the line.
+struct ScalarVisitor<T>(PhantomData<T>);
+
+impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<T, E> {
+        T::from_scalar(Scalar::Null).map_err(E::custom)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<T, E> {
+        T::from_scalar(Scalar::Flag(value)).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
+        T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<T, E> {
+        T::from_scalar(Scalar::Float(value)).map_err(E::custom)
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<T, E> {
+        T::from_scalar(Scalar::Text(value)).map_err(E::custom)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, _: A) -> Result<T, A::Error> {
+        T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, _: A) -> Result<T, A::Error> {
+        T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
+    }
+}
+
+macro_rules! deserialize_from_scalar {
+    ($($type:ty),*) => { $(
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(ScalarVisitor(PhantomData))
+            }
+        }
+    )* };
+}
+
+deserialize_from_scalar!(Host, ListenHost, Flag, Scheme, Format, NotYet);
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor(PhantomData))
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Seconds<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor(PhantomData))
+    }
+}
+
+fn default_log_format() -> LogFormat {
+    LogFormat::parse("%a - %m %U").expect("the default format is one")
+}
+
+const LOCALHOST: &str = "localhost";
+const NOT_YET: &str = "not available yet";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::from_yaml(text).unwrap_or_else(|error| panic!("{text:?}: {error}"))
+    }
+
+    #[test]
+    fn defaults() {
+        for text in ["", "---\n", "frontend:\ncache:\n", "{}", "frontend: {host: }"] {
+            let config = config(text);
+            assert_eq!(config.frontend.host.as_deref(), Some("localhost"));
+            assert_eq!((config.frontend.port, config.frontend.connections), (80, None));
+            assert_eq!(config.backend.authority(), "localhost:8008");
+            assert_eq!((config.backend.timeout_ms, config.backend.connections), (3_000, 3));
+            assert_eq!((config.cache.ttl_ms, config.cache.interval_ms), (1_000, 250));
+            assert_eq!(config.cache.entries, 64);
+        }
+    }
+
+    #[test]
+    fn a_plain_file_of_the_go_program_means_what_it_meant() {
+        let config = config(
+            "---\nfrontend:\n  host: \"*\"\n  port: 8009\n  logformat: \"%a %m %U\"\n\
+             backend:\n  host: ::1\n  port: 8008\n  scheme: http\n  insecure: no\n\
+             cache:\n  ttl: 1.0\n  interval: .25\n",
+        );
+        assert_eq!((config.frontend.host, config.frontend.port), (None, 8009));
+        assert_eq!(config.backend.authority(), "[::1]:8008");
+        assert_eq!((config.cache.ttl_ms, config.cache.interval_ms), (1_000, 250));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line_and_key() {
+        #[rustfmt::skip]
+        let table = [
+            ("frontend:\n  prot: 1", 2, "frontend: unknown field `prot`"),
+            ("fronted:\n  port: 1", 1, "unknown field `fronted`"),
+            ("frontend:\n  host: x\n  port: x", 3, "frontend.port: \"x\" is not a whole number"),
+            ("frontend:\n  port: 65536", 2, "frontend.port: 65536 is not a whole number from 0 to 65535"),
+            ("frontend:\n  port: -1", 2, "frontend.port: -1 is not"),
+            ("frontend:\n  port: 80.5", 2, "frontend.port: 80.5 is not"),
+            ("frontend:\n  port: [80]", 2, "frontend.port: a collection is not"),
+            ("frontend:\n  host: a b", 2, "frontend.host: \"a b\" is neither"),
+            ("frontend:\n  logformat: \"%x\"", 2, "frontend.logformat: unknown %x"),
+            ("backend:\n  host: \"\"", 2, "backend.host: \"\" is neither"),
+            ("backend:\n  port: 0", 2, "backend.port: 0 is not"),
+            ("backend:\n  scheme: ftp", 2, "backend.scheme: \"ftp\" is neither http nor https"),
+            ("backend:\n  insecure: maybe", 2, "backend.insecure: \"maybe\" is neither"),
+            ("backend:\n  timeout: 0", 2, "backend.timeout: 0 is not a number of seconds from 0.1 to 600"),
+            ("backend:\n  connections: 0", 2, "backend.connections: 0 is not"),
+            ("cache:\n\n  ttl: -1", 3, "cache.ttl: -1 is not"),
+            ("cache:\n  ttl: .nan", 2, "cache.ttl: NaN is not"),
+            ("cache:\n  ttl: 1\n  ttl: 2", 2, "cache: duplicate field `ttl`"),
+            ("cache:\n  ttl: \"one\"", 2, "cache.ttl: \"one\" is not"),
+            ("cache: 1", 1, "cache: invalid type"),
+            ("frontend: {host: a\nport: x", 2, "did not find expected"),
+        ];
+        for (text, line, message) in table {
+            let error = Config::from_yaml(text).expect_err(text);
+            assert!(error.message.starts_with(message), "{text:?}: {error}");
+            assert_eq!(error.line, Some(line), "{text:?}: {error}");
+            assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_never_ignored() {
+        let table = [
+            "frontend: {certfile: x}",
+            "frontend: {keyfile: x}",
+            "frontend: {cafile: x}",
+            "frontend: {tls-min-version: TLSv1.2}",
+            "frontend: {tls-ciphers: [x]}",
+            "backend: {scheme: https}",
+            "backend: {insecure: on}",
+            "backend: {cafile: x}",
+            "backend: {certfile: x}",
+            "backend: {keyfile: x}",
+            "backend: {server-name: x}",
+            "cache: {grace: 10}",
+            "admin: {host: x}",
+            "admin: {port: 1}",
+        ];
+        for text in table {
+            let error = Config::from_yaml(text).expect_err(text);
+            assert!(error.message.ends_with("not available yet"), "{text}: {error}");
+            assert!(error.message.contains('.'), "{text}: {error}");
+        }
+        config("backend: {insecure: off, cafile: \"\"}\ncache: {grace: 0}");
+    }
+}

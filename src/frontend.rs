@@ -1,0 +1,460 @@
+//! One client: bytes become requests, one at a time and in order; answers become bytes.
+//!
+//! Knows neither cache nor backend. While a request waits for its answer nothing more is read,
+//! so what a client can make this daemon hold is one read and one head.
+
+use std::mem;
+use std::rc::Rc;
+
+use crate::http::body::BodyDecoder;
+use crate::http::head::{self, BadRequest, Framing};
+use crate::http::{Method, Persistence, REQUEST_BODY_BYTES_MAX};
+use crate::wheel::Time;
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Frontend {
+    state: State,
+    /// Bytes that came and are not used yet: part of a head or of a body, or further requests.
+    /// Owns no memory while it is empty.
+    input: Vec<u8>,
+    /// When the state began; in `Head`, when the first byte of `input` came or, with none, when
+    /// the connection or the last answer was done.
+    since: Time,
+}
+
+/// What a request's head decides, without its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What is asked for.
+    pub method: Method,
+    /// What becomes of the connection after the answer.
+    pub persistence: Persistence,
+}
+
+/// What an input led to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing yet.
+    Continue,
+    /// A request is complete and wants [`Frontend::answer`]; its target was written to the
+    /// caller's string.
+    Ask(Request),
+    /// No request: the client is to be told by [`Frontend::refuse`].
+    Refuse(BadRequest),
+    /// The request did not come in time: as `Refuse`, with 408.
+    TooSlow,
+    /// The last answer is on its way; half-close, then wait for the client's end.
+    Drain,
+    /// The connection is of no more use.
+    Close,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Between requests, or with part of a head in `input`.
+    Head { kept: bool },
+    /// A head came, its body is being read and thrown away.
+    Body(Box<Body>),
+    /// The request is with the engine. No deadline here: the fetch it waits for has one.
+    Waiting(Request),
+    /// `sent < bytes.len()`.
+    Answering { bytes: Rc<[u8]>, sent: u32, then: Then },
+    /// Half-closed: input is read and thrown away until the client ends too, because closing
+    /// with unread input would send RST, which can overtake the answer (RFC 9112, section 9.6).
+    Draining { discarded_bytes: u32 },
+}
+
+#[derive(Debug)]
+struct Body {
+    request: Request,
+    target: Box<str>,
+    decoder: BodyDecoder,
+    data_bytes: u64,
+}
+
+/// What follows an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    NextRequest,
+    Drain,
+    Close,
+}
+
+impl Frontend {
+    /// A client that has just come.
+    pub fn new(now: Time) -> Self {
+        Frontend { state: State::Head { kept: false }, input: Vec::new(), since: now }
+    }
+
+    /// Bytes came; any split of them has the same outcome. A request's target is left in `target`.
+    pub fn receive(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
+        match &mut self.state {
+            State::Head { .. } => self.read_head(now, bytes, target),
+            State::Body(_) => {
+                self.input.extend_from_slice(bytes);
+                self.read_body(now, target)
+            }
+            State::Draining { discarded_bytes } => {
+                *discarded_bytes = discarded_bytes.saturating_add(bytes.len() as u32);
+                if *discarded_bytes > DISCARD_BYTES_MAX { Step::Close } else { Step::Continue }
+            }
+            // not asked for (`wants_read`), but not lost either
+            State::Waiting(_) | State::Answering { .. } => {
+                self.input.extend_from_slice(bytes);
+                if self.input.len() > UNREAD_BYTES_MAX { Step::Close } else { Step::Continue }
+            }
+        }
+    }
+
+    /// Answers the request that waits, with a whole response.
+    pub fn answer(&mut self, now: Time, bytes: Rc<[u8]>) {
+        let State::Waiting(request) = self.state else { panic!("nothing was asked") };
+        let then = match request.persistence {
+            Persistence::KeepAlive | Persistence::Persistent => Then::NextRequest,
+            Persistence::Close if self.input.is_empty() => Then::Close,
+            Persistence::Close => Then::Drain,
+        };
+        self.begin_answer(now, bytes, then);
+    }
+
+    /// Answers what was no request, and ends.
+    pub fn refuse(&mut self, now: Time, bytes: Rc<[u8]>) {
+        self.begin_answer(now, bytes, Then::Drain);
+    }
+
+    /// The request that waits is the connection's last one.
+    pub fn close_after_answer(&mut self) {
+        match &mut self.state {
+            State::Waiting(request) => request.persistence = Persistence::Close,
+            State::Body(body) => body.request.persistence = Persistence::Close,
+            State::Answering { then: then @ Then::NextRequest, .. } => *then = Then::Drain,
+            State::Head { .. } | State::Answering { .. } | State::Draining { .. } => {}
+        }
+    }
+
+    /// The transport took `count` bytes of [`Frontend::output`].
+    pub fn sent(&mut self, now: Time, count: usize, target: &mut String) -> Step {
+        let State::Answering { bytes, sent, then } = &mut self.state else {
+            return Step::Continue;
+        };
+        *sent += count as u32;
+        debug_assert!(*sent as usize <= bytes.len());
+        if (*sent as usize) < bytes.len() {
+            return Step::Continue;
+        }
+        match *then {
+            Then::Close => Step::Close,
+            Then::Drain => {
+                self.enter(now, State::Draining { discarded_bytes: 0 });
+                self.input = Vec::new();
+                Step::Drain
+            }
+            Then::NextRequest => {
+                self.enter(now, State::Head { kept: true });
+                if self.input.is_empty() { Step::Continue } else { self.read_head(now, &[], target) }
+            }
+        }
+    }
+
+    /// The client has closed its half. What it asked before is still answered.
+    pub fn eof(&mut self) -> Step {
+        match &mut self.state {
+            State::Head { .. } | State::Body(_) | State::Draining { .. } => Step::Close,
+            State::Waiting(request) => {
+                request.persistence = Persistence::Close;
+                Step::Continue
+            }
+            State::Answering { then, .. } => {
+                *then = Then::Close;
+                Step::Continue
+            }
+        }
+    }
+
+    /// The deadline has passed.
+    pub fn expire(&mut self) -> Step {
+        match self.state {
+            State::Head { .. } if self.input.is_empty() => Step::Close,
+            State::Head { .. } | State::Body(_) => Step::TooSlow,
+            _ => Step::Close,
+        }
+    }
+
+    /// When [`Frontend::expire`] is due.
+    pub fn deadline(&self) -> Time {
+        match self.state {
+            State::Head { kept: true } if self.input.is_empty() => self.since.plus_ms(IDLE_MS_MAX),
+            State::Head { .. } | State::Body(_) => self.since.plus_ms(REQUEST_MS_MAX),
+            State::Waiting(_) => Time::NEVER,
+            State::Answering { .. } => self.since.plus_ms(ANSWER_MS_MAX),
+            State::Draining { .. } => self.since.plus_ms(DRAIN_MS_MAX),
+        }
+    }
+
+    /// What is to be sent.
+    pub fn output(&self) -> &[u8] {
+        match &self.state {
+            State::Answering { bytes, sent, .. } => &bytes[*sent as usize..],
+            _ => &[],
+        }
+    }
+
+    /// Is more input of use now?
+    pub fn wants_read(&self) -> bool {
+        matches!(self.state, State::Head { .. } | State::Body(_) | State::Draining { .. })
+    }
+
+    /// The request that waits for its answer.
+    pub fn waiting(&self) -> Option<Request> {
+        if let State::Waiting(request) = self.state { Some(request) } else { None }
+    }
+
+    /// Is it between requests, with nothing begun?
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Head { .. }) && self.input.is_empty()
+    }
+
+    /// Since when the client could be turned away without loss: it is kept and says nothing,
+    /// or came a good while ago and never said anything.
+    pub fn idle_since(&self, now: Time) -> Option<Time> {
+        match self.state {
+            State::Head { kept } if self.input.is_empty() => {
+                let idle = kept || now.ms_since(self.since) >= SILENT_MS_MIN;
+                idle.then_some(self.since)
+            }
+            _ => None,
+        }
+    }
+
+    fn read_head(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
+        let mut input = mem::take(&mut self.input);
+        let buffered = !input.is_empty();
+        if buffered {
+            input.extend_from_slice(bytes);
+        }
+        let view = if buffered { &input[..] } else { bytes };
+        let parsed = match head::request(view) {
+            Err(why) => return Step::Refuse(why),
+            Ok(None) => {
+                if !buffered {
+                    self.first_bytes(now, bytes);
+                } else {
+                    self.input = input;
+                }
+                return Step::Continue;
+            }
+            Ok(Some(parsed)) => parsed,
+        };
+        target.clear();
+        target.push_str(parsed.target);
+        let request = Request { method: parsed.method, persistence: parsed.persistence };
+        let (framing, head_bytes) = (parsed.framing, parsed.head_bytes);
+        if buffered {
+            input.drain(..head_bytes);
+            self.input = input;
+            self.release_input();
+        } else if bytes.len() > head_bytes {
+            self.input = bytes[head_bytes..].to_vec();
+        }
+        self.head_done(now, request, framing, target)
+    }
+
+    /// The part of a head that came first begins the time it has; a client's very first head
+    /// has it from the connection on.
+    fn first_bytes(&mut self, now: Time, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        if let State::Head { kept: true } = self.state {
+            self.since = now;
+        }
+        self.input = bytes.to_vec();
+    }
+
+    fn head_done(
+        &mut self,
+        now: Time,
+        request: Request,
+        framing: Framing,
+        target: &mut String,
+    ) -> Step {
+        match framing {
+            Framing::Length(0) => {
+                self.enter(now, State::Waiting(request));
+                Step::Ask(request)
+            }
+            Framing::Length(length) if length > REQUEST_BODY_BYTES_MAX => {
+                Step::Refuse(BadRequest::BodyTooLarge)
+            }
+            _ => {
+                let decoder = BodyDecoder::new(framing);
+                let target_kept = target.as_str().into();
+                let body = Body { request, target: target_kept, decoder, data_bytes: 0 };
+                self.enter(now, State::Body(Box::new(body)));
+                self.read_body(now, target)
+            }
+        }
+    }
+
+    fn read_body(&mut self, now: Time, target: &mut String) -> Step {
+        let State::Body(body) = &mut self.state else { return Step::Continue };
+        let mut taken = 0;
+        while taken < self.input.len() && !body.decoder.is_done() {
+            let Ok(decoded) = body.decoder.decode(&self.input[taken..]) else {
+                return Step::Refuse(BadRequest::Malformed);
+            };
+            taken += decoded.taken;
+            body.data_bytes += decoded.data.len() as u64;
+            if body.data_bytes > REQUEST_BODY_BYTES_MAX {
+                return Step::Refuse(BadRequest::BodyTooLarge);
+            }
+        }
+        self.input.drain(..taken);
+        let request = body.request;
+        let done = body.decoder.is_done();
+        if done {
+            target.clear();
+            target.push_str(&body.target);
+            self.enter(now, State::Waiting(request));
+        }
+        self.release_input();
+        if done { Step::Ask(request) } else { Step::Continue }
+    }
+
+    fn begin_answer(&mut self, now: Time, bytes: Rc<[u8]>, then: Then) {
+        debug_assert!(!bytes.is_empty() && bytes.len() < u32::MAX as usize);
+        self.enter(now, State::Answering { bytes, sent: 0, then });
+    }
+
+    fn enter(&mut self, now: Time, state: State) {
+        self.state = state;
+        self.since = now;
+    }
+
+    fn release_input(&mut self) {
+        if self.input.is_empty() {
+            self.input = Vec::new();
+        }
+    }
+}
+
+/// A head, and a body behind it, must be complete in this time.
+pub const REQUEST_MS_MAX: u64 = 5_000;
+/// A kept connection may be idle for this long.
+pub const IDLE_MS_MAX: u64 = 30_000;
+/// An answer must be taken in this time.
+pub const ANSWER_MS_MAX: u64 = 5_000;
+/// A half-closed connection is closed after this time, and after this much input.
+pub const DRAIN_MS_MAX: u64 = 1_000;
+const DISCARD_BYTES_MAX: u32 = 256 * 1024;
+/// What may come unasked behind a request: more than the shell reads at once.
+const UNREAD_BYTES_MAX: usize = 64 * 1024;
+/// A client that said nothing for so long makes room when all places are taken. A load
+/// balancer's request follows its connection at once.
+const SILENT_MS_MIN: u64 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_ms(100);
+
+    fn asked(frontend: &mut Frontend, bytes: &[u8]) -> Option<(Request, String)> {
+        let mut target = String::new();
+        match frontend.receive(NOW, bytes, &mut target) {
+            Step::Ask(request) => Some((request, target)),
+            Step::Continue => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_split_anywhere_is_the_same_request() {
+        let text = b"GET /replica?lag=1 HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET /";
+        for first in 0..text.len() - 5 {
+            for second in first..text.len() - 5 {
+                let mut frontend = Frontend::new(NOW);
+                let pieces = [&text[..first], &text[first..second], &text[second..]];
+                let asked: Vec<_> =
+                    pieces.iter().filter_map(|piece| asked(&mut frontend, piece)).collect();
+                assert_eq!(asked.len(), 1, "{first} {second}");
+                assert_eq!(asked[0].1, "/replica?lag=1");
+                assert_eq!(frontend.input, b"GET /");
+                assert!(!frontend.wants_read());
+            }
+        }
+    }
+
+    #[test]
+    fn pipelined_requests_are_asked_one_by_one() {
+        let mut frontend = Frontend::new(NOW);
+        let all = b"GET /primary HTTP/1.1\r\n\r\nGET /replica HTTP/1.0\r\n\r\nleft";
+        let mut target = String::new();
+        assert_eq!(asked(&mut frontend, all).map(|asked| asked.1).as_deref(), Some("/primary"));
+        frontend.answer(NOW, b"one"[..].into());
+        assert_eq!(frontend.sent(NOW, 1, &mut target), Step::Continue);
+        assert_eq!(frontend.output(), b"ne");
+        let step = frontend.sent(NOW, 2, &mut target);
+        let request = Request { method: Method::Get, persistence: Persistence::Close };
+        assert_eq!((step, target.as_str()), (Step::Ask(request), "/replica"));
+        frontend.answer(NOW, b"two"[..].into());
+        // "left" was never read by anybody: closing now would be RST
+        assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Drain);
+        assert_eq!(frontend.receive(NOW, b"more", &mut target), Step::Continue);
+        assert_eq!(frontend.eof(), Step::Close);
+    }
+
+    #[test]
+    fn an_idle_client_owns_no_memory() {
+        let mut frontend = Frontend::new(NOW);
+        for piece in [&b"GET / HT"[..], b"TP/1.1\r\n\r\n"] {
+            asked(&mut frontend, piece);
+        }
+        frontend.answer(NOW, b"one"[..].into());
+        assert_eq!(frontend.sent(NOW, 3, &mut String::new()), Step::Continue);
+        assert_eq!((frontend.input.capacity(), frontend.output()), (0, &b""[..]));
+        assert!(mem::size_of::<Frontend>() <= 72, "{}", mem::size_of::<Frontend>());
+    }
+
+    #[test]
+    fn every_state_has_its_deadline() {
+        let mut target = String::new();
+        let mut frontend = Frontend::new(NOW);
+        assert_eq!(frontend.deadline(), NOW.plus_ms(REQUEST_MS_MAX));
+        let later = NOW.plus_ms(4_000);
+        frontend.receive(later, b"GET / HTTP/1.1\r\n", &mut target);
+        // the first head's time began with the connection
+        assert_eq!(frontend.deadline(), NOW.plus_ms(REQUEST_MS_MAX));
+        frontend.receive(later, b"\r\n", &mut target);
+        assert_eq!(frontend.deadline(), Time::NEVER);
+        frontend.answer(later, b"one"[..].into());
+        assert_eq!(frontend.deadline(), later.plus_ms(ANSWER_MS_MAX));
+        frontend.sent(later, 3, &mut target);
+        assert_eq!(frontend.deadline(), later.plus_ms(IDLE_MS_MAX));
+        assert_eq!(frontend.expire(), Step::Close);
+        let much_later = later.plus_ms(20_000);
+        frontend.receive(much_later, b"G", &mut target);
+        frontend.receive(much_later.plus_ms(1_000), b"E", &mut target);
+        assert_eq!(frontend.deadline(), much_later.plus_ms(REQUEST_MS_MAX));
+        assert_eq!(frontend.expire(), Step::TooSlow);
+        frontend.refuse(NOW, b"408"[..].into());
+        assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Drain);
+        assert_eq!(frontend.deadline(), NOW.plus_ms(DRAIN_MS_MAX));
+    }
+
+    #[test]
+    fn a_body_nobody_wants_is_limited() {
+        let mut target = String::new();
+        let too_large = REQUEST_BODY_BYTES_MAX + 1;
+        let head = format!("GET / HTTP/1.1\r\nContent-Length: {too_large}\r\n\r\n");
+        let step = Frontend::new(NOW).receive(NOW, head.as_bytes(), &mut target);
+        assert_eq!(step, Step::Refuse(BadRequest::BodyTooLarge));
+        let mut frontend = Frontend::new(NOW);
+        let head = b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n11000\r\n";
+        assert_eq!(frontend.receive(NOW, head, &mut target), Step::Continue);
+        let body = vec![b'x'; too_large as usize];
+        let step = frontend.receive(NOW, &body, &mut target);
+        assert_eq!(step, Step::Refuse(BadRequest::BodyTooLarge));
+    }
+}

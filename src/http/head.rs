@@ -1,0 +1,447 @@
+//! Heads of both directions, by httparse, and the framing that follows from them.
+//!
+//! Every decision that request smuggling lives on is taken here, and taken strictly: what two
+//! readers might understand differently is refused (RFC 9112, section 11.2).
+
+use std::mem::MaybeUninit;
+
+use httparse::{Header, Status};
+
+use super::{
+    HEADERS_MAX, Method, Persistence, REQUEST_HEAD_BYTES_MAX, RESPONSE_HEAD_BYTES_MAX,
+    TARGET_BYTES_MAX, has_token,
+};
+
+/// A request's head, borrowed from the bytes it was read from.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RequestHead<'a> {
+    /// What is asked for.
+    pub method: Method,
+    /// Path and query, or `*`; the scheme and authority of the absolute form are cut off.
+    pub target: &'a str,
+    /// What becomes of the connection.
+    pub persistence: Persistence,
+    /// How long the body is.
+    pub framing: Framing,
+    /// Bytes the head took, its empty line included.
+    pub head_bytes: usize,
+}
+
+/// A response's head, borrowed from the bytes it was read from.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ResponseHead<'a> {
+    /// 100 to 599.
+    pub status: u16,
+    /// As it came.
+    pub content_type: Option<&'a [u8]>,
+    /// How long the body is.
+    pub framing: Framing,
+    /// Bytes the head took, its empty line included.
+    pub head_bytes: usize,
+}
+
+/// How a body ends (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// After so many bytes; a request without either field has 0 (rule 7).
+    Length(u64),
+    /// With the chunk of no length (rule 4).
+    Chunked,
+    /// With the connection; responses only (rule 8).
+    Eof,
+}
+
+/// Why a request's head is refused: the client's fault, always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadRequest {
+    /// Not HTTP/1.0 or 1.1, or not strictly: 400.
+    Malformed,
+    /// 413.
+    BodyTooLarge,
+    /// 414.
+    TargetTooLong,
+    /// `Expect`: a body that waits for our word is a body we do not want. 417.
+    Expectation,
+    /// 431, too many fields included.
+    HeadTooLarge,
+    /// A transfer coding other than `chunked`: 501 (RFC 9112, section 6.1).
+    UnknownCoding,
+}
+
+/// Why a response's head is refused: the backend's fault, always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadResponse {
+    /// Not HTTP/1.0 or 1.1.
+    Malformed,
+    /// Over [`RESPONSE_HEAD_BYTES_MAX`] or [`HEADERS_MAX`].
+    HeadTooLarge,
+}
+
+/// Reads a request's head. `Ok(None)`: more bytes are needed.
+pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    let head_bytes = match parsed.parse_with_uninit_headers(bytes, &mut headers) {
+        Ok(Status::Complete(n)) if n <= REQUEST_HEAD_BYTES_MAX => n,
+        Ok(Status::Partial) if bytes.len() < REQUEST_HEAD_BYTES_MAX => return Ok(None),
+        Ok(_) => return Err(oversize(bytes)),
+        Err(httparse::Error::TooManyHeaders) => return Err(BadRequest::HeadTooLarge),
+        Err(_) => return Err(BadRequest::Malformed),
+    };
+    let (Some(method), Some(path), Some(minor)) = (parsed.method, parsed.path, parsed.version)
+    else {
+        return Err(BadRequest::Malformed);
+    };
+    if has_bare_line_feed(&bytes[..head_bytes]) {
+        return Err(BadRequest::Malformed);
+    }
+    if path.len() > TARGET_BYTES_MAX {
+        return Err(BadRequest::TargetTooLong);
+    }
+    let fields = RequestFields::read(parsed.headers)?;
+    let method = Method::from_token(method);
+    Ok(Some(RequestHead {
+        method,
+        target: target_path(method, path)?,
+        persistence: fields.persistence(minor),
+        framing: fields.framing(minor)?,
+        head_bytes,
+    }))
+}
+
+/// Reads a response's head. `Ok(None)`: more bytes are needed.
+pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadResponse> {
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let outcome =
+        config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut headers);
+    let head_bytes = match outcome {
+        Ok(Status::Complete(n)) if n <= RESPONSE_HEAD_BYTES_MAX => n,
+        Ok(Status::Partial) if bytes.len() < RESPONSE_HEAD_BYTES_MAX => return Ok(None),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(BadResponse::HeadTooLarge),
+        Err(_) => return Err(BadResponse::Malformed),
+    };
+    let status = parsed.code.filter(|code| (100..=599).contains(code));
+    let status = status.ok_or(BadResponse::Malformed)?;
+    let content_type = parsed.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-type"));
+    Ok(Some(ResponseHead {
+        status,
+        content_type: content_type.map(|header| header.value),
+        framing: response_framing(status, parsed.headers)?,
+        head_bytes,
+    }))
+}
+
+/// The fields of a request that decide anything.
+struct RequestFields<'a> {
+    hosts: u32,
+    content_length: Option<u64>,
+    transfer_encoding: Option<&'a [u8]>,
+    close: bool,
+    keep_alive: bool,
+}
+
+impl<'a> RequestFields<'a> {
+    fn read(headers: &[Header<'a>]) -> Result<Self, BadRequest> {
+        let mut fields = RequestFields {
+            hosts: 0,
+            content_length: None,
+            transfer_encoding: None,
+            close: false,
+            keep_alive: false,
+        };
+        for header in headers {
+            fields.note(header)?;
+        }
+        // RFC 9112, section 3.2: more than one Host must be refused. None at all is answered,
+        // against that section, because HAProxy's checks send HTTP/1.1 without it.
+        if fields.hosts > 1 {
+            return Err(BadRequest::Malformed);
+        }
+        Ok(fields)
+    }
+
+    fn note(&mut self, header: &Header<'a>) -> Result<(), BadRequest> {
+        let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+        if is("host") {
+            self.hosts += 1;
+        } else if is("connection") {
+            self.close |= has_token(header.value, "close");
+            self.keep_alive |= has_token(header.value, "keep-alive");
+        } else if is("content-length") {
+            let length = decimal(header.value).ok_or(BadRequest::Malformed)?;
+            // two of them are refused even when they agree (RFC 9110, section 8.6, allows both)
+            if self.content_length.replace(length).is_some() {
+                return Err(BadRequest::Malformed);
+            }
+        } else if is("transfer-encoding") {
+            if self.transfer_encoding.replace(header.value).is_some() {
+                return Err(BadRequest::Malformed);
+            }
+        } else if is("expect") {
+            return Err(BadRequest::Expectation);
+        }
+        Ok(())
+    }
+
+    fn persistence(&self, minor: u8) -> Persistence {
+        match (self.close, minor, self.keep_alive) {
+            (true, _, _) | (_, 0, false) => Persistence::Close,
+            (false, 0, true) => Persistence::KeepAlive,
+            (false, _, _) => Persistence::Persistent,
+        }
+    }
+
+    /// RFC 9112, section 6.3, rules 3 to 7; section 6.1 on HTTP/1.0.
+    fn framing(&self, minor: u8) -> Result<Framing, BadRequest> {
+        match (self.transfer_encoding, self.content_length) {
+            (None, None) => Ok(Framing::Length(0)),
+            (None, Some(length)) => Ok(Framing::Length(length)),
+            (Some(_), Some(_)) => Err(BadRequest::Malformed),
+            (Some(_), None) if minor == 0 => Err(BadRequest::Malformed),
+            (Some(value), None) if value.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
+            (Some(_), None) => Err(BadRequest::UnknownCoding),
+        }
+    }
+}
+
+/// RFC 9112, section 6.3, rules 1, 4, 5, 6 and 8.
+fn response_framing(status: u16, headers: &[Header<'_>]) -> Result<Framing, BadResponse> {
+    let mut chunked = None;
+    let mut length = None;
+    for header in headers {
+        if header.name.eq_ignore_ascii_case("transfer-encoding") {
+            let known = header.value.eq_ignore_ascii_case(b"chunked");
+            if chunked.replace(()).is_some() || !known {
+                return Err(BadResponse::Malformed);
+            }
+        } else if header.name.eq_ignore_ascii_case("content-length") {
+            let value = decimal(header.value).ok_or(BadResponse::Malformed)?;
+            if length.replace(value).is_some_and(|former| former != value) {
+                return Err(BadResponse::Malformed);
+            }
+        }
+    }
+    match (chunked, length) {
+        _ if status < 200 || status == 204 || status == 304 => Ok(Framing::Length(0)),
+        (Some(()), Some(_)) => Err(BadResponse::Malformed),
+        (Some(()), None) => Ok(Framing::Chunked),
+        (None, Some(length)) => Ok(Framing::Length(length)),
+        (None, None) => Ok(Framing::Eof),
+    }
+}
+
+/// The path and query of a target in any of its four forms (RFC 9112, section 3.2).
+fn target_path(method: Method, target: &str) -> Result<&str, BadRequest> {
+    if method == Method::Connect {
+        return Ok(target); // the authority form; nobody looks at it
+    }
+    if target == "*" {
+        let asks_server = method == Method::Options;
+        return if asks_server { Ok(target) } else { Err(BadRequest::Malformed) };
+    }
+    if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+        return Err(BadRequest::Malformed);
+    }
+    if target.starts_with('/') {
+        return Ok(target);
+    }
+    let Some((scheme, rest)) = target.split_once("://") else {
+        return Err(BadRequest::Malformed);
+    };
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return Err(BadRequest::Malformed);
+    }
+    match rest.find(['/', '?']) {
+        Some(0) => Err(BadRequest::Malformed), // no authority
+        Some(at) if rest.as_bytes()[at] == b'/' => Ok(&rest[at..]),
+        Some(_) => Err(BadRequest::Malformed), // "http://host?query": nobody sends it
+        None if rest.is_empty() => Err(BadRequest::Malformed),
+        None => Ok("/"),
+    }
+}
+
+/// Which limit a head broke that fills the whole allowance.
+fn oversize(bytes: &[u8]) -> BadRequest {
+    let line = bytes.split(|byte| *byte == b'\r').find(|line| !line.trim_ascii().is_empty());
+    match line {
+        Some(line) if line.len() > TARGET_BYTES_MAX + REQUEST_LINE_REST_BYTES => {
+            BadRequest::TargetTooLong
+        }
+        _ => BadRequest::HeadTooLarge,
+    }
+}
+
+/// httparse takes a lone LF for a line's end, other readers do not.
+fn has_bare_line_feed(head: &[u8]) -> bool {
+    head.first() == Some(&b'\n') || head.windows(2).any(|w| w[1] == b'\n' && w[0] != b'\r')
+}
+
+/// `1*DIGIT` and nothing else (RFC 9110, section 8.6); what overflows is refused too.
+fn decimal(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Room for the method and the version beside the target in a request line.
+const REQUEST_LINE_REST_BYTES: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> BadRequest {
+        match request(text.as_bytes()) {
+            Err(why) => why,
+            other => panic!("{text:?} gave {other:?}"),
+        }
+    }
+
+    fn accepted(text: &str) -> RequestHead<'_> {
+        match request(text.as_bytes()) {
+            Ok(Some(head)) => head,
+            other => panic!("{text:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_load_balancers_send() {
+        use Persistence::*;
+        #[rustfmt::skip]
+        let table = [
+            ("OPTIONS / HTTP/1.0\r\n\r\n", Method::Options, "/", Close),
+            ("HEAD /primary HTTP/1.1\r\nconnection: close\r\n\r\n", Method::Head, "/primary", Close),
+            ("GET /replica?lag=1 HTTP/1.1\r\nhost: x\r\n\r\n", Method::Get, "/replica?lag=1", Persistent),
+            ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", Method::Get, "/", KeepAlive),
+            ("GET / HTTP/1.1\r\nConnection: foo, CLOSE\r\n\r\n", Method::Get, "/", Close),
+            ("GET / HTTP/1.1\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n", Method::Get, "/", Close),
+            ("\r\nGET / HTTP/1.1\r\n\r\n", Method::Get, "/", Persistent),
+            ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", Method::Options, "*", Persistent),
+            ("GET http://h:1/leader?a HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/leader?a", Persistent),
+            ("GET HTTPS://h HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/", Persistent),
+            ("BREW / HTTP/1.1\r\n\r\n", Method::Unknown, "/", Persistent),
+            ("CONNECT h:1 HTTP/1.1\r\n\r\n", Method::Connect, "h:1", Persistent),
+        ];
+        for (text, method, target, persistence) in table {
+            let head = accepted(text);
+            assert_eq!((head.method, head.target), (method, target), "{text:?}");
+            assert_eq!(head.persistence, persistence, "{text:?}");
+            assert_eq!((head.framing, head.head_bytes), (Framing::Length(0), text.len()));
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        use BadRequest::*;
+        #[rustfmt::skip]
+        let table = [
+            ("Host: a\r\nHost: a\r\n", Malformed),
+            ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", Malformed),
+            ("Content-Length: 1\r\nContent-Length: 2\r\n", Malformed),
+            ("Content-Length: 1\r\nContent-Length: 1\r\n", Malformed),
+            ("Content-Length: 1, 1\r\n", Malformed),
+            ("Content-Length: +1\r\n", Malformed),
+            ("Content-Length: -1\r\n", Malformed),
+            ("Content-Length: 0x1\r\n", Malformed),
+            ("Content-Length: \r\n", Malformed),
+            ("Content-Length: 99999999999999999999\r\n", Malformed),
+            ("Content-Length : 1\r\n", Malformed),
+            (" Content-Length: 1\r\n", Malformed),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Malformed),
+            ("Transfer-Encoding: gzip, chunked\r\n", UnknownCoding),
+            ("Transfer-Encoding: xchunked\r\n", UnknownCoding),
+            ("A: b\r\n folded\r\n", Malformed),
+            ("A: b\rc\r\n", Malformed),
+            ("A: b\nC: d\r\n", Malformed),
+            ("A: b\0\r\n", Malformed),
+            ("A: b\x01\r\n", Malformed),
+            ("A: b\x7f\r\n", Malformed),
+            (": b\r\n", Malformed),
+            ("A\r\n", Malformed),
+            ("Expect: 100-continue\r\n", Expectation),
+        ];
+        for (fields, why) in table {
+            assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{fields}\r\n")), why, "{fields:?}");
+        }
+        let table = [
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03",
+            "GET /\r\n",
+            "GET / HTTP/1.1\n\n",
+            "GET  / HTTP/1.1\r\n\r\n",
+            "GET /  HTTP/1.1\r\n\r\n",
+            "GET /a b HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.2\r\n\r\n",
+            "GET / HTTP/2.0\r\n\r\n",
+            "GET / http/1.1\r\n\r\n",
+            "GET * HTTP/1.1\r\n\r\n",
+            "GET primary HTTP/1.1\r\n\r\n",
+            "GET ftp://h/ HTTP/1.1\r\n\r\n",
+            "GET http:///x HTTP/1.1\r\n\r\n",
+            "GET http:// HTTP/1.1\r\n\r\n",
+            "GET http://h?x HTTP/1.1\r\n\r\n",
+            "GET /#x HTTP/1.1\r\n\r\n",
+            "GET /\u{e4} HTTP/1.1\r\n\r\n",
+            "GE\0T / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ];
+        for text in table {
+            assert_eq!(refusal(text), Malformed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn each_limit_has_its_own_refusal() {
+        let long = "x".repeat(TARGET_BYTES_MAX);
+        assert!(request(format!("GET /{} HTTP/1.1\r\n\r\n", &long[1..]).as_bytes()).is_ok());
+        assert_eq!(refusal(&format!("GET /{long} HTTP/1.1\r\n\r\n")), BadRequest::TargetTooLong);
+        let endless = format!("GET /{}", "x".repeat(REQUEST_HEAD_BYTES_MAX));
+        assert_eq!(refusal(&endless), BadRequest::TargetTooLong);
+        let field = format!("A: {}\r\n", "x".repeat(REQUEST_HEAD_BYTES_MAX));
+        assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{field}")), BadRequest::HeadTooLarge);
+        assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{field}\r\n")), BadRequest::HeadTooLarge);
+        let many = "A: b\r\n".repeat(HEADERS_MAX);
+        assert!(request(format!("GET / HTTP/1.1\r\n{many}\r\n").as_bytes()).is_ok());
+        assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{many}A: b\r\n\r\n")), BadRequest::HeadTooLarge);
+    }
+
+    #[test]
+    fn a_head_that_has_not_come_is_no_error() {
+        let text = b"GET /replica?lag=1 HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n";
+        for end in 0..text.len() {
+            assert_eq!(request(&text[..end]), Ok(None), "{end}");
+        }
+    }
+
+    #[test]
+    fn how_answers_end() {
+        use Framing::*;
+        #[rustfmt::skip]
+        let table = [
+            ("HTTP/1.0 200 OK\r\n\r\n", 200, Eof),
+            ("HTTP/1.0 503\r\n\r\n", 503, Eof),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n", 200, Length(12)),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 12\r\nContent-Length: 12\r\n\r\n", 200, Length(12)),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", 200, Chunked),
+            ("HTTP/1.1 204 No\r\nContent-Length: 12\r\n\r\n", 204, Length(0)),
+            ("HTTP/1.1 100 Continue\r\n\r\n", 100, Length(0)),
+        ];
+        for (text, status, framing) in table {
+            let head = response(text.as_bytes()).ok().flatten().expect(text);
+            assert_eq!((head.status, head.framing, head.head_bytes), (status, framing, text.len()));
+        }
+        #[rustfmt::skip]
+        let table = [
+            "<html>\n", "HTTP/3.0 200 OK\r\n\r\n", "HTTP/1.0 20 OK\r\n\r\n", "HTTP/1.0 600 X\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        ];
+        for text in table {
+            assert_eq!(response(text.as_bytes()), Err(BadResponse::Malformed), "{text:?}");
+        }
+    }
+}

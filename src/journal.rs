@@ -1,0 +1,94 @@
+//! What the operator is told: a change of state once, a repeated failure once a second.
+
+use log::{info, warn};
+
+use crate::backend::Failure;
+use crate::lease::NodeStatus;
+use crate::wheel::Time;
+
+/// Remembers what was last said about Patroni.
+#[derive(Debug, Default)]
+pub struct Journal {
+    patroni: Patroni,
+    role: Option<String>,
+    failures: Repeats,
+}
+
+/// Lets one line a second through and counts the others.
+#[derive(Debug, Default)]
+pub struct Repeats {
+    said_at: Option<Time>,
+    unsaid: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Patroni {
+    #[default]
+    Unknown,
+    Answers,
+    Fails,
+}
+
+impl Journal {
+    /// A fetch brought an answer.
+    pub fn answered(&mut self) {
+        if self.patroni != Patroni::Answers {
+            info!("Patroni answers");
+            self.patroni = Patroni::Answers;
+            self.failures = Repeats::default();
+        }
+    }
+
+    /// A fetch failed.
+    pub fn failed(&mut self, now: Time, target: &str, failure: Failure) {
+        if self.patroni != Patroni::Fails {
+            info!("Patroni stopped answering");
+            self.patroni = Patroni::Fails;
+        }
+        if let Some(times) = self.failures.note(now) {
+            warn!("fetching {target}: {failure} ({times} times)");
+        }
+    }
+
+    /// An answer told the node's status.
+    pub fn status(&mut self, status: &NodeStatus) {
+        if self.role.as_deref() == Some(&status.role) {
+            return;
+        }
+        match self.role.replace(status.role.clone()) {
+            None => info!("this node is {}", status.role),
+            Some(former) => info!("this node's role changed from {former} to {}", status.role),
+        }
+    }
+}
+
+impl Repeats {
+    /// Something happened again: `Some(n)` if it is to be said now, and that it happened n times
+    /// since it was said last.
+    pub fn note(&mut self, now: Time) -> Option<u64> {
+        self.unsaid += 1;
+        if self.said_at.is_some_and(|said_at| now.ms_since(said_at) < QUIET_MS) {
+            return None;
+        }
+        self.said_at = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+/// How long the same thing is not said again.
+const QUIET_MS: u64 = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_failure_is_said_once_a_second_with_its_count() {
+        let mut repeats = Repeats::default();
+        let said: Vec<Option<u64>> =
+            (0..25).map(|tenth| repeats.note(Time::from_ms(tenth * 100))).collect();
+        let mut expected = vec![None; 25];
+        (expected[0], expected[10], expected[20]) = (Some(1), Some(10), Some(10));
+        assert_eq!(said, expected);
+    }
+}

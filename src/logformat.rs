@@ -1,0 +1,104 @@
+//! The line logged per request: `frontend.logformat` parsed once, filled in often.
+
+use crate::engine::Record;
+
+/// Text with places for what a request was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFormat {
+    pieces: Vec<Piece>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    /// `%a`
+    Address,
+    /// `%m`
+    Method,
+    /// `%U`
+    Target,
+    /// `%s`
+    Status,
+    /// `%D`
+    Microseconds,
+}
+
+impl LogFormat {
+    /// Reads a format; the error names what is not known.
+    pub fn parse(text: &str) -> Result<LogFormat, String> {
+        let mut pieces = Vec::new();
+        let mut plain = String::new();
+        let mut chars = text.chars();
+        while let Some(char) = chars.next() {
+            let verb = if char == '%' { chars.next() } else { None };
+            let piece = match (char, verb) {
+                ('%', Some('a')) => Piece::Address,
+                ('%', Some('m')) => Piece::Method,
+                ('%', Some('U')) => Piece::Target,
+                ('%', Some('s')) => Piece::Status,
+                ('%', Some('D')) => Piece::Microseconds,
+                ('%', Some('%')) => {
+                    plain.push('%');
+                    continue;
+                }
+                ('%', verb) => {
+                    let verb = verb.map(String::from).unwrap_or_default();
+                    return Err(format!("unknown %{verb}; there are %a %m %U %s %D %%"));
+                }
+                (other, _) => {
+                    plain.push(other);
+                    continue;
+                }
+            };
+            pieces.push(Piece::Text(std::mem::take(&mut plain)));
+            pieces.push(piece);
+        }
+        pieces.push(Piece::Text(plain));
+        pieces.retain(|piece| *piece != Piece::Text(String::new()));
+        Ok(LogFormat { pieces })
+    }
+
+    /// The line for a request from `address`. Durations are known to the millisecond.
+    pub fn line(&self, record: &Record, address: &str) -> String {
+        let fill = |piece: &Piece| match piece {
+            Piece::Text(text) => text.clone(),
+            Piece::Address => address.to_owned(),
+            Piece::Method => record.method.name().to_owned(),
+            Piece::Target => record.target.to_string(),
+            Piece::Status => record.status.to_string(),
+            Piece::Microseconds => (record.elapsed_ms * 1000).to_string(),
+        };
+        self.pieces.iter().map(fill).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Method;
+    use crate::slots::ConnId;
+
+    #[test]
+    fn formats() {
+        let record = Record {
+            id: ConnId { slot: 0, generation: 0 },
+            method: Method::Options,
+            target: "/primary".into(),
+            status: 503,
+            elapsed_ms: 3,
+        };
+        let table = [
+            ("%a - %m %U", "127.0.0.1 - OPTIONS /primary"),
+            ("%s %D%%", "503 3000%"),
+            ("", ""),
+            ("plain", "plain"),
+        ];
+        for (format, line) in table {
+            let format = LogFormat::parse(format).expect(format);
+            assert_eq!(format.line(&record, "127.0.0.1"), line);
+        }
+        for bad in ["%h", "100%"] {
+            assert!(LogFormat::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

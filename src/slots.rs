@@ -1,0 +1,99 @@
+//! Connections under keys that are never mistaken for one another: a slab with generations.
+
+use slab::Slab;
+
+/// One connection, of a client or to Patroni. The slot is used again after the connection has
+/// gone, the pair is not (but for a generation that wrapped round, 4 billion connections later).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId {
+    /// Where it lies; small, dense, reused.
+    pub slot: u32,
+    /// Which of the slot's tenants it is.
+    pub generation: u32,
+}
+
+/// Values under [`ConnId`]s.
+#[derive(Debug)]
+pub struct Slots<T> {
+    slab: Slab<(u32, T)>,
+    next_generation: u32,
+}
+
+impl<T> Slots<T> {
+    /// No values.
+    pub fn new() -> Self {
+        Slots { slab: Slab::new(), next_generation: 0 }
+    }
+
+    /// Stores `value` under a new key.
+    pub fn insert(&mut self, value: T) -> ConnId {
+        let generation = self.next_generation;
+        self.next_generation = generation.wrapping_add(1);
+        let slot = self.slab.insert((generation, value));
+        ConnId { slot: u32::try_from(slot).expect("fewer connections than descriptors"), generation }
+    }
+
+    /// The value under `id`; `None` if it has gone, whoever has the slot now.
+    pub fn get(&self, id: ConnId) -> Option<&T> {
+        match self.slab.get(id.slot as usize) {
+            Some((generation, value)) if *generation == id.generation => Some(value),
+            _ => None,
+        }
+    }
+
+    /// As [`Slots::get`], to be changed.
+    pub fn get_mut(&mut self, id: ConnId) -> Option<&mut T> {
+        match self.slab.get_mut(id.slot as usize) {
+            Some((generation, value)) if *generation == id.generation => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Takes the value out; its slot is free from now on.
+    pub fn remove(&mut self, id: ConnId) -> Option<T> {
+        self.get(id)?;
+        Some(self.slab.remove(id.slot as usize).1)
+    }
+
+    /// All values, in the order of their slots.
+    pub fn iter(&self) -> impl Iterator<Item = (ConnId, &T)> {
+        self.slab.iter().map(|(slot, (generation, value))| {
+            (ConnId { slot: slot as u32, generation: *generation }, value)
+        })
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slots_next_tenant_does_not_answer_to_the_formers_key() {
+        let mut slots = Slots::new();
+        let former = slots.insert("former");
+        assert_eq!(slots.remove(former), Some("former"));
+        let next = slots.insert("next");
+        assert_eq!((next.slot, slots.len()), (former.slot, 1));
+        assert_eq!(slots.get(former), None);
+        assert_eq!(slots.get_mut(former), None);
+        assert_eq!(slots.remove(former), None);
+        assert_eq!(slots.get(next), Some(&"next"));
+        assert_eq!(slots.iter().collect::<Vec<_>>(), [(next, &"next")]);
+    }
+}

@@ -1,0 +1,283 @@
+//! Time as the core knows it, and the timer wheel. No clock, no cancel.
+//!
+//! One level of 10 ms slots with a bitmap over them: scheduling is a few instructions, finding
+//! the next deadline two looks, and nothing ticks while nothing is due. What lies beyond the
+//! wheel's horizon, or was put off since, fires early: the owner looks at the deadline it holds
+//! itself, which is the truth, and schedules again.
+
+/// Milliseconds since the daemon started; monotonic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(u64);
+
+/// The two clocks, read once per turn of the loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// For everything that is measured.
+    pub time: Time,
+    /// The wall clock, Unix milliseconds: for what is told to others and what others told.
+    pub unix_ms: u64,
+}
+
+/// Items waiting for their time.
+#[derive(Debug)]
+pub struct Wheel<T> {
+    /// First node of each slot's list, or `NONE`.
+    heads: Box<[u32]>,
+    /// Which slots have a list.
+    occupied: [u64; WORDS],
+    /// Which words of `occupied` are not zero.
+    occupied_words: u64,
+    nodes: Vec<Node<T>>,
+    /// First of the unused nodes, or `NONE`.
+    unused: u32,
+    /// Nothing is left in any tick before this one.
+    cursor_tick: u64,
+}
+
+#[derive(Debug)]
+struct Node<T> {
+    item: T,
+    next: u32,
+}
+
+impl Time {
+    /// When the daemon started.
+    pub const ZERO: Time = Time(0);
+    /// Later than any deadline.
+    pub const NEVER: Time = Time(u64::MAX);
+
+    /// The time `ms` milliseconds after the start.
+    pub const fn from_ms(ms: u64) -> Time {
+        Time(ms)
+    }
+
+    /// Milliseconds after the start.
+    pub const fn as_ms(self) -> u64 {
+        self.0
+    }
+
+    /// The time `ms` milliseconds later.
+    pub const fn plus_ms(self, ms: u64) -> Time {
+        Time(self.0.saturating_add(ms))
+    }
+
+    /// The time a wheel would fire at: not before this one, and at a tick.
+    pub const fn tick_up(self) -> Time {
+        Time(self.0.div_ceil(TICK_MS).saturating_mul(TICK_MS))
+    }
+
+    /// Milliseconds from `earlier` to here; 0 if that is later.
+    pub const fn ms_since(self, earlier: Time) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl<T: Copy> Wheel<T> {
+    /// An empty wheel at the start of time.
+    pub fn new() -> Self {
+        Wheel {
+            heads: vec![NONE; SLOTS].into(),
+            occupied: [0; WORDS],
+            occupied_words: 0,
+            nodes: Vec::new(),
+            unused: NONE,
+            cursor_tick: 0,
+        }
+    }
+
+    /// Has `item` popped once `at` has come, or earlier if that is beyond the horizon: at the
+    /// time that is returned.
+    pub fn schedule(&mut self, at: Time, item: T) -> Time {
+        let horizon_tick = self.cursor_tick + (SLOTS as u64 - 1);
+        // up, so that nothing fires before its time
+        let tick = at.0.div_ceil(TICK_MS).clamp(self.cursor_tick, horizon_tick);
+        let slot = slot_of(tick);
+        let node = Node { item, next: self.heads[slot] };
+        self.heads[slot] = self.store(node);
+        self.occupied[slot / 64] |= 1 << (slot % 64);
+        self.occupied_words |= 1 << (slot / 64);
+        Time(tick * TICK_MS)
+    }
+
+    /// Takes out one item whose time has come.
+    pub fn pop(&mut self, now: Time) -> Option<T> {
+        let now_tick = now.0 / TICK_MS;
+        match self.next_tick() {
+            Some(tick) if tick <= now_tick => {
+                self.cursor_tick = tick;
+                Some(self.take(slot_of(tick)))
+            }
+            _ => {
+                self.cursor_tick = self.cursor_tick.max(now_tick);
+                None
+            }
+        }
+    }
+
+    /// When to call [`Wheel::pop`] next; `None`: nothing is scheduled.
+    pub fn next(&self) -> Option<Time> {
+        self.next_tick().map(|tick| Time(tick * TICK_MS))
+    }
+
+    /// How many items wait.
+    pub fn len(&self) -> usize {
+        let unused = std::iter::successors(self.node(self.unused), |node| self.node(node.next));
+        self.nodes.len() - unused.count()
+    }
+
+    /// Does nothing wait?
+    pub fn is_empty(&self) -> bool {
+        self.occupied_words == 0
+    }
+
+    fn node(&self, index: u32) -> Option<&Node<T>> {
+        self.nodes.get(index as usize)
+    }
+
+    fn store(&mut self, node: Node<T>) -> u32 {
+        if self.unused == NONE {
+            self.nodes.push(node);
+            return u32::try_from(self.nodes.len() - 1).expect("fewer timers than descriptors");
+        }
+        let index = self.unused;
+        self.unused = std::mem::replace(&mut self.nodes[index as usize], node).next;
+        index
+    }
+
+    fn take(&mut self, slot: usize) -> T {
+        let index = self.heads[slot];
+        let node = &mut self.nodes[index as usize];
+        let item = node.item;
+        self.heads[slot] = std::mem::replace(&mut node.next, self.unused);
+        self.unused = index;
+        if self.heads[slot] == NONE {
+            self.occupied[slot / 64] &= !(1 << (slot % 64));
+            if self.occupied[slot / 64] == 0 {
+                self.occupied_words &= !(1 << (slot / 64));
+            }
+        }
+        item
+    }
+
+    /// The first tick at or after the cursor that has items: the cursor's word from its bit on,
+    /// the words behind it round the wheel, and that first word's lower bits at last.
+    fn next_tick(&self) -> Option<u64> {
+        let start = slot_of(self.cursor_tick);
+        let (word, bit) = (start / 64, start % 64);
+        let here = self.occupied[word] >> bit;
+        let slot = if here != 0 {
+            start + here.trailing_zeros() as usize
+        } else {
+            let later = self.occupied_words.rotate_right(word as u32) & !1;
+            let turns = if later != 0 { later.trailing_zeros() as usize } else { WORDS };
+            let next_word = (word + turns) % WORDS;
+            if self.occupied[next_word] == 0 {
+                return None;
+            }
+            next_word * 64 + self.occupied[next_word].trailing_zeros() as usize
+        };
+        let ahead = (slot + SLOTS - start) % SLOTS;
+        Some(self.cursor_tick + ahead as u64)
+    }
+}
+
+impl<T: Copy> Default for Wheel<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn slot_of(tick: u64) -> usize {
+    (tick % SLOTS as u64) as usize
+}
+
+/// A deadline is met up to this much late.
+pub const TICK_MS: u64 = 10;
+/// 41 s ahead: beyond the longest timer of everyday, the 30 s of an idle connection.
+const SLOTS: usize = 4096;
+const WORDS: usize = SLOTS / 64;
+const NONE: u32 = u32::MAX;
+
+const _: () = assert!(WORDS == 64, "one word of summary bits");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Time {
+        Time::from_ms(ms)
+    }
+
+    fn drain(wheel: &mut Wheel<u64>, now: Time) -> Vec<u64> {
+        let mut fired: Vec<u64> = std::iter::from_fn(|| wheel.pop(now)).collect();
+        fired.sort_unstable();
+        fired
+    }
+
+    #[test]
+    fn fires_at_the_tick_behind_its_time_and_never_before() {
+        for ms in [1, 9, 10, 11, 20, 635, 640, 5_000, 40_949] {
+            let mut wheel = Wheel::new();
+            wheel.schedule(at(ms), 7);
+            let due = wheel.next().expect("one is scheduled");
+            assert!(due >= at(ms) && due < at(ms + TICK_MS), "{ms}: {due:?}");
+            assert_eq!(wheel.pop(at(ms - 1)), None, "{ms}");
+            assert_eq!(wheel.pop(due), Some(7), "{ms}");
+            assert_eq!((wheel.pop(due), wheel.next(), wheel.len()), (None, None, 0));
+        }
+    }
+
+    #[test]
+    fn what_is_past_fires_at_once() {
+        let mut wheel = Wheel::new();
+        assert_eq!(wheel.pop(at(1_000_003)), None);
+        wheel.schedule(at(5), 1);
+        wheel.schedule(at(1_000_000), 2);
+        assert_eq!(drain(&mut wheel, at(1_000_003)), [1, 2]);
+    }
+
+    #[test]
+    fn beyond_the_horizon_it_fires_early_and_can_be_put_back() {
+        let mut wheel = Wheel::new();
+        let deadline = at(100_000);
+        wheel.schedule(deadline, 1);
+        let mut early = 0;
+        while let Some(next) = wheel.next() {
+            assert_eq!(wheel.pop(next), Some(1));
+            if next < deadline {
+                early += 1;
+                wheel.schedule(deadline, 1);
+            }
+        }
+        assert_eq!(early, 2);
+    }
+
+    /// Against a plain list, from a fixed seed, over several turns of the wheel.
+    #[test]
+    fn agrees_with_a_list() {
+        let mut random = 42u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        let mut wheel = Wheel::new();
+        let mut list: Vec<(u64, u64)> = Vec::new();
+        let mut now = 0;
+        for item in 0..20_000 {
+            let ms = now + [next(100), next(5_000), next(40_000)][next(3) as usize];
+            wheel.schedule(at(ms), item);
+            list.push((ms.div_ceil(TICK_MS) * TICK_MS, item));
+            if next(4) == 0 {
+                now += [next(20), next(500), next(20_000)][next(3) as usize];
+                let mut due: Vec<u64> =
+                    list.iter().filter(|(ms, _)| *ms <= now).map(|(_, item)| *item).collect();
+                list.retain(|(ms, _)| *ms > now);
+                due.sort_unstable();
+                assert_eq!(drain(&mut wheel, at(now)), due, "at {now}");
+                let earliest = list.iter().map(|(ms, _)| at(*ms)).min();
+                assert_eq!(wheel.next(), earliest);
+                assert_eq!((wheel.len(), wheel.is_empty()), (list.len(), list.is_empty()));
+            }
+        }
+    }
+}

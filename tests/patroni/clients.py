@@ -1,0 +1,181 @@
+"""Those who ask: one HTTP exchange, and the application that writes through HAProxy all along."""
+
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+import psycopg2
+
+WRITE_EVERY_S = 0.05
+# Attempts begin each 50 ms even when earlier ones hang; so many may hang at once.
+WRITERS = 24
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int  # 0: none, error says why
+    headers: dict
+    body: bytes
+    error: str
+    took_s: float
+
+
+def ask(address, method, target, timeout_s=3.0):
+    """One request on a connection of its own; the answer ends where the server closes."""
+    start = time.monotonic()
+
+    def answer(status, headers, body, error):
+        return Answer(status, headers, body, error, time.monotonic() - start)
+
+    host, port = address
+    head = f"{method} {target} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
+    try:
+        with socket.create_connection(address, timeout_s) as connection:
+            connection.sendall(head.encode())
+            received = b""
+            while True:
+                left = timeout_s - (time.monotonic() - start)
+                if left <= 0:
+                    return answer(0, {}, b"", "timed out")
+                connection.settimeout(left)
+                piece = connection.recv(65536)
+                if not piece:
+                    break
+                received += piece
+    except OSError as problem:
+        return answer(0, {}, b"", str(problem) or type(problem).__name__)
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    words = first.split(" ")
+    if len(words) < 2 or not words[0].startswith("HTTP/1."):
+        return answer(0, {}, b"", f"no status line: {first!r}")
+    headers = {name.strip().lower(): value.strip()
+               for name, _, value in (line.partition(":") for line in lines)}
+    return answer(int(words[1]), headers, body, "")
+
+
+def connect(host, port, timeout_s=2):
+    return psycopg2.connect(
+        host=host, port=port, user="postgres", dbname="postgres", connect_timeout=timeout_s,
+        options="-c statement_timeout=1000 -c synchronous_commit=off")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One connection to the write port."""
+    began: float
+    ended: float
+    server: tuple  # host and port of the PostgreSQL that answered, None: nobody
+    on_standby: bool
+    error: str  # empty: the row is written
+
+    @property
+    def written(self):
+        return not self.error
+
+
+@dataclass(frozen=True)
+class Outage:
+    start: float
+    length: float
+
+
+class Writer:
+    """Connects to the write port every 50 ms, asks whether it is on a standby, writes a row."""
+
+    def __init__(self, address):
+        self.address = address
+        self._attempts = []
+        self._stop = threading.Event()
+        self._turn = threading.Lock()
+        self._next = time.monotonic()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(WRITERS)]
+
+    def start(self):
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(5)
+
+    def since(self, start):
+        """Attempts that began at this time or later, in order of their beginning."""
+        return sorted((one for one in list(self._attempts) if one.began >= start),
+                      key=lambda one: one.began)
+
+    def outages(self, start):
+        """From the first attempt that failed to the end of the next one that succeeded."""
+        found, failed = [], None
+        for one in self.since(start):
+            if failed is None and not one.written:
+                failed = one
+            elif failed is not None and one.written:
+                found.append(Outage(failed.began, one.ended - failed.began))
+                failed = None
+        if failed is not None:
+            found.append(Outage(failed.began, time.monotonic() - failed.began))
+        return found
+
+    def _work(self):
+        while not self._stop.is_set():
+            with self._turn:  # the others wait here for their turn, one attempt each 50 ms
+                self._stop.wait(max(0.0, self._next - time.monotonic()))
+                self._next = max(self._next + WRITE_EVERY_S, time.monotonic())
+            if not self._stop.is_set():
+                self._attempts.append(self._attempt())
+
+    def _attempt(self):
+        began = time.monotonic()
+        server, on_standby, error = None, False, ""
+        try:
+            connection = connect(*self.address)
+            try:
+                connection.autocommit = True
+                cursor = connection.cursor()
+                # A session never changes its role: PostgreSQL restarts to become a standby. So
+                # the first answer says what this connection was from its beginning.
+                cursor.execute("select pg_is_in_recovery(), host(inet_server_addr()),"
+                               " inet_server_port()")
+                on_standby, *server = cursor.fetchone()
+                cursor.execute("insert into writes default values")
+            finally:
+                connection.close()
+        except psycopg2.Error as problem:
+            error = str(problem).strip() or type(problem).__name__
+        return Attempt(began, time.monotonic(), server and tuple(server), on_standby, error)
+
+
+class Promotion(threading.Thread):
+    """Watches nodes that are standbys, past HAProxy, for the moment when one takes writes."""
+
+    def __init__(self, nodes):
+        super().__init__(daemon=True)
+        self.node = None
+        self.at = None
+        self._connections = [(node, node.connect()) for node in nodes]
+        self._done = threading.Event()
+        self.start()
+
+    def _look(self, node, connection):
+        try:
+            connection.autocommit = True
+            cursor = connection.cursor()
+            cursor.execute("select pg_is_in_recovery()")
+            if not cursor.fetchone()[0]:
+                self.node, self.at = node, time.monotonic()
+        except psycopg2.Error:
+            pass  # a node that is going down is not the one
+
+    def run(self):
+        while self.node is None and not self._done.wait(WRITE_EVERY_S):
+            for node, connection in self._connections:
+                self._look(node, connection)
+
+    def stop(self):
+        self._done.set()
+        self.join(5)
+        for _, connection in self._connections:
+            connection.close()

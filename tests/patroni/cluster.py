@@ -1,0 +1,252 @@
+"""The cluster under test: one etcd, three Patroni nodes with a glue beside each."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+
+import psycopg2
+
+import clients
+import warden
+
+PG_BIN = "/usr/lib/postgresql/15/bin"
+SCOPE = "test"
+NODES = 3
+
+
+class Unready(Exception):
+    """Something that the test waits for did not come."""
+
+
+@dataclass
+class Settings:
+    directory: str
+    binary: str
+    direct: bool = False  # HAProxy asks Patroni itself, there is no glue
+    ttl: int = 20
+    loop_wait: int = 2
+    retry_timeout: int = 3
+    glue_cache: dict = field(default_factory=lambda: {"ttl": 1, "interval": 0.25})
+
+
+@dataclass
+class Node:
+    """One machine of the cluster: an address of its own, Patroni, PostgreSQL and a glue."""
+    name: str
+    host: str
+    directory: str
+    postgres_port: int
+    patroni_port: int
+    glue_port: int
+    patroni_process: subprocess.Popen = None
+    glue_process: subprocess.Popen = None
+
+    @property
+    def patroni(self):
+        return self.host, self.patroni_port
+
+    @property
+    def glue(self):
+        return self.host, self.glue_port
+
+    @property
+    def data(self):
+        return f"{self.directory}/data"
+
+    @property
+    def patroni_file(self):
+        return f"{self.directory}/patroni.json"
+
+    def connect(self, timeout_s=2):
+        return clients.connect(self.host, self.postgres_port, timeout_s)
+
+    def postmaster(self):
+        """Process id, shared memory id; None where no postmaster runs in this data directory."""
+        try:
+            with open(f"{self.data}/postmaster.pid", encoding="ascii") as lines:
+                lines = lines.read().split("\n")
+            pid = int(lines[0])
+            if os.readlink(f"/proc/{pid}/cwd") != os.path.realpath(self.data):
+                return None
+            return pid, lines[6].split()[1]
+        except (FileNotFoundError, ProcessLookupError, ValueError, IndexError):
+            return None
+
+    def kill(self):
+        """kill -9 of Patroni, then of PostgreSQL: as if the machine had lost its power."""
+        self.patroni_process.kill()  # first, it would start PostgreSQL again
+        self.patroni_process.wait()
+        self.patroni_process = None
+        running = self.postmaster()
+        if running:
+            pid, shared_memory = running
+            for process in [pid, *warden.descendants(pid)]:
+                warden.kill(process, signal.SIGKILL)
+            # Nobody else gives this segment back: its owner has had no time to.
+            subprocess.run(["ipcrm", "-m", shared_memory], check=False,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+class Cluster:
+    def __init__(self, settings):
+        self.settings = settings
+        # An address of its own for each node, and a range of its own for each run. Nothing that
+        # merely *connects* takes a port there (it would be on 127.0.0.1), so a port found free
+        # is still free when its daemon binds it again later.
+        self.network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
+        self.etcd = (f"{self.network}.1", free_port(f"{self.network}.1"))
+        self.nodes = [self._node(number) for number in range(1, NODES + 1)]
+
+    def _node(self, number):
+        host = f"{self.network}.{10 + number}"
+        directory = f"{self.settings.directory}/n{number}"
+        ports = [free_port(host) for _ in range(3)]
+        return Node(f"n{number}", host, directory, *ports)
+
+    def start(self):
+        """Everything up to a leader with two streaming replicas."""
+        self._start_etcd()
+        for node in self.nodes:
+            self.make_directory(node.directory)
+            self.start_patroni(node)
+        until("a leader and two streaming replicas", self.is_healthy, 60, 0.3)
+        self._create_table()
+        if not self.settings.direct:
+            shutil.copy(self.settings.binary, f"{self.settings.directory}/patroniglue")
+            for node in self.nodes:
+                self.start_glue(node)
+
+    def _start_etcd(self):
+        host, port = self.etcd
+        directory = f"{self.settings.directory}/etcd"
+        self.make_directory(directory)
+        peer = f"http://{host}:{free_port(host)}"
+        client = f"http://{host}:{port}"
+        warden.spawn(
+            ["etcd", "--name=e1", f"--data-dir={directory}/data", "--logger=zap",
+             f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
+             f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
+             f"--initial-cluster=e1={peer}"], f"{directory}/log", directory)
+        until("etcd", lambda: clients.ask(self.etcd, "GET", "/health").status == 200, 20)
+
+    def start_patroni(self, node):
+        # JSON is YAML, and Patroni reads YAML.
+        with open(node.patroni_file, "w", encoding="utf-8") as file:
+            json.dump(self._patroni_configuration(node), file, indent=1)
+        node.patroni_process = warden.spawn(
+            [f"{sys.prefix}/bin/patroni", node.patroni_file], f"{node.directory}/patroni.log",
+            node.directory)
+
+    def _patroni_configuration(self, node):
+        settings = self.settings
+        own = {"max_connections": 60, "shared_buffers": "16MB", "fsync": "off",
+               "wal_keep_size": "128MB"}
+        restapi = f"{node.host}:{node.patroni_port}"
+        postgres = f"{node.host}:{node.postgres_port}"
+        return {
+            "scope": SCOPE, "name": node.name,
+            "restapi": {"listen": restapi, "connect_address": restapi},
+            "etcd3": {"host": "%s:%d" % self.etcd},
+            "bootstrap": {
+                "dcs": {"ttl": settings.ttl, "loop_wait": settings.loop_wait,
+                        "retry_timeout": settings.retry_timeout,
+                        "postgresql": {"use_pg_rewind": True, "parameters": own}},
+                "initdb": [{"encoding": "UTF8"}, {"locale": "C.UTF-8"}, "no-sync"]},
+            "postgresql": {
+                "listen": postgres, "connect_address": postgres, "bin_dir": PG_BIN,
+                "data_dir": node.data, "pgpass": f"{node.directory}/pgpass",
+                "basebackup": [{"checkpoint": "fast"}, "no-sync"],
+                "authentication": {"superuser": {"username": "postgres"},
+                                   "replication": {"username": "replicator"}},
+                "pg_hba": ["local all all trust", "host all all 127.0.0.0/8 trust",
+                           "host replication all 127.0.0.0/8 trust"],
+                # In files of its own directory, not in /dev/shm: they go with the directory.
+                "parameters": {"unix_socket_directories": node.directory,
+                               "dynamic_shared_memory_type": "mmap"}}}
+
+    def start_glue(self, node):
+        file = f"{node.directory}/patroniglue.yml"
+        sections = {
+            "frontend": {"host": node.host, "port": node.glue_port},
+            "backend": {"host": node.host, "port": node.patroni_port, "scheme": "http",
+                        "timeout": 3, "connections": 3},
+            "cache": self.settings.glue_cache}
+        with open(file, "w", encoding="utf-8") as output:
+            for name, keys in sections.items():
+                output.write(f"{name}:\n")
+                output.writelines(f"  {key}: {value}\n" for key, value in keys.items())
+        node.glue_process = warden.spawn(
+            [f"{self.settings.directory}/patroniglue", "-config", file],
+            f"{node.directory}/patroniglue.log", node.directory)
+        until(f"the glue of {node.name}",
+              lambda: clients.ask(node.glue, "GET", "/liveness").status == 200, 10)
+
+    def _create_table(self):
+        connection = self.leader().connect()
+        connection.autocommit = True
+        connection.cursor().execute(
+            "create table writes (id bigserial primary key, at timestamptz default now())")
+        connection.close()
+
+    def make_directory(self, path):
+        os.mkdir(path, 0o700)
+        shutil.chown(path, warden.USER, warden.USER)
+
+    def leader(self):
+        """The node whose Patroni says that it holds the lease, None if there is none."""
+        for node in self.alive:
+            if clients.ask(node.patroni, "GET", "/leader", 1).status == 200:
+                return node
+        return None
+
+    def others(self, leader):
+        return [node for node in self.alive if node is not leader]
+
+    @property
+    def alive(self):
+        return [node for node in self.nodes if node.patroni_process is not None]
+
+    def is_healthy(self):
+        """One leader, and every other node streams from it."""
+        leader = self.leader()
+        return leader is not None and all(
+            answer.status == 200 and b'"replication_state": "streaming"' in answer.body
+            for answer in (clients.ask(node.patroni, "GET", "/replica", 1)
+                           for node in self.others(leader)))
+
+    def patronictl(self, *arguments):
+        """What patronictl printed; it speaks to etcd and to Patroni, never to the glue."""
+        done = subprocess.run(
+            warden.as_user(f"{sys.prefix}/bin/patronictl", "-c", self.nodes[0].patroni_file,
+                           *arguments), env=warden.environment(self.settings.directory),
+            cwd=self.settings.directory, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode != 0:
+            raise Unready(f"patronictl {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+
+def free_port(host):
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def until(what, happens, limit_s, pause_s=0.1):
+    """Waits for happens() to be true and returns how many seconds that took."""
+    start = time.monotonic()
+    while True:
+        try:
+            if happens():
+                return time.monotonic() - start
+        except (OSError, psycopg2.Error):
+            pass  # not there yet
+        if time.monotonic() - start > limit_s:
+            raise Unready(f"no {what} within {limit_s} s")
+        time.sleep(pause_s)

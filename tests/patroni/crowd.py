@@ -1,0 +1,164 @@
+"""A crowd of bad clients, a process of its own: crowd.py KIND COUNT HOST:PORT ...
+
+COUNT connections to each address are kept up: one that the server closes is made again a quarter of
+a second later. "ready" is printed as soon as all were connected, a line of counts when stdin ends.
+"""
+
+import resource
+import selectors
+import socket
+import subprocess
+import sys
+import time
+
+REPLACE_AFTER_S = 0.25
+READY_WITHIN_S = 15.0
+TICK_S = 0.1
+# What each kind sends at once, and what it goes on to send a byte at a time, one a second.
+KINDS = {
+    "silent": (b"", b""),
+    "half-sent": (b"GET /pri", b""),
+    "dripping": (b"", b"GET /primary HTTP/1.1\r\nHost: drip\r\nX-Long: " + b"x" * 4000),
+}
+
+
+class Crowd:
+    """The same crowd, seen from the test: exists between with's begin and end."""
+
+    def __init__(self, kind, count, addresses):
+        self.what = f"{count} {kind}"
+        self.counts = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-B", __file__, kind, str(count)]
+            + [f"{host}:{port}" for host, port in addresses],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        said = self._process.stdout.readline().strip()
+        if said != "ready":
+            self.__exit__()
+            raise RuntimeError(f"the crowd of {self.what} clients did not come up: {said}")
+        return self
+
+    def __exit__(self, *_):
+        self._process.stdin.close()
+        self.counts = self._process.stdout.read().strip()
+        self._process.wait(10)
+
+
+class Client:
+    def __init__(self, address, opening, drip, phase):
+        self.address = address
+        self.opening = opening
+        self.drip = drip
+        self.phase = phase  # in which tick of a second its byte is due
+        self.dripped = 0
+        self.connected = False
+        self.socket = None
+
+    def connect(self):
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        self.dripped = 0
+        self.connected = False
+        self.socket.connect_ex(self.address)
+
+    def established(self):
+        """The connect is done: True if it went well."""
+        if self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return False
+        self.connected = True
+        return not self.opening or self._send(self.opening)
+
+    def send_byte(self):
+        byte = self.drip[self.dripped:self.dripped + 1]
+        self.dripped += 1
+        return not byte or self._send(byte)
+
+    def _send(self, data):
+        try:
+            self.socket.send(data)
+            return True
+        except OSError:
+            return False
+
+    def is_closed(self):
+        try:
+            return not self.socket.recv(4096)  # an error page is read and forgotten
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+
+class Loop:
+    def __init__(self, crowd):
+        self.crowd = crowd
+        self.selector = selectors.DefaultSelector()
+        self.again = []  # (when, client), in order
+        self.made = self.closed = self.refused = 0
+        for client in crowd:
+            self.connect(client)
+
+    def connect(self, client):
+        client.connect()
+        self.selector.register(client.socket, selectors.EVENT_WRITE, client)
+
+    def lose(self, client):
+        self.selector.unregister(client.socket)
+        client.socket.close()
+        client.connected = False
+        self.again.append((time.monotonic() + REPLACE_AFTER_S, client))
+
+    def turn(self):
+        for key, _ in self.selector.select(TICK_S):
+            client = key.data
+            if client is None:
+                return False  # stdin: the test is done with us
+            if client.connected:
+                if client.is_closed():
+                    self.closed += 1
+                    self.lose(client)
+            elif client.established():
+                self.made += 1
+                self.selector.modify(client.socket, selectors.EVENT_READ, client)
+            else:
+                self.refused += 1
+                self.lose(client)
+        while self.again and self.again[0][0] <= time.monotonic():
+            self.connect(self.again.pop(0)[1])
+        return True
+
+    def drip(self, phase):
+        for client in self.crowd:
+            if client.connected and client.drip and client.phase == phase:
+                if not client.send_byte():
+                    self.closed += 1
+                    self.lose(client)
+
+
+def main():
+    kind, count, *addresses = sys.argv[1:]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    addresses = [(host, int(port)) for host, _, port in (one.partition(":") for one in addresses)]
+    loop = Loop([Client(address, *KINDS[kind], number % round(1 / TICK_S))
+                 for number in range(int(count)) for address in addresses])
+    loop.selector.register(sys.stdin, selectors.EVENT_READ, None)
+    announced, phase, due = False, 0, time.monotonic()
+    give_up = due + READY_WITHIN_S
+    while loop.turn():
+        if not announced and loop.made >= len(loop.crowd):
+            announced = True
+            print("ready", flush=True)
+        if not announced and time.monotonic() > give_up:
+            break
+        if time.monotonic() >= due:
+            loop.drip(phase)
+            phase, due = (phase + 1) % round(1 / TICK_S), due + TICK_S
+    print(f"{loop.made} connections made, {loop.closed} closed by the server,"
+          f" {loop.refused} refused")
+
+
+if __name__ == "__main__":
+    main()
