@@ -127,11 +127,7 @@ mod tests {
     }
 
     fn get() -> Form {
-        Form {
-            method: Method::Get,
-            persistence: Persistence::Persistent,
-            handling: Handling::Hit,
-        }
+        Form { method: Method::Get, persistence: Persistence::Persistent, handling: Handling::Hit }
     }
 
     #[test]

@@ -56,13 +56,27 @@ pub type Outcome = Option<Result<Answer, Failure>>;
 #[derive(Debug)]
 enum State {
     /// Others come first.
-    Queued { request: Rc<[u8]> },
-    Connecting { request: Rc<[u8]> },
+    Queued {
+        request: Rc<[u8]>,
+    },
+    Connecting {
+        request: Rc<[u8]>,
+    },
     /// `sent < request.len()`.
-    Sending { request: Rc<[u8]>, sent: usize },
+    Sending {
+        request: Rc<[u8]>,
+        sent: usize,
+    },
     /// `input` is less than a head.
-    Head { input: Vec<u8>, interim_count: u32 },
-    Body { answer: Answer, body: Vec<u8>, decoder: BodyDecoder },
+    Head {
+        input: Vec<u8>,
+        interim_count: u32,
+    },
+    Body {
+        answer: Answer,
+        body: Vec<u8>,
+        decoder: BodyDecoder,
+    },
     Done,
 }
 
@@ -136,7 +150,11 @@ impl Fetch {
             State::Head { input, .. } if input.is_empty() => self.fail(Failure::Closed),
             State::Head { .. } => self.fail(Failure::Cut),
             State::Body { decoder, .. } => {
-                if decoder.eof() { self.finish() } else { self.fail(Failure::Cut) }
+                if decoder.eof() {
+                    self.finish()
+                } else {
+                    self.fail(Failure::Cut)
+                }
             }
             State::Connecting { .. } | State::Sending { .. } => self.fail(Failure::Closed),
             State::Queued { .. } | State::Done => None,
@@ -297,7 +315,11 @@ mod tests {
         let table = [
             ("HTTP/1.0 200 OK\r\n\r\n", 200, ""),
             ("HTTP/1.0 503 Down\r\nServer: x\r\n\r\nbody", 503, "body"),
-            ("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"a\": 1}", 200, "{\"a\": 1}"),
+            (
+                "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"a\": 1}",
+                200,
+                "{\"a\": 1}",
+            ),
             ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbodymore", 200, "body"),
             ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, ""),
             ("HTTP/1.1 204 No Content\r\n\r\n", 204, ""),
@@ -307,7 +329,11 @@ mod tests {
                 200,
                 "body",
             ),
-            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.0 200 OK\r\n\r\nbody", 200, "body"),
+            (
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nA: b\r\n\r\nHTTP/1.0 200 OK\r\n\r\nbody",
+                200,
+                "body",
+            ),
         ];
         for (text, status, body) in table {
             assert_eq!(outcome(text), Ok((status, body.to_owned())), "{text:?}");
@@ -322,7 +348,10 @@ mod tests {
             ("", Failure::Closed),
             ("HTTP/1.0 200", Failure::Cut),
             ("HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"a\": ", Failure::Cut),
-            ("HTTP/1.0 200 OK\r\nContent-Type: application/JSON; charset=utf-8\r\n\r\n", Failure::Cut),
+            (
+                "HTTP/1.0 200 OK\r\nContent-Type: application/JSON; charset=utf-8\r\n\r\n",
+                Failure::Cut,
+            ),
             ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbod", Failure::Cut),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo", Failure::Cut),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx", Failure::Garbage),

@@ -57,7 +57,10 @@ enum Known {
     Answer(Rendered),
     /// The last fetch failed. Served until the next fetch has ended, which begins by `retry_at`
     /// if somebody still asks; otherwise this is forgotten then.
-    Failure { rendered: Rendered, retry_at: Time },
+    Failure {
+        rendered: Rendered,
+        retry_at: Time,
+    },
 }
 
 /// What to do with a request.
@@ -129,7 +132,9 @@ impl Cache {
         let entry = &mut self.entries[id.0];
         entry.wanted_at = now;
         match (&entry.known, &entry.fetch) {
-            (Known::Answer(rendered), _) if rendered.answer().is_fresh(now, ttl_ms) => Lookup::Fresh,
+            (Known::Answer(rendered), _) if rendered.answer().is_fresh(now, ttl_ms) => {
+                Lookup::Fresh
+            }
             (Known::Failure { .. }, _) => Lookup::Failing,
             (_, Some(_)) => Lookup::Fetching,
             (_, None) => Lookup::Absent,

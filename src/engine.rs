@@ -693,7 +693,8 @@ impl Own {
         Own { status: 405, message: "only GET, HEAD and OPTIONS are answered", allow: true };
     const UNKNOWN_METHOD: Own = Own { status: 501, message: "unknown method", allow: false };
     const SERVER_OPTIONS: Own = Own { status: 200, message: "", allow: true };
-    const TOO_SLOW: Own = Own { status: 408, message: "the request did not come in time", allow: false };
+    const TOO_SLOW: Own =
+        Own { status: 408, message: "the request did not come in time", allow: false };
     const FULL: Own =
         Own { status: 503, message: "too many different parameters are asked for", allow: false };
 

@@ -152,7 +152,11 @@ impl Frontend {
             }
             Then::NextRequest => {
                 self.enter(now, State::Head { kept: true });
-                if self.input.is_empty() { Step::Continue } else { self.read_head(now, &[], target) }
+                if self.input.is_empty() {
+                    Step::Continue
+                } else {
+                    self.read_head(now, &[], target)
+                }
             }
         }
     }

@@ -28,8 +28,10 @@ mod tests {
 
     #[test]
     fn a_node_says_what_it_is() {
-        let body = br#"{"state": "running", "role": "primary", "xlog": {"location": 1}, "timeline": 2}"#;
-        let status = NodeStatus { state: "running".into(), role: "primary".into(), timeline: Some(2) };
+        let body =
+            br#"{"state": "running", "role": "primary", "xlog": {"location": 1}, "timeline": 2}"#;
+        let status =
+            NodeStatus { state: "running".into(), role: "primary".into(), timeline: Some(2) };
         assert_eq!(NodeStatus::from_json(body), Some(status));
         for body in ["", "[]", "{}", "{\"state\": 1}", "{\"state\": \"running\""] {
             assert_eq!(NodeStatus::from_json(body.as_bytes()), None, "{body}");

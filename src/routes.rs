@@ -215,7 +215,11 @@ mod tests {
             (&many, &kept),
         ];
         for (target, canonical) in table {
-            assert_eq!(resolved(target).map(|found| found.0).as_deref(), Some(canonical), "{target}");
+            assert_eq!(
+                resolved(target).map(|found| found.0).as_deref(),
+                Some(canonical),
+                "{target}"
+            );
         }
     }
 

@@ -30,7 +30,10 @@ impl<T> Slots<T> {
         let generation = self.next_generation;
         self.next_generation = generation.wrapping_add(1);
         let slot = self.slab.insert((generation, value));
-        ConnId { slot: u32::try_from(slot).expect("fewer connections than descriptors"), generation }
+        ConnId {
+            slot: u32::try_from(slot).expect("fewer connections than descriptors"),
+            generation,
+        }
     }
 
     /// The value under `id`; `None` if it has gone, whoever has the slot now.

@@ -30,18 +30,32 @@ enum State {
     /// Rule 8.
     Eof,
     /// Section 7.1: the digits of a chunk's size so far.
-    Size { size: u64, digits: u32 },
+    Size {
+        size: u64,
+        digits: u32,
+    },
     /// Section 7.1.1: bytes of the extension seen, all skipped.
-    Extension { size: u64, bytes: usize },
+    Extension {
+        size: u64,
+        bytes: usize,
+    },
     /// The LF behind the size line's CR.
-    SizeLineFeed { size: u64 },
+    SizeLineFeed {
+        size: u64,
+    },
     /// Bytes of the chunk that are still to come.
     Data(u64),
     DataReturn,
     DataLineFeed,
     /// Section 7.1.2: bytes of this line, and of all trailer lines.
-    Trailer { line_bytes: usize, bytes: usize },
-    TrailerLineFeed { line_bytes: usize, bytes: usize },
+    Trailer {
+        line_bytes: usize,
+        bytes: usize,
+    },
+    TrailerLineFeed {
+        line_bytes: usize,
+        bytes: usize,
+    },
     Done,
 }
 

@@ -114,8 +114,7 @@ pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadResponse> {
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let outcome =
-        config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut headers);
+    let outcome = config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut headers);
     let head_bytes = match outcome {
         Ok(Status::Complete(n)) if n <= RESPONSE_HEAD_BYTES_MAX => n,
         Ok(Status::Partial) if bytes.len() < RESPONSE_HEAD_BYTES_MAX => return Ok(None),
@@ -405,7 +404,10 @@ mod tests {
         assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{field}\r\n")), BadRequest::HeadTooLarge);
         let many = "A: b\r\n".repeat(HEADERS_MAX);
         assert!(request(format!("GET / HTTP/1.1\r\n{many}\r\n").as_bytes()).is_ok());
-        assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{many}A: b\r\n\r\n")), BadRequest::HeadTooLarge);
+        assert_eq!(
+            refusal(&format!("GET / HTTP/1.1\r\n{many}A: b\r\n\r\n")),
+            BadRequest::HeadTooLarge
+        );
     }
 
     #[test]

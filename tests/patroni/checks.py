@@ -1,13 +1,14 @@
 """What is checked on the cluster, one function each, in the order in which they are run."""
 
 import contextlib
+import itertools
 import re
 import threading
 import time
 from dataclasses import dataclass
 
 import clients
-from clients import Promotion, ask
+from clients import Promotion, Shadow, ask
 from cluster import Cluster, until
 from crowd import KINDS, Crowd
 from haproxy import HAProxy
@@ -172,13 +173,16 @@ def _poll_all(cluster, seconds):
                     ("GET", "/primary", 200 if node is leader else 503),
                     ("GET", "/health", 200)]
         due = time.monotonic()
-        for number in range(round(seconds / POLL_EVERY_S)):
+        end = due + seconds
+        for number in itertools.count():
+            if due >= end:
+                return
             method, target, status = expected[number % len(expected)]
             answer = ask(node.glue, method, target)
             wrong = "" if answer.status == status else (
                 f"{node.name} {method} {target}: {answer.status} {answer.error}, not {status}")
             answers.append((wrong, answer.took_s))
-            due += POLL_EVERY_S
+            due = max(due + POLL_EVERY_S, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
 
     threads = [threading.Thread(target=poll, args=(node,)) for node in cluster.nodes]
@@ -245,9 +249,10 @@ def switchover(bench):
     candidate = bench.cluster.others(old)[0]
     watch = Promotion([candidate])
     start = time.monotonic()
-    bench.cluster.patronictl("switchover", "--leader", old.name, "--candidate", candidate.name,
-                             "--force")
-    new = _moved(bench, old, start, watch, 20)
+    with _agreement(bench, [old, candidate]):
+        bench.cluster.patronictl("switchover", "--leader", old.name, "--candidate",
+                                 candidate.name, "--force")
+        new = _moved(bench, old, start, watch, 20)
     bench.report.check(f"after the switchover writes go to {candidate.name}", new is candidate)
     back = until("old leader as a streaming replica", bench.cluster.is_healthy, 30, 0.3)
     bench.report.say(f"{old.name} streams as a replica {back:.1f} s later")
@@ -276,6 +281,28 @@ def kill_leader(bench):
                        new is bench.cluster.leader())
     bench.haproxy.until_it_knows(new, 20)
     no_standby(bench, start)
+
+
+@contextlib.contextmanager
+def _agreement(bench, nodes):
+    """All the while the glues say of /primary what Patroni said at most one ttl before."""
+    if bench.cluster.settings.direct:
+        yield
+        return
+    ttl_s = bench.cluster.settings.glue_cache["ttl"]
+    shadows = [Shadow(node, "/primary", ttl_s) for node in nodes]
+    try:
+        yield
+    finally:
+        for shadow in shadows:
+            shadow.stop()
+    for shadow in shadows:
+        late = shadow.late()
+        worst = max((by for _, by in late), default=0.0)
+        bench.report.check(f"the glue of {shadow.name} never says of /primary what is older than"
+                           f" {ttl_s} s", not late and shadow.changes() > 0,
+                           f"{len(late)} answers, the worst {worst:.2f} s late;"
+                           f" Patroni changed its own {shadow.changes()} times")
 
 
 def _moved(bench, old, start, watch, limit_s):

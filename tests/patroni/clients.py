@@ -148,6 +148,52 @@ class Writer:
         return Attempt(began, time.monotonic(), server and tuple(server), on_standby, error)
 
 
+class Shadow:
+    """Asks a node's Patroni and its glue the same, side by side, and finds what the glue said late.
+
+    Late is an answer that Patroni itself gave at no time in the ttl before the question.
+    """
+
+    def __init__(self, node, target, ttl_s):
+        self.name = node.name
+        self.target = target
+        self.ttl_s = ttl_s
+        self._done = threading.Event()
+        self._own, self._through = [], []  # (began, ended, is it a 200?)
+        self._threads = [threading.Thread(target=self._ask, args=pair, daemon=True)
+                         for pair in [(node.patroni, self._own), (node.glue, self._through)]]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self):
+        self._done.set()
+        for thread in self._threads:
+            thread.join(5)
+
+    def late(self):
+        """(seconds since the first question, how late at the least) of each late answer."""
+        found = []
+        for began, ended, good in self._through:
+            since = began - self.ttl_s
+            # What Patroni said last before that time held until it said something else.
+            held = [one for one in self._own if one[0] < since][-1:]
+            within = [one for one in self._own if since <= one[0] <= ended]
+            if held and all(one[2] != good for one in held + within):
+                same = [one[1] for one in self._own if one[0] < since and one[2] == good]
+                found.append((began - self._own[0][0], since - max(same, default=0.0)))
+        return found
+
+    def changes(self):
+        """How many times Patroni's own answer changed: none means that nothing was tested."""
+        return sum(one[2] != other[2] for one, other in zip(self._own, self._own[1:]))
+
+    def _ask(self, address, answers):
+        while not self._done.wait(WRITE_EVERY_S):
+            began = time.monotonic()
+            answer = ask(address, "GET", self.target)
+            answers.append((began, time.monotonic(), answer.status == 200))
+
+
 class Promotion(threading.Thread):
     """Watches nodes that are standbys, past HAProxy, for the moment when one takes writes."""
 

@@ -1,0 +1,107 @@
+//! Log lines reach stderr by a thread of their own, so that a log nobody reads cannot stop the
+//! loop, and a closed one cannot end it.
+//!
+//! The loop puts its lines into a queue of limited length and never waits. simple_logger does the
+//! writing, which blocks when the pipe is full and panics when it is closed: there, both may
+//! happen.
+
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use simple_logger::SimpleLogger;
+
+/// Gives lines to the thread that writes them.
+struct Queue {
+    sender: SyncSender<Message>,
+    level: LevelFilter,
+    dropped_count: AtomicU64,
+}
+
+enum Message {
+    Line {
+        level: Level,
+        target: String,
+        text: String,
+    },
+    /// Everything before this was written: say so.
+    Flush(SyncSender<()>),
+}
+
+/// Starts the thread and makes it what the log macros write to. Only once per process.
+pub fn start(level: LevelFilter) -> io::Result<()> {
+    let (sender, receiver) = sync_channel(LINES_MAX);
+    let thread = thread::Builder::new().name("log".into()).stack_size(STACK_BYTES);
+    thread.spawn(move || write_lines(&receiver, level))?;
+    let queue = Queue { sender, level, dropped_count: AtomicU64::new(0) };
+    log::set_boxed_logger(Box::new(queue)).map_err(io::Error::other)?;
+    log::set_max_level(level);
+    Ok(())
+}
+
+impl Log for Queue {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= self.level
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let text = record.args().to_string();
+        let line = Message::Line { level: record.level(), target: TARGET.to_owned(), text };
+        if let Err(TrySendError::Full(_)) = self.sender.try_send(line) {
+            self.dropped_count.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let dropped_count = self.dropped_count.swap(0, Ordering::Relaxed);
+        if dropped_count > 0 {
+            let text = format!("{dropped_count} lines were dropped: the log was not read");
+            let line = Message::Line { level: Level::Warn, target: TARGET.to_owned(), text };
+            let _ = self.sender.try_send(line);
+        }
+    }
+
+    /// Waits until what was logged is written, but not for somebody who does not read.
+    fn flush(&self) {
+        let (done, is_done) = sync_channel(1);
+        if self.sender.try_send(Message::Flush(done)).is_ok() {
+            let _ = is_done.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+/// One line straight to stderr, for what has to be said before the log has started.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn write_lines(receiver: &Receiver<Message>, level: LevelFilter) {
+    let logger = SimpleLogger::new().with_level(level).with_utc_timestamps();
+    while let Ok(message) = receiver.recv() {
+        match message {
+            Message::Line { level, target, text } => {
+                // simple_logger panics when stderr is closed; the line is lost, the daemon is not
+                let _ = catch_unwind(AssertUnwindSafe(|| {
+                    let arguments = format_args!("{text}");
+                    let mut record = Record::builder();
+                    logger.log(&record.level(level).target(&target).args(arguments).build());
+                }));
+            }
+            Message::Flush(done) => {
+                let _ = done.try_send(());
+            }
+        }
+    }
+}
+
+/// Lines that may wait to be written; at a hundred bytes each, 100 KiB.
+const LINES_MAX: usize = 1024;
+const TARGET: &str = "patroniglue";
+const STACK_BYTES: usize = 128 * 1024;
+/// At the end, so long is waited for the log to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);

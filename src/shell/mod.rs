@@ -1,0 +1,412 @@
+//! The turn of the loop: poll, mark, serve, tick, act, accept. The only `Poll` and the only clock.
+//!
+//! ```text
+//!  poll ── mark ── serve each queued stream ── tick ── serve what arose ── accept ── serve ──┐
+//!   └──────────────────────── until nothing is queued, then until the next deadline ─────────┘
+//! ```
+
+mod clock;
+mod connector;
+pub mod files;
+mod limits;
+mod listener;
+pub mod logger;
+mod resolver;
+mod signals;
+mod stream;
+mod streams;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::{error, info, warn};
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+
+use self::clock::Clock;
+use self::connector::{Connector, Progress};
+use self::listener::{Accepted, Listener};
+use self::resolver::Resolver;
+use self::signals::{Event as SignalEvent, Signals};
+use self::stream::{ReadOutcome, Stream, WriteOutcome};
+use self::streams::{Streams, token_of};
+use crate::backend::Failure;
+use crate::config::Config;
+use crate::engine::{Action, Engine, no_room};
+use crate::slots::ConnId;
+use crate::wheel::Now;
+
+/// The daemon: an engine, and the sockets it speaks through.
+pub struct Daemon {
+    config: Config,
+    options: Options,
+    poll: Poll,
+    clock: Clock,
+    engine: Engine,
+    /// `None` once the daemon is to end.
+    listener: Option<Listener>,
+    connector: Connector,
+    signals: Option<Signals>,
+    streams: Streams,
+    /// Streams to serve in this turn or, if their budget ran out, in the next.
+    queue: Vec<ConnId>,
+    /// What every read goes into; the loop owns the only buffer of this size.
+    scratch: Box<[u8]>,
+}
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The configuration file, read again on SIGHUP.
+    pub config_file: Option<PathBuf>,
+    /// Log a line per request.
+    pub verbose: bool,
+    /// Take SIGTERM, SIGINT and SIGHUP as events of the loop.
+    pub signals: bool,
+}
+
+impl Daemon {
+    /// Listens, so that clients can connect; answers nothing before [`Daemon::run`]. The error
+    /// says what could not be done.
+    pub fn new(config: Config, options: Options) -> Result<Daemon, String> {
+        let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
+        let clients_max = limits::clients_max(&config);
+        let settings = config.settings(clients_max, options.verbose);
+        let resolver = Resolver::new(&config.backend, poll.registry(), RESOLVER);
+        let resolver = resolver.map_err(|error| format!("waker: {error}"))?;
+        let mut listener = Listener::bind(&config.frontend)?;
+        let registered = listener.register(poll.registry(), LISTENER);
+        registered.map_err(|error| format!("listener: {error}"))?;
+        let signals = if options.signals {
+            let signals = Signals::new(poll.registry(), SIGNALS);
+            Some(signals.map_err(|error| format!("signals: {error}"))?)
+        } else {
+            None
+        };
+        Ok(Daemon {
+            engine: Engine::new(settings),
+            connector: Connector::new(resolver),
+            listener: Some(listener),
+            clock: Clock::new(),
+            streams: Streams::default(),
+            queue: Vec::new(),
+            scratch: vec![0; READ_BYTES].into(),
+            config,
+            options,
+            poll,
+            signals,
+        })
+    }
+
+    /// The address it listens on.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().and_then(Listener::address)
+    }
+
+    /// Serves until a signal ends it, and the last client has its answer.
+    pub fn run(mut self) -> io::Result<()> {
+        if let Some(address) = self.address() {
+            let backend = self.config.backend.authority();
+            info!("listening on {address}, asking Patroni at {backend}");
+        }
+        let mut events = Events::with_capacity(EVENTS_PER_POLL);
+        let mut now = self.clock.now();
+        while !self.engine.is_finished() {
+            now = self.turn(now, &mut events)?;
+        }
+        info!("ended");
+        Ok(())
+    }
+
+    fn turn(&mut self, former: Now, events: &mut Events) -> io::Result<Now> {
+        let timeout = self.timeout(former);
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            Err(_) => events.clear(),
+            Ok(()) => {}
+        }
+        let now = self.clock.now();
+        for event in events.iter() {
+            self.mark(now, event);
+        }
+        self.serve_queue(now);
+        self.engine.tick(now);
+        self.act(now);
+        self.serve_queue(now);
+        self.accept(now);
+        Ok(now)
+    }
+
+    /// How long the poll may sleep; not at all while something is left to do.
+    fn timeout(&mut self, now: Now) -> Option<Duration> {
+        let accepting = self.listener.as_ref().and_then(|listener| listener.ready_at(now.time));
+        let deadline = self.engine.next_deadline();
+        if !self.queue.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let next = [deadline, accepting].into_iter().flatten().min()?;
+        Some(Duration::from_millis(next.ms_since(now.time)))
+    }
+
+    /// Takes note of one event. Nothing of a stream is handled yet: its slot might be freed and
+    /// taken again by what is handled before.
+    fn mark(&mut self, now: Now, event: &mio::event::Event) {
+        match event.token() {
+            LISTENER => self.listener.iter_mut().for_each(Listener::mark_readable),
+            SIGNALS => self.take_signals(now),
+            RESOLVER => self.take_addresses(now),
+            token => {
+                let Some((id, stream)) = self.streams.of_token(token) else { return };
+                stream.mark(event);
+                self.queue_up(id);
+            }
+        }
+    }
+
+    fn queue_up(&mut self, id: ConnId) {
+        if self.streams.get_mut(id).is_some_and(Stream::queue_once) {
+            self.queue.push(id);
+        }
+    }
+
+    /// Serves what is queued now; what queues itself meanwhile has its turn too, within bounds.
+    fn serve_queue(&mut self, now: Now) {
+        for _ in 0..QUEUE_ROUNDS {
+            if self.queue.is_empty() {
+                return;
+            }
+            let mut queue = std::mem::take(&mut self.queue);
+            for id in queue.drain(..) {
+                if let Some(stream) = self.streams.get_mut(id) {
+                    stream.unqueue();
+                    self.serve(now, id);
+                }
+            }
+            // the vector's memory is kept for the next round
+            if self.queue.is_empty() {
+                self.queue = queue;
+            }
+        }
+    }
+
+    /// Reads and writes on one stream as long as both sides want it, within a budget.
+    fn serve(&mut self, now: Now, id: ConnId) {
+        if self.streams.get_mut(id).is_some_and(|stream| stream.is_connecting()) {
+            self.continue_connecting(now, id);
+        }
+        for _ in 0..SERVE_BUDGET {
+            let progress = self.read(now, id) | self.write(now, id);
+            if !progress {
+                return self.rest(now, id);
+            }
+        }
+        self.queue_up(id);
+    }
+
+    fn read(&mut self, now: Now, id: ConnId) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else { return false };
+        if !stream.is_readable() || !self.engine.wants_read(id) {
+            return false;
+        }
+        match stream.read(&mut self.scratch) {
+            ReadOutcome::Data(count) => self.engine.receive(now, id, &self.scratch[..count]),
+            ReadOutcome::Eof => self.engine.eof(now, id),
+            ReadOutcome::Broken => self.engine.broken(now, id, Failure::Reset),
+            ReadOutcome::Blocked => return false,
+        }
+        self.act(now);
+        true
+    }
+
+    fn write(&mut self, now: Now, id: ConnId) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else { return false };
+        let output = self.engine.output(id);
+        if output.is_empty() || !stream.is_writable() {
+            return false;
+        }
+        match stream.write(output) {
+            WriteOutcome::Sent(count) => self.engine.sent(now, id, count),
+            WriteOutcome::Broken => self.engine.broken(now, id, Failure::Reset),
+            WriteOutcome::Blocked => return false,
+        }
+        self.act(now);
+        true
+    }
+
+    /// A stream that has nothing to do waits for its events; only now does the poll have to know
+    /// it. Who is answered and closed at once never gets here.
+    fn rest(&mut self, now: Now, id: ConnId) {
+        let waits = self.engine.wants_read(id) || !self.engine.output(id).is_empty();
+        let Some(stream) = self.streams.get_mut(id) else { return };
+        if waits && stream.register(self.poll.registry(), token_of(id)).is_err() {
+            self.engine.broken(now, id, Failure::NoDescriptor);
+            self.act(now);
+        }
+    }
+
+    /// Carries out what the engine wants done, to the last action.
+    fn act(&mut self, now: Now) {
+        while let Some(record) = self.engine.poll_record() {
+            let address = self.streams.get_mut(record.id).and_then(|stream| stream.peer());
+            let address = address.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
+            info!("{}", self.config.frontend.log_format.line(&record, &address));
+        }
+        while let Some(action) = self.engine.poll_action() {
+            match action {
+                Action::Connect(id) => self.connect(now, id),
+                Action::Wake(id) => self.queue_up(id),
+                Action::Finish(id) => {
+                    self.streams.get_mut(id).iter_mut().for_each(|stream| stream.finish());
+                    self.queue_up(id);
+                }
+                Action::Close(id) => self.close(id),
+            }
+        }
+    }
+
+    fn close(&mut self, id: ConnId) {
+        let stream = self.streams.remove(id);
+        if stream.is_none_or(|stream| stream.is_connecting()) {
+            // it never answered: the next fetch begins with the next address
+            self.connector.give_up(id);
+        }
+    }
+
+    // ---- the backend's side
+
+    fn connect(&mut self, now: Now, id: ConnId) {
+        let progress = self.connector.connect(id);
+        self.go_on(now, id, progress);
+    }
+
+    fn go_on(&mut self, now: Now, id: ConnId, progress: Progress) {
+        match progress {
+            Progress::Connecting(socket) => self.await_connection(now, id, socket),
+            Progress::Resolving => {}
+            Progress::Failed(why) => self.connect_failed(now, id, why),
+        }
+    }
+
+    fn await_connection(&mut self, now: Now, id: ConnId, socket: TcpStream) {
+        let mut stream = Stream::connecting(socket);
+        let registered = stream.register(self.poll.registry(), token_of(id));
+        self.streams.insert(id, stream);
+        if registered.is_err() {
+            self.streams.remove(id);
+            self.connect_failed(now, id, Failure::NoDescriptor);
+        }
+    }
+
+    fn continue_connecting(&mut self, now: Now, id: ConnId) {
+        let Some(stream) = self.streams.get_mut(id) else { return };
+        match stream.connect_outcome() {
+            None => {}
+            Some(Ok(())) => {
+                self.connector.made(id);
+                self.engine.connected(id);
+            }
+            Some(Err(why)) => {
+                self.streams.remove(id);
+                let progress = self.connector.try_next(id, why);
+                self.go_on(now, id, progress);
+            }
+        }
+    }
+
+    fn connect_failed(&mut self, now: Now, id: ConnId, why: Failure) {
+        if why == Failure::NoDescriptor && self.engine.make_room(now) {
+            warn!("no descriptor was left to ask Patroni: closed an idle client");
+        }
+        self.engine.connect_failed(now, id, why);
+        self.act(now);
+    }
+
+    fn take_addresses(&mut self, now: Now) {
+        for id in self.connector.take_addresses() {
+            let progress = self.connector.resume(id);
+            self.go_on(now, id, progress);
+        }
+    }
+
+    // ---- the clients' side
+
+    fn accept(&mut self, now: Now) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Some(listener) = &mut self.listener else { return };
+            match listener.accept(now.time) {
+                Accepted::Client(socket) => self.welcome(now, socket),
+                Accepted::NoDescriptor => {
+                    self.engine.make_room(now);
+                    return self.act(now);
+                }
+                Accepted::Nobody => return,
+            }
+        }
+    }
+
+    /// A client's request is mostly there already, so it is read before any poll.
+    fn welcome(&mut self, now: Now, socket: TcpStream) {
+        let Some(id) = self.engine.accept(now) else {
+            return Stream::accepted(socket).turn_away(&no_room(now), &mut self.scratch);
+        };
+        self.act(now);
+        self.streams.insert(id, Stream::accepted(socket));
+        self.serve(now, id);
+    }
+
+    // ---- signals
+
+    fn take_signals(&mut self, now: Now) {
+        let events: Vec<SignalEvent> = self.signals.iter_mut().flat_map(Signals::pending).collect();
+        for event in events {
+            match event {
+                SignalEvent::End => self.end(now),
+                SignalEvent::Reload => self.reload(),
+                SignalEvent::NotYet(name) => warn!("{name}: not available yet"),
+            }
+        }
+    }
+
+    fn end(&mut self, now: Now) {
+        if let Some(mut listener) = self.listener.take() {
+            info!("ending: no more clients, {} left", self.engine.counts().clients);
+            listener.deregister(self.poll.registry());
+            self.engine.finish(now);
+            self.act(now);
+        }
+    }
+
+    fn reload(&mut self) {
+        let Some(path) = &self.options.config_file else { return };
+        let config = match files::read_config(path) {
+            Ok(config) => config,
+            Err(error) => return error!("not reloaded: {error}"),
+        };
+        let (former, next) = (&self.config.frontend, &config.frontend);
+        if (&former.host, former.port) != (&next.host, next.port) {
+            warn!("frontend.host and frontend.port change with a restart only");
+        }
+        self.connector.set_backend(&config.backend);
+        let settings = config.settings(limits::clients_max(&config), self.options.verbose);
+        self.engine.configure(settings);
+        self.config = config;
+        info!("reloaded {}", path.display());
+    }
+}
+
+/// One read takes at most this: sixteen usual requests, or the head that is refused as too large.
+const READ_BYTES: usize = 16 * 1024;
+const EVENTS_PER_POLL: usize = 1024;
+/// Reads and writes on one stream before the others have their turn.
+const SERVE_BUDGET: u32 = 16;
+/// How often what a turn's work queued is served in the same turn.
+const QUEUE_ROUNDS: u32 = 4;
+/// New connections a turn; those that have come stay in the backlog, which costs nobody anything.
+const ACCEPTS_PER_TURN: u32 = 64;
+
+const LISTENER: Token = Token(usize::MAX);
+const SIGNALS: Token = Token(usize::MAX - 1);
+const RESOLVER: Token = Token(usize::MAX - 2);
+const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);

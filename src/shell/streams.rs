@@ -1,0 +1,77 @@
+//! The streams, at the slots of the engine's connections, and their tokens for the poll.
+
+use mio::Token;
+use mio::net::TcpStream;
+
+use super::stream::Stream;
+use crate::slots::ConnId;
+
+/// Streams under the engine's keys.
+#[derive(Default)]
+pub struct Streams {
+    by_slot: Vec<Option<(u32, Stream<TcpStream>)>>,
+}
+
+impl Streams {
+    /// Keeps a stream. What had the slot before has been removed.
+    pub fn insert(&mut self, id: ConnId, stream: Stream<TcpStream>) {
+        let slot = id.slot as usize;
+        if slot >= self.by_slot.len() {
+            self.by_slot.resize_with(slot + 1, || None);
+        }
+        debug_assert!(self.by_slot[slot].is_none());
+        self.by_slot[slot] = Some((id.generation, stream));
+    }
+
+    /// The stream under `id`, if it is that generation's still.
+    pub fn get_mut(&mut self, id: ConnId) -> Option<&mut Stream<TcpStream>> {
+        match self.by_slot.get_mut(id.slot as usize) {
+            Some(Some((generation, stream))) if *generation == id.generation => Some(stream),
+            _ => None,
+        }
+    }
+
+    /// The stream that a token was made for, if it is still there.
+    pub fn of_token(&mut self, token: Token) -> Option<(ConnId, &mut Stream<TcpStream>)> {
+        let slot = token.0 & HALF_MASK;
+        let (generation, stream) = self.by_slot.get_mut(slot)?.as_mut()?;
+        let id = ConnId { slot: slot as u32, generation: *generation };
+        (token_of(id) == token).then_some((id, stream))
+    }
+
+    /// Gives the stream back, to be dropped, which closes it.
+    pub fn remove(&mut self, id: ConnId) -> Option<Stream<TcpStream>> {
+        self.get_mut(id)?;
+        self.by_slot[id.slot as usize].take().map(|(_, stream)| stream)
+    }
+}
+
+/// Slot and generation in one word. On a machine of 32 bits either has 16 of them.
+pub fn token_of(id: ConnId) -> Token {
+    Token(((id.generation as usize & HALF_MASK) << HALF_BITS) | id.slot as usize)
+}
+
+const HALF_BITS: u32 = usize::BITS / 2;
+const HALF_MASK: usize = (1 << HALF_BITS) - 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mio::net::TcpListener;
+
+    #[test]
+    fn a_token_finds_its_own_stream_only() {
+        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
+        let address = listener.local_addr().expect("its address");
+        let mut connect = || Stream::connecting(TcpStream::connect(address).expect("a socket"));
+        let mut streams = Streams::default();
+        let former = ConnId { slot: 3, generation: 7 };
+        streams.insert(former, connect());
+        assert_eq!(streams.of_token(token_of(former)).map(|found| found.0), Some(former));
+        assert!(streams.remove(former).is_some() && streams.remove(former).is_none());
+        let next = ConnId { slot: 3, generation: 8 };
+        streams.insert(next, connect());
+        assert!(streams.of_token(token_of(former)).is_none());
+        assert!(streams.get_mut(former).is_none() && streams.get_mut(next).is_some());
+    }
+}
