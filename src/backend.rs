@@ -48,6 +48,26 @@ pub enum Failure {
     Garbage,
     /// The answer is larger than it may be.
     TooLarge,
+    /// Its certificate's time is over.
+    CertificateExpired,
+    /// Its certificate's time is still to come.
+    CertificateNotYetValid,
+    /// Its certificate is somebody else's.
+    CertificateName,
+    /// Its certificate is signed by nobody known here.
+    CertificateIssuer,
+    /// Its certificate is wrong in another way.
+    CertificateInvalid,
+    /// It wants a client certificate, or another one.
+    ClientCertificate,
+    /// It refused the handshake without a reason.
+    HandshakeRefused,
+    /// There is no TLS version or cipher suite in common.
+    NoCommonVersion,
+    /// It answered TLS with something else.
+    NotTls,
+    /// TLS failed in another way.
+    Tls,
 }
 
 /// What an input led to.
@@ -100,6 +120,11 @@ impl Fetch {
     /// Does it still wait for its turn?
     pub fn is_queued(&self) -> bool {
         matches!(self.state, State::Queued { .. })
+    }
+
+    /// Is its connection being made?
+    pub fn is_connecting(&self) -> bool {
+        matches!(self.state, State::Connecting { .. })
     }
 
     /// Since when Patroni is being asked.
@@ -263,6 +288,24 @@ impl fmt::Display for Failure {
             Failure::Cut => "Patroni's answer was cut short",
             Failure::Garbage => "Patroni's answer is not HTTP",
             Failure::TooLarge => "Patroni's answer is too large",
+            Failure::CertificateExpired => "Patroni's certificate has expired",
+            Failure::CertificateNotYetValid => "Patroni's certificate is not valid yet",
+            Failure::CertificateName => {
+                "Patroni's certificate bears another name than backend.server-name"
+            }
+            Failure::CertificateIssuer => {
+                "Patroni's certificate is not signed by a CA of backend.cafile"
+            }
+            Failure::CertificateInvalid => "Patroni's certificate is not valid",
+            Failure::ClientCertificate => {
+                "Patroni does not accept the client certificate, or wants one: backend.certfile"
+            }
+            Failure::HandshakeRefused => {
+                "Patroni refused the TLS handshake; perhaps it wants backend.certfile"
+            }
+            Failure::NoCommonVersion => "there is no TLS version in common with Patroni",
+            Failure::NotTls => "Patroni does not speak TLS on this port: backend.scheme",
+            Failure::Tls => "the TLS connection to Patroni failed",
         })
     }
 }

@@ -21,6 +21,8 @@ pub struct Config {
     pub backend: Backend,
     /// What lies between.
     pub cache: Cache,
+    /// What is not wrong, but not what was meant either; to be logged.
+    pub warnings: Vec<String>,
 }
 
 /// `frontend`: the clients' side.
@@ -34,6 +36,39 @@ pub struct Frontend {
     pub log_format: LogFormat,
     /// Most clients at once; `None`: as many as the descriptor limit allows.
     pub connections: Option<usize>,
+    /// `None`: plain HTTP.
+    pub tls: Option<FrontendTls>,
+}
+
+/// TLS as the clients see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrontendTls {
+    /// Our certificate.
+    pub identity: Identity,
+    /// PEM of the CA whose client certificates are required; `None`: none is.
+    pub cafile: Option<String>,
+    /// The least version that is spoken.
+    pub min_version: TlsVersion,
+    /// Names of the cipher suites that may be spoken; empty: all safe ones.
+    pub ciphers: Vec<String>,
+}
+
+/// A certificate and its key, in PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate, and those between it and the CA's.
+    pub certfile: String,
+    /// Its private key.
+    pub keyfile: String,
+}
+
+/// Versions of TLS that may be asked for. What is older than 1.2 is accepted, and means 1.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum TlsVersion {
+    Obsolete,
+    V1_2,
+    V1_3,
 }
 
 /// `backend`: Patroni's side.
@@ -47,6 +82,21 @@ pub struct Backend {
     pub timeout_ms: u64,
     /// Fetches at once.
     pub connections: usize,
+    /// `None`: plain HTTP.
+    pub tls: Option<BackendTls>,
+}
+
+/// TLS as Patroni sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendTls {
+    /// Is its certificate taken as it is?
+    pub insecure: bool,
+    /// PEM of the CA that signed its certificate; `None`: the public roots.
+    pub cafile: Option<String>,
+    /// Our certificate, for `verify_client`.
+    pub identity: Option<Identity>,
+    /// The name or address its certificate must bear.
+    pub server_name: String,
 }
 
 /// `cache`: what lies between.
@@ -74,27 +124,20 @@ impl Config {
     pub fn from_yaml(text: &str) -> Result<Config, ConfigError> {
         let raw: Option<RawConfig> = serde_yaml::from_str(text)?;
         let raw = raw.unwrap_or_default();
+        let mut warnings = Vec::new();
         let frontend = raw.frontend.unwrap_or_default();
-        let backend = raw.backend.unwrap_or_default();
+        let frontend = frontend.checked(&mut warnings);
+        let backend = raw.backend.unwrap_or_default().checked(&mut warnings);
         let cache = raw.cache.unwrap_or_default();
         Ok(Config {
-            frontend: Frontend {
-                host: frontend.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
-                port: frontend.port.map_or(80, |port| port.0 as u16),
-                log_format: frontend.logformat.map_or_else(default_log_format, |format| format.0),
-                connections: frontend.connections.map(|count| count.0 as usize),
-            },
-            backend: Backend {
-                host: backend.host.map_or(LOCALHOST.to_owned(), |host| host.0),
-                port: backend.port.map_or(8008, |port| port.0 as u16),
-                timeout_ms: backend.timeout.map_or(3_000, |seconds| seconds.0),
-                connections: backend.connections.map_or(3, |count| count.0 as usize),
-            },
+            frontend: frontend.map_err(|wrong| wrong.at_line_in(text))?,
+            backend: backend.map_err(|wrong| wrong.at_line_in(text))?,
             cache: Cache {
                 ttl_ms: cache.ttl.map_or(1_000, |seconds| seconds.0),
                 interval_ms: cache.interval.map_or(250, |seconds| seconds.0),
                 entries: cache.entries.map_or(64, |count| count.0 as usize),
             },
+            warnings,
         })
     }
 
@@ -117,6 +160,46 @@ impl Backend {
     pub fn authority(&self) -> String {
         let Backend { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+/// A value that is wrong in the light of others, or of the file it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongValue {
+    /// `frontend` and the like.
+    pub section: &'static str,
+    /// The key within it.
+    pub key: &'static str,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl WrongValue {
+    fn new(section: &'static str, key: &'static str, message: &str) -> WrongValue {
+        WrongValue { section, key, message: message.to_owned() }
+    }
+
+    /// The error, with the line of the key in the configuration's text.
+    pub fn at_line_in(self, text: &str) -> ConfigError {
+        let WrongValue { section, key, message } = self;
+        let is_key = |line: &&str, name: &str| {
+            let rest = line.trim_start().strip_prefix(name);
+            rest.is_some_and(|rest| rest.trim_start().starts_with(':'))
+        };
+        let lines: Vec<&str> = text.lines().collect();
+        let begin = lines.iter().position(|line| is_key(line, section));
+        let begin = begin.unwrap_or(lines.len());
+        let offset = lines[begin..].iter().position(|line| is_key(line, key));
+        // in `{ … }` on one line, the section's line is the key's
+        let line = offset.map_or(begin, |offset| begin + offset) + 1;
+        let line = (line <= lines.len()).then_some(line);
+        ConfigError { line, message: format!("{section}.{key}: {message}") }
+    }
+}
+
+impl fmt::Display for WrongValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}: {}", self.section, self.key, self.message)
     }
 }
 
@@ -158,16 +241,11 @@ struct RawFrontend {
     port: Option<Count<0, 65_535>>,
     logformat: Option<Format>,
     connections: Option<Count<1, 1_000_000>>,
-    #[serde(rename = "certfile")]
-    _certfile: NotYet,
-    #[serde(rename = "keyfile")]
-    _keyfile: NotYet,
-    #[serde(rename = "cafile")]
-    _cafile: NotYet,
-    #[serde(rename = "tls-min-version")]
-    _tls_min_version: NotYet,
-    #[serde(rename = "tls-ciphers")]
-    _tls_ciphers: NotYet,
+    certfile: Option<FileName>,
+    keyfile: Option<FileName>,
+    cafile: Option<FileName>,
+    tls_min_version: Option<TlsVersion>,
+    tls_ciphers: Option<Vec<String>>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -175,20 +253,14 @@ struct RawFrontend {
 struct RawBackend {
     host: Option<Host>,
     port: Option<Count<1, 65_535>>,
-    #[serde(rename = "scheme")]
-    _scheme: Option<Scheme>,
+    scheme: Option<Scheme>,
     timeout: Option<Seconds<100, 600_000>>,
     connections: Option<Count<1, 1_000>>,
-    #[serde(rename = "insecure")]
-    _insecure: Option<Flag>,
-    #[serde(rename = "cafile")]
-    _cafile: NotYet,
-    #[serde(rename = "certfile")]
-    _certfile: NotYet,
-    #[serde(rename = "keyfile")]
-    _keyfile: NotYet,
-    #[serde(rename = "server-name")]
-    _server_name: NotYet,
+    insecure: Option<Flag>,
+    cafile: Option<FileName>,
+    certfile: Option<FileName>,
+    keyfile: Option<FileName>,
+    server_name: Option<Host>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -210,6 +282,80 @@ struct RawAdmin {
     _port: NotYet,
 }
 
+impl RawFrontend {
+    fn checked(self, warnings: &mut Vec<String>) -> Result<Frontend, WrongValue> {
+        let ciphers = self.tls_ciphers.unwrap_or_default();
+        let given = [(self.tls_min_version.is_some(), "tls-min-version")];
+        let given = given.into_iter().chain([(!ciphers.is_empty(), "tls-ciphers")]);
+        let given: Vec<&str> = given.filter(|(is, _)| *is).map(|(_, key)| key).collect();
+        let identity = identity("frontend", self.certfile, self.keyfile)?;
+        let cafile = self.cafile.and_then(|name| name.0);
+        if identity.is_none() {
+            if cafile.is_some() {
+                let message = "client certificates need TLS: certfile and keyfile";
+                return Err(WrongValue::new("frontend", "cafile", message));
+            }
+            for key in given {
+                warnings.push(format!("frontend.{key} has no effect without certfile"));
+            }
+        } else if self.tls_min_version == Some(TlsVersion::Obsolete) {
+            warnings.push("frontend.tls-min-version: TLSv1.2 is the least that is spoken".into());
+        }
+        let min_version = self.tls_min_version.unwrap_or(TlsVersion::V1_2);
+        let tls = identity.map(|identity| FrontendTls { identity, cafile, min_version, ciphers });
+        Ok(Frontend {
+            host: self.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
+            port: self.port.map_or(80, |port| port.0 as u16),
+            log_format: self.logformat.map_or_else(default_log_format, |format| format.0),
+            connections: self.connections.map(|count| count.0 as usize),
+            tls,
+        })
+    }
+}
+
+impl RawBackend {
+    fn checked(self, warnings: &mut Vec<String>) -> Result<Backend, WrongValue> {
+        let host = self.host.map_or(LOCALHOST.to_owned(), |host| host.0);
+        let identity = identity("backend", self.certfile, self.keyfile)?;
+        let insecure = self.insecure.is_some_and(|flag| flag.0);
+        let cafile = self.cafile.and_then(|name| name.0);
+        let server_name = self.server_name.map_or(host.clone(), |name| name.0);
+        let tls = if self.scheme == Some(Scheme::Https) {
+            if insecure {
+                warnings.push("backend.insecure: Patroni's certificate is not checked".into());
+            }
+            Some(BackendTls { insecure, cafile, identity, server_name })
+        } else {
+            if cafile.is_some() || identity.is_some() {
+                warnings.push("backend's certificates have no effect with scheme http".into());
+            }
+            None
+        };
+        Ok(Backend {
+            host,
+            port: self.port.map_or(8008, |port| port.0 as u16),
+            timeout_ms: self.timeout.map_or(3_000, |seconds| seconds.0),
+            connections: self.connections.map_or(3, |count| count.0 as usize),
+            tls,
+        })
+    }
+}
+
+/// Both files, or none.
+fn identity(
+    section: &'static str,
+    certfile: Option<FileName>,
+    keyfile: Option<FileName>,
+) -> Result<Option<Identity>, WrongValue> {
+    let (certfile, keyfile) = (certfile.and_then(|name| name.0), keyfile.and_then(|name| name.0));
+    match (certfile, keyfile) {
+        (Some(certfile), Some(keyfile)) => Ok(Some(Identity { certfile, keyfile })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(WrongValue::new(section, "certfile", "keyfile is missing")),
+        (None, Some(_)) => Err(WrongValue::new(section, "keyfile", "certfile is missing")),
+    }
+}
+
 /// A name or an address.
 struct Host(String);
 
@@ -222,11 +368,18 @@ struct Count<const MIN: u64, const MAX: u64>(u64);
 /// Seconds, `1` or `0.25`, kept as milliseconds within a range.
 struct Seconds<const MIN_MS: u64, const MAX_MS: u64>(u64);
 
-/// A boolean, not available yet when it is true.
-struct Flag;
+/// A boolean.
+struct Flag(bool);
 
 /// How Patroni is spoken to.
-struct Scheme;
+#[derive(PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
+}
+
+/// A file's name; `None`: an empty one, which means the same as none.
+struct FileName(Option<String>);
 
 /// The line per request.
 struct Format(LogFormat);
@@ -317,15 +470,36 @@ impl FromScalar for bool {
 
 impl FromScalar for Flag {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        if bool::from_scalar(scalar)? { Err(NOT_YET.to_owned()) } else { Ok(Flag) }
+        bool::from_scalar(scalar).map(Flag)
+    }
+}
+
+impl FromScalar for FileName {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text("") => Ok(FileName(None)),
+            Scalar::Text(name) => Ok(FileName(Some(name.to_owned()))),
+            other => Err(format!("{other} is not a file's name")),
+        }
+    }
+}
+
+impl FromScalar for TlsVersion {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text("SSLv3.0" | "TLSv1.0" | "TLSv1.1") => Ok(TlsVersion::Obsolete),
+            Scalar::Text("TLSv1.2") => Ok(TlsVersion::V1_2),
+            Scalar::Text("TLSv1.3") => Ok(TlsVersion::V1_3),
+            other => Err(format!("{other} is not TLSv1.2 or TLSv1.3 or an older one's name")),
+        }
     }
 }
 
 impl FromScalar for Scheme {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
-            Scalar::Text("http") => Ok(Scheme),
-            Scalar::Text("https") => Err(NOT_YET.to_owned()),
+            Scalar::Text("http") => Ok(Scheme::Http),
+            Scalar::Text("https") => Ok(Scheme::Https),
             other => Err(format!("{other} is neither http nor https")),
         }
     }
@@ -415,7 +589,7 @@ macro_rules! deserialize_from_scalar {
     )* };
 }
 
-deserialize_from_scalar!(Host, ListenHost, Flag, Scheme, Format, NotYet);
+deserialize_from_scalar!(Host, ListenHost, FileName, Flag, Scheme, TlsVersion, Format, NotYet);
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -470,6 +644,23 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_on_with_a_certificate_or_https() {
+        let text = "frontend: {certfile: c, keyfile: k, cafile: a, tls-ciphers: [X], tls-min-version: TLSv1.1}";
+        let tls = config(text).frontend.tls.expect("TLS");
+        assert_eq!((tls.min_version, tls.cafile.as_deref()), (TlsVersion::Obsolete, Some("a")));
+        assert_eq!((tls.identity.certfile.as_str(), tls.ciphers), ("c", vec!["X".to_owned()]));
+        assert_eq!(config(text).warnings.len(), 1);
+        let tls = config("backend: {scheme: https, host: h}").backend.tls.expect("TLS");
+        assert_eq!((tls.insecure, tls.server_name.as_str(), tls.identity), (false, "h", None));
+        let text = "backend: {scheme: https, insecure: Yes, server-name: n}";
+        assert!(config(text).backend.tls.is_some_and(|tls| tls.insecure && tls.server_name == "n"));
+        assert_eq!(config(text).warnings.len(), 1);
+        for text in ["frontend: {tls-ciphers: [X]}", "backend: {cafile: x, scheme: http}"] {
+            assert_eq!(config(text).warnings.len(), 1, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line_and_key() {
         #[rustfmt::skip]
         let table = [
@@ -492,6 +683,12 @@ mod tests {
             ("cache:\n  ttl: .nan", 2, "cache.ttl: NaN is not"),
             ("cache:\n  ttl: 1\n  ttl: 2", 2, "cache: duplicate field `ttl`"),
             ("cache:\n  ttl: \"one\"", 2, "cache.ttl: \"one\" is not"),
+            ("frontend:\n  port: 1\n  certfile: x", 3, "frontend.certfile: keyfile is missing"),
+            ("backend:\n  keyfile: x", 2, "backend.keyfile: certfile is missing"),
+            ("frontend: {keyfile: x}", 1, "frontend.keyfile: certfile is missing"),
+            ("frontend:\n  cafile: x", 2, "frontend.cafile: client certificates need TLS"),
+            ("frontend:\n  tls-min-version: TLSv9", 2, "frontend.tls-min-version: \"TLSv9\" is not"),
+            ("frontend:\n  certfile: 1", 2, "frontend.certfile: 1 is not a file's name"),
             ("cache: 1", 1, "cache: invalid type"),
             ("frontend: }", 1, "did not find expected"),
         ];
@@ -506,17 +703,6 @@ mod tests {
     #[test]
     fn what_is_not_there_yet_is_refused_never_ignored() {
         let table = [
-            "frontend: {certfile: x}",
-            "frontend: {keyfile: x}",
-            "frontend: {cafile: x}",
-            "frontend: {tls-min-version: TLSv1.2}",
-            "frontend: {tls-ciphers: [x]}",
-            "backend: {scheme: https}",
-            "backend: {insecure: on}",
-            "backend: {cafile: x}",
-            "backend: {certfile: x}",
-            "backend: {keyfile: x}",
-            "backend: {server-name: x}",
             "cache: {grace: 10}",
             "admin: {host: x}",
             "admin: {port: 1}",

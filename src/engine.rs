@@ -321,6 +321,20 @@ impl Engine {
         }
     }
 
+    /// Is it a connection to Patroni?
+    pub fn is_fetch(&self, id: ConnId) -> bool {
+        let connection = self.connections.get(id);
+        matches!(connection, Some(Connection { peer: Peer::Patroni(_), .. }))
+    }
+
+    /// Is it a connection to Patroni that is not [connected](Engine::connected) yet?
+    pub fn is_connecting(&self, id: ConnId) -> bool {
+        match self.connections.get(id) {
+            Some(Connection { peer: Peer::Patroni(fetch), .. }) => fetch.is_connecting(),
+            _ => false,
+        }
+    }
+
     /// When to call [`Engine::tick`] next, if nothing happens before. Asked once, at the end of
     /// a turn.
     pub fn next_deadline(&mut self) -> Option<Time> {

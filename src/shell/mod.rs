@@ -15,6 +15,7 @@ mod resolver;
 mod signals;
 mod stream;
 mod streams;
+pub mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,11 +31,13 @@ use self::connector::{Connector, Progress};
 use self::listener::{Accepted, Listener};
 use self::resolver::Resolver;
 use self::signals::{Event as SignalEvent, Signals};
-use self::stream::{ReadOutcome, Stream, WriteOutcome};
+use self::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
 use self::streams::{Streams, token_of};
+use self::tls::{Session, Tls};
 use crate::backend::Failure;
 use crate::config::Config;
 use crate::engine::{Action, Engine, no_room};
+use crate::journal::Repeats;
 use crate::slots::ConnId;
 use crate::wheel::Now;
 
@@ -52,8 +55,9 @@ pub struct Daemon {
     streams: Streams,
     /// Streams to serve in this turn or, if their budget ran out, in the next.
     queue: Vec<ConnId>,
-    /// What every read goes into; the loop owns the only buffer of this size.
-    scratch: Box<[u8]>,
+    tls: Tls,
+    buffers: Buffers,
+    tls_failures: Repeats,
 }
 
 /// What the command line says.
@@ -71,6 +75,13 @@ impl Daemon {
     /// Listens, so that clients can connect; answers nothing before [`Daemon::run`]. The error
     /// says what could not be done.
     pub fn new(config: Config, options: Options) -> Result<Daemon, String> {
+        let tls = Tls::read(&config).map_err(|wrong| wrong.to_string())?;
+        Daemon::with_tls(config, tls, options)
+    }
+
+    /// As [`Daemon::new`], with certificates that were read before.
+    pub fn with_tls(config: Config, tls: Tls, options: Options) -> Result<Daemon, String> {
+        config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
         let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
         let clients_max = limits::clients_max(&config);
         let settings = config.settings(clients_max, options.verbose);
@@ -92,7 +103,9 @@ impl Daemon {
             clock: Clock::new(),
             streams: Streams::default(),
             queue: Vec::new(),
-            scratch: vec![0; READ_BYTES].into(),
+            tls,
+            buffers: Buffers::new(),
+            tls_failures: Repeats::default(),
             config,
             options,
             poll,
@@ -197,7 +210,7 @@ impl Daemon {
             self.continue_connecting(now, id);
         }
         for _ in 0..SERVE_BUDGET {
-            let progress = self.read(now, id) | self.write(now, id);
+            let progress = self.read(now, id) | self.write(now, id) | self.shake_hands(id);
             if !progress {
                 return self.rest(now, id);
             }
@@ -207,13 +220,15 @@ impl Daemon {
 
     fn read(&mut self, now: Now, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
-        if !stream.is_readable() || !self.engine.wants_read(id) {
+        let wanted = stream.is_handshaking() || self.engine.wants_read(id);
+        if !wanted || !stream.is_readable() || stream.is_connecting() {
             return false;
         }
-        match stream.read(&mut self.scratch) {
-            ReadOutcome::Data(count) => self.engine.receive(now, id, &self.scratch[..count]),
+        match stream.read(&mut self.buffers) {
+            ReadOutcome::Data(bytes) => self.engine.receive(now, id, bytes),
+            ReadOutcome::Progress => {}
             ReadOutcome::Eof => self.engine.eof(now, id),
-            ReadOutcome::Broken => self.engine.broken(now, id, Failure::Reset),
+            ReadOutcome::Broken(why) => self.broken(now, id, &why),
             ReadOutcome::Blocked => return false,
         }
         self.act(now);
@@ -223,23 +238,37 @@ impl Daemon {
     fn write(&mut self, now: Now, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
         let output = self.engine.output(id);
-        if output.is_empty() || !stream.is_writable() {
+        let wanted = !output.is_empty() || stream.has_outgoing();
+        if !wanted || !stream.is_writable() || stream.is_connecting() {
             return false;
         }
         match stream.write(output) {
+            WriteOutcome::Sent(0) => {}
             WriteOutcome::Sent(count) => self.engine.sent(now, id, count),
-            WriteOutcome::Broken => self.engine.broken(now, id, Failure::Reset),
+            WriteOutcome::Broken(why) => self.broken(now, id, &why),
             WriteOutcome::Blocked => return false,
         }
         self.act(now);
         true
     }
 
+    fn broken(&mut self, now: Now, id: ConnId, why: &Broken) {
+        if let (Broken::Tls(error), Some(stream)) = (why, self.streams.get_mut(id)) {
+            let address = stream.peer().filter(|_| !self.engine.is_fetch(id));
+            if let (Some(address), Some(times)) = (address, self.tls_failures.note(now.time)) {
+                info!("no TLS with {address}: {error} ({times} times)");
+            }
+        }
+        self.engine.broken(now, id, why.failure());
+    }
+
     /// A stream that has nothing to do waits for its events; only now does the poll have to know
     /// it. Who is answered and closed at once never gets here.
     fn rest(&mut self, now: Now, id: ConnId) {
-        let waits = self.engine.wants_read(id) || !self.engine.output(id).is_empty();
         let Some(stream) = self.streams.get_mut(id) else { return };
+        let waits_for_tls = stream.is_handshaking() || stream.has_outgoing();
+        let waits = self.engine.wants_read(id) || !self.engine.output(id).is_empty();
+        let waits = waits || waits_for_tls;
         if waits && stream.register(self.poll.registry(), token_of(id)).is_err() {
             self.engine.broken(now, id, Failure::NoDescriptor);
             self.act(now);
@@ -267,7 +296,8 @@ impl Daemon {
     }
 
     fn close(&mut self, id: ConnId) {
-        let stream = self.streams.remove(id);
+        let mut stream = self.streams.remove(id);
+        stream.iter_mut().for_each(Stream::say_goodbye);
         if stream.is_none_or(|stream| stream.is_connecting()) {
             // it never answered: the next fetch begins with the next address
             self.connector.give_up(id);
@@ -290,7 +320,11 @@ impl Daemon {
     }
 
     fn await_connection(&mut self, now: Now, id: ConnId, socket: TcpStream) {
-        let mut stream = Stream::connecting(socket);
+        let session = self.tls.client.as_ref().map(Session::client).transpose();
+        let mut stream = match session {
+            Ok(session) => Stream::connecting(socket, session),
+            Err(error) => return self.connect_failed(now, id, error.failure),
+        };
         let registered = stream.register(self.poll.registry(), token_of(id));
         self.streams.insert(id, stream);
         if registered.is_err() {
@@ -303,15 +337,22 @@ impl Daemon {
         let Some(stream) = self.streams.get_mut(id) else { return };
         match stream.connect_outcome() {
             None => {}
-            Some(Ok(())) => {
-                self.connector.made(id);
-                self.engine.connected(id);
-            }
+            Some(Ok(())) => self.connector.made(id),
             Some(Err(why)) => {
                 self.streams.remove(id);
                 let progress = self.connector.try_next(id, why);
                 self.go_on(now, id, progress);
             }
+        }
+    }
+
+    /// A connection to Patroni stands when TLS does, if it is spoken.
+    fn shake_hands(&mut self, id: ConnId) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else { return false };
+        let stands = !stream.is_connecting() && !stream.is_handshaking();
+        stands && self.engine.is_connecting(id) && {
+            self.engine.connected(id);
+            true
         }
     }
 
@@ -333,7 +374,9 @@ impl Daemon {
     // ---- the clients' side
 
     fn accept(&mut self, now: Now) {
-        for _ in 0..ACCEPTS_PER_TURN {
+        // a flood of handshakes, which cost a hundred times a request, must not starve the others
+        let most = if self.tls.server.is_some() { ACCEPTS_PER_TURN_TLS } else { ACCEPTS_PER_TURN };
+        for _ in 0..most {
             let Some(listener) = &mut self.listener else { return };
             match listener.accept(now.time) {
                 Accepted::Client(socket) => self.welcome(now, socket),
@@ -348,11 +391,16 @@ impl Daemon {
 
     /// A client's request is mostly there already, so it is read before any poll.
     fn welcome(&mut self, now: Now, socket: TcpStream) {
+        let session = match self.tls.server.as_ref().map(Session::server).transpose() {
+            Ok(session) => session,
+            Err(error) => return warn!("no TLS: {error}"),
+        };
+        let stream = Stream::accepted(socket, session);
         let Some(id) = self.engine.accept(now) else {
-            return Stream::accepted(socket).turn_away(&no_room(now), &mut self.scratch);
+            return stream.turn_away(&no_room(now), &mut self.buffers);
         };
         self.act(now);
-        self.streams.insert(id, Stream::accepted(socket));
+        self.streams.insert(id, stream);
         self.serve(now, id);
     }
 
@@ -380,8 +428,8 @@ impl Daemon {
 
     fn reload(&mut self) {
         let Some(path) = &self.options.config_file else { return };
-        let config = match files::read_config(path) {
-            Ok(config) => config,
+        let (config, tls) = match files::read_config(path) {
+            Ok(read) => read,
             Err(error) => return error!("not reloaded: {error}"),
         };
         let (former, next) = (&self.config.frontend, &config.frontend);
@@ -391,13 +439,12 @@ impl Daemon {
         self.connector.set_backend(&config.backend);
         let settings = config.settings(limits::clients_max(&config), self.options.verbose);
         self.engine.configure(settings);
-        self.config = config;
+        config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
+        (self.config, self.tls) = (config, tls);
         info!("reloaded {}", path.display());
     }
 }
 
-/// One read takes at most this: sixteen usual requests, or the head that is refused as too large.
-const READ_BYTES: usize = 16 * 1024;
 const EVENTS_PER_POLL: usize = 1024;
 /// Reads and writes on one stream before the others have their turn.
 const SERVE_BUDGET: u32 = 16;
@@ -405,6 +452,8 @@ const SERVE_BUDGET: u32 = 16;
 const QUEUE_ROUNDS: u32 = 4;
 /// New connections a turn; those that have come stay in the backlog, which costs nobody anything.
 const ACCEPTS_PER_TURN: u32 = 64;
+/// The same where each means a handshake: four take a millisecond with ECDSA, four with RSA.
+const ACCEPTS_PER_TURN_TLS: u32 = 4;
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);

@@ -1,4 +1,4 @@
-//! One socket and what is known of its readiness: two bits, cleared only when it blocks.
+//! One socket, its TLS if it has any, and two bits: may a read, may a write be worth a try?
 //!
 //! Readiness is edge-triggered: an event says that something changed, once. So the bits remember
 //! it until the socket itself says WouldBlock, and the poll is told of a socket once, for both
@@ -13,122 +13,222 @@ use mio::net::TcpStream;
 use mio::{Registry, Token};
 
 use super::BOTH;
+use super::tls::{Session, TlsError};
 use crate::backend::Failure;
 
-/// A socket with its readiness.
+/// A connection: bytes as the engine knows them on one side, a socket on the other.
 pub struct Stream<S> {
-    socket: S,
-    readable: bool,
-    writable: bool,
-    /// The poll said that the peer has closed its half: a hint, true after all data is read.
-    read_closed: bool,
+    socket: Socket<S>,
+    /// `None`: plain.
+    tls: Option<Box<Secured>>,
     registered: bool,
     connecting: bool,
     queued: bool,
 }
 
+/// What the loop lends to every read and write, so that no stream owns buffers of its own.
+pub struct Buffers {
+    /// What was read, as it came.
+    wire: Box<[u8]>,
+    /// What was read, decrypted.
+    plain: Vec<u8>,
+}
+
 /// What a read came to.
 #[derive(Debug, PartialEq, Eq)]
-pub enum ReadOutcome {
-    /// So many bytes, at least one.
-    Data(usize),
+pub enum ReadOutcome<'a> {
+    /// At least one byte.
+    Data(&'a [u8]),
+    /// TLS went on, but nothing for the engine was in it.
+    Progress,
     /// The peer has closed its half.
     Eof,
     /// There is nothing now.
     Blocked,
-    /// RST, or another error.
-    Broken,
+    /// It is over.
+    Broken(Broken),
 }
 
 /// What a write came to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// So many bytes were taken.
+    /// So many bytes were taken, of the engine's or of TLS' own, which count as none.
     Sent(usize),
     /// The socket takes none now.
     Blocked,
+    /// It is over.
+    Broken(Broken),
+}
+
+/// Why a connection is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broken {
     /// RST, or another error.
-    Broken,
+    Io,
+    /// The peer's end came without close_notify: what was said may be cut.
+    Cut,
+    /// TLS failed.
+    Tls(TlsError),
+}
+
+/// The socket with its readiness.
+struct Socket<S> {
+    inner: S,
+    readable: bool,
+    writable: bool,
+    /// The poll said that the peer has closed its half: a hint, true after all data is read.
+    read_closed: bool,
+}
+
+struct Secured {
+    session: Session,
+    /// Bytes of the engine's that are encrypted, but which the socket has not taken whole. They
+    /// count as sent only then, so that nothing is closed before.
+    encrypted_bytes: usize,
+    /// TLS failed behind bytes that were whole, which come first.
+    failed: Option<TlsError>,
 }
 
 impl<S: Read + Write> Stream<S> {
     /// A connection that stands. Nothing is known of it, so both directions are worth a try.
-    pub fn accepted(socket: S) -> Self {
-        Stream {
-            socket,
-            readable: true,
-            writable: true,
-            read_closed: false,
-            registered: false,
-            connecting: false,
-            queued: false,
-        }
+    pub fn accepted(socket: S, tls: Option<Session>) -> Self {
+        let secured = tls.map(|session| Box::new(Secured::new(session)));
+        let socket = Socket { inner: socket, readable: true, writable: true, read_closed: false };
+        Stream { socket, tls: secured, registered: false, connecting: false, queued: false }
     }
 
-    /// A connection that is being made.
-    pub fn connecting(socket: S) -> Self {
-        let stream = Stream::accepted(socket);
-        Stream { readable: false, writable: false, connecting: true, ..stream }
+    /// A connection that is being made, and whose first handshake records are ready.
+    pub fn connecting(socket: S, tls: Option<Session>) -> Self {
+        let mut stream = Stream::accepted(socket, tls);
+        (stream.socket.readable, stream.socket.writable) = (false, false);
+        Stream { connecting: true, ..stream }
     }
 
     /// Reads once.
-    pub fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
-        loop {
-            match self.socket.read(buffer) {
-                Ok(0) => {
-                    self.readable = false;
-                    return ReadOutcome::Eof;
+    pub fn read<'a>(&mut self, buffers: &'a mut Buffers) -> ReadOutcome<'a> {
+        let Some(secured) = &mut self.tls else {
+            return match self.socket.read(&mut buffers.wire) {
+                Ok(Some(0)) => ReadOutcome::Eof,
+                Ok(Some(count)) => ReadOutcome::Data(&buffers.wire[..count]),
+                Ok(None) => ReadOutcome::Blocked,
+                Err(_) => ReadOutcome::Broken(Broken::Io),
+            };
+        };
+        if secured.session.peer_closed() {
+            return ReadOutcome::Eof;
+        }
+        if let Some(error) = secured.failed.take() {
+            return ReadOutcome::Broken(Broken::Tls(error));
+        }
+        match self.socket.read(&mut buffers.wire) {
+            Ok(Some(0)) => ReadOutcome::Broken(Broken::Cut),
+            Ok(Some(count)) => {
+                buffers.plain.clear();
+                let records = &mut buffers.wire[..count];
+                match secured.session.receive(records, &mut buffers.plain) {
+                    outcome if !buffers.plain.is_empty() => {
+                        secured.failed = outcome.err();
+                        ReadOutcome::Data(&buffers.plain)
+                    }
+                    Ok(()) if secured.session.peer_closed() => ReadOutcome::Eof,
+                    Ok(()) => ReadOutcome::Progress,
+                    Err(error) => ReadOutcome::Broken(Broken::Tls(error)),
                 }
-                Ok(count) => {
-                    self.readable = count == buffer.len() || self.read_closed;
-                    return ReadOutcome::Data(count);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.readable = false;
-                    return ReadOutcome::Blocked;
-                }
-                Err(_) => return ReadOutcome::Broken,
             }
+            Ok(None) => ReadOutcome::Blocked,
+            Err(_) => ReadOutcome::Broken(Broken::Io),
         }
     }
 
-    /// Writes once.
+    /// Writes once: `bytes`, or what TLS has to say itself.
     pub fn write(&mut self, bytes: &[u8]) -> WriteOutcome {
-        loop {
-            match self.socket.write(bytes) {
-                Ok(0) => return WriteOutcome::Broken,
-                Ok(count) => return WriteOutcome::Sent(count),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.writable = false;
-                    return WriteOutcome::Blocked;
-                }
-                Err(_) => return WriteOutcome::Broken,
+        let Some(secured) = &mut self.tls else {
+            return match self.socket.write(bytes) {
+                Ok(Some(count)) => WriteOutcome::Sent(count),
+                Ok(None) => WriteOutcome::Blocked,
+                Err(_) => WriteOutcome::Broken(Broken::Io),
+            };
+        };
+        let session = &mut secured.session;
+        if secured.encrypted_bytes == 0 && !bytes.is_empty() && !session.is_handshaking() {
+            let count = bytes.len().min(PLAIN_BYTES_PER_WRITE);
+            if let Err(error) = session.encrypt(&bytes[..count]) {
+                return WriteOutcome::Broken(Broken::Tls(error));
             }
+            secured.encrypted_bytes = count;
+        }
+        let mut records = session.take_outgoing();
+        if records.is_empty() {
+            return WriteOutcome::Blocked;
+        }
+        match self.socket.write(&records) {
+            Ok(Some(count)) if count == records.len() => {
+                WriteOutcome::Sent(std::mem::take(&mut secured.encrypted_bytes))
+            }
+            Ok(Some(count)) => {
+                records.drain(..count);
+                session.unsent(records);
+                WriteOutcome::Sent(0)
+            }
+            Ok(None) => {
+                session.unsent(records);
+                WriteOutcome::Blocked
+            }
+            Err(_) => WriteOutcome::Broken(Broken::Io),
         }
     }
 
     /// Takes note of an event; an error shows at the next read or write.
     pub fn mark(&mut self, event: &Event) {
-        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
-        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
-        self.read_closed |= event.is_read_closed() || event.is_error();
+        let socket = &mut self.socket;
+        socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        socket.read_closed |= event.is_read_closed() || event.is_error();
+    }
+
+    /// Says the last words, close_notify or an alert, as far as that goes without waiting.
+    pub fn say_goodbye(&mut self) {
+        if let Some(secured) = &mut self.tls {
+            secured.session.close_notify();
+            let records = secured.session.take_outgoing();
+            if !records.is_empty() {
+                let _ = self.socket.write(&records);
+            }
+        }
+    }
+
+    /// Says why and hangs up, as far as that goes without waiting. Over TLS there is nobody to
+    /// say it to yet.
+    pub fn turn_away(mut self, response: &[u8], buffers: &mut Buffers) {
+        if self.tls.is_none() {
+            let _ = self.read(buffers);
+            let _ = self.write(response);
+        }
     }
 
     /// Is a read worth a try?
     pub fn is_readable(&self) -> bool {
-        self.readable
+        self.socket.readable || self.tls.as_ref().is_some_and(|secured| secured.has_ended())
     }
 
     /// Is a write worth a try?
     pub fn is_writable(&self) -> bool {
-        self.writable
+        self.socket.writable
     }
 
     /// Is the connection still being made?
     pub fn is_connecting(&self) -> bool {
         self.connecting
+    }
+
+    /// Does TLS' handshake go on? Then it is read from whether the engine wants it or not.
+    pub fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|secured| secured.session.is_handshaking())
+    }
+
+    /// Has TLS something to send of its own?
+    pub fn has_outgoing(&self) -> bool {
+        self.tls.as_ref().is_some_and(|secured| secured.session.has_outgoing())
     }
 
     /// True unless it is in the loop's queue already; then it counts as being there.
@@ -146,7 +246,7 @@ impl<S: Read + Write + Source> Stream<S> {
     /// Tells the poll of the socket, once.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         if !self.registered {
-            registry.register(&mut self.socket, token, BOTH)?;
+            registry.register(&mut self.socket.inner, token, BOTH)?;
             self.registered = true;
         }
         Ok(())
@@ -156,10 +256,11 @@ impl<S: Read + Write + Source> Stream<S> {
 impl Stream<TcpStream> {
     /// Has a connect come to an end? Writable alone does not mean connected.
     pub fn connect_outcome(&mut self) -> Option<Result<(), Failure>> {
-        if let Ok(Some(error)) | Err(error) = self.socket.take_error() {
+        let socket = &self.socket.inner;
+        if let Ok(Some(error)) | Err(error) = socket.take_error() {
             return Some(Err(connect_failure(&error)));
         }
-        match self.socket.peer_addr() {
+        match socket.peer_addr() {
             Ok(_) => {
                 self.connecting = false;
                 Some(Ok(()))
@@ -171,19 +272,80 @@ impl Stream<TcpStream> {
 
     /// All is sent: the peer sees the end, but can still send what is on its way.
     pub fn finish(&mut self) {
+        self.say_goodbye();
         // fails when the peer is gone, which the next read shows
-        let _ = self.socket.shutdown(Shutdown::Write);
-    }
-
-    /// Says why and hangs up, as far as that goes without waiting.
-    pub fn turn_away(mut self, response: &[u8], scratch: &mut [u8]) {
-        let _ = self.read(scratch);
-        let _ = self.write(response);
+        let _ = self.socket.inner.shutdown(Shutdown::Write);
     }
 
     /// The peer's address; `None` once the connection has gone.
     pub fn peer(&self) -> Option<IpAddr> {
-        self.socket.peer_addr().ok().map(|address| address.ip().to_canonical())
+        self.socket.inner.peer_addr().ok().map(|address| address.ip().to_canonical())
+    }
+}
+
+impl Secured {
+    fn new(session: Session) -> Self {
+        Secured { session, encrypted_bytes: 0, failed: None }
+    }
+
+    /// Is the end of it known, without another read of the socket?
+    fn has_ended(&self) -> bool {
+        self.session.peer_closed() || self.failed.is_some()
+    }
+}
+
+impl<S: Read + Write> Socket<S> {
+    /// `Ok(None)`: it would block.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match self.inner.read(buffer) {
+                Ok(count) => {
+                    let more = count == buffer.len() || self.read_closed;
+                    self.readable = count > 0 && more;
+                    return Ok(Some(count));
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// `Ok(None)`: it would block.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        loop {
+            match self.inner.write(bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => return Ok(Some(count)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.writable = false;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Buffers {
+    /// Buffers for one loop.
+    pub fn new() -> Self {
+        Buffers { wire: vec![0; READ_BYTES].into(), plain: Vec::new() }
+    }
+}
+
+impl Broken {
+    /// As a fetch tells it.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Broken::Io => Failure::Reset,
+            Broken::Cut => Failure::Cut,
+            Broken::Tls(error) => error.failure,
+        }
     }
 }
 
@@ -197,6 +359,11 @@ pub fn connect_failure(error: &io::Error) -> Failure {
         _ => Failure::Unreachable,
     }
 }
+
+/// One read takes at most this: sixteen usual requests, or the head that is refused as too large.
+const READ_BYTES: usize = 16 * 1024;
+/// One TLS record's worth (RFC 8446, section 5.1).
+const PLAIN_BYTES_PER_WRITE: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -223,7 +390,7 @@ mod tests {
     }
 
     fn stream(script: impl IntoIterator<Item = io::Result<usize>>) -> Stream<Script> {
-        Stream::accepted(Script(script.into_iter().collect()))
+        Stream::accepted(Script(script.into_iter().collect()), None)
     }
 
     fn error(kind: ErrorKind) -> io::Result<usize> {
@@ -232,20 +399,22 @@ mod tests {
 
     #[test]
     fn a_short_read_is_not_followed_by_another() {
-        let mut stream = stream([Ok(8), Ok(3)]);
-        assert_eq!(stream.read(&mut [0; 8]), ReadOutcome::Data(8));
+        let mut stream = stream([Ok(READ_BYTES), Ok(3)]);
+        let mut buffers = Buffers::new();
+        assert_eq!(stream.read(&mut buffers), ReadOutcome::Data(&[0; READ_BYTES]));
         assert!(stream.is_readable());
-        assert_eq!(stream.read(&mut [0; 8]), ReadOutcome::Data(3));
+        assert_eq!(stream.read(&mut buffers), ReadOutcome::Data(&[0; 3]));
         assert!(!stream.is_readable());
     }
 
     #[test]
     fn but_when_the_peer_has_closed_the_end_is_read_too() {
         let mut stream = stream([Ok(3), Ok(0)]);
-        stream.read_closed = true;
-        assert_eq!(stream.read(&mut [0; 8]), ReadOutcome::Data(3));
+        stream.socket.read_closed = true;
+        let mut buffers = Buffers::new();
+        assert_eq!(stream.read(&mut buffers), ReadOutcome::Data(&[0; 3]));
         assert!(stream.is_readable());
-        assert_eq!(stream.read(&mut [0; 8]), ReadOutcome::Eof);
+        assert_eq!(stream.read(&mut buffers), ReadOutcome::Eof);
         assert!(!stream.is_readable());
     }
 
@@ -253,14 +422,15 @@ mod tests {
     fn interruptions_are_not_outcomes_and_blocking_clears_the_bit() {
         let interrupted = || error(ErrorKind::Interrupted);
         let mut reading = stream([interrupted(), error(ErrorKind::WouldBlock)]);
-        assert_eq!(reading.read(&mut [0; 8]), ReadOutcome::Blocked);
+        let mut buffers = Buffers::new();
+        assert_eq!(reading.read(&mut buffers), ReadOutcome::Blocked);
         assert!(!reading.is_readable() && reading.is_writable());
         let mut writing = stream([interrupted(), Ok(2), error(ErrorKind::WouldBlock)]);
         assert_eq!(writing.write(b"abc"), WriteOutcome::Sent(2));
         assert_eq!(writing.write(b"c"), WriteOutcome::Blocked);
         assert!(!writing.is_writable() && writing.is_readable());
         let mut broken = stream([error(ErrorKind::ConnectionReset), error(ErrorKind::BrokenPipe)]);
-        assert_eq!(broken.read(&mut [0; 8]), ReadOutcome::Broken);
-        assert_eq!(broken.write(b"abc"), WriteOutcome::Broken);
+        assert_eq!(broken.read(&mut buffers), ReadOutcome::Broken(Broken::Io));
+        assert_eq!(broken.write(b"abc"), WriteOutcome::Broken(Broken::Io));
     }
 }

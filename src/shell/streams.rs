@@ -63,7 +63,7 @@ mod tests {
     fn a_token_finds_its_own_stream_only() {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
         let address = listener.local_addr().expect("its address");
-        let connect = || Stream::connecting(TcpStream::connect(address).expect("a socket"));
+        let connect = || Stream::connecting(TcpStream::connect(address).expect("a socket"), None);
         let mut streams = Streams::default();
         let former = ConnId { slot: 3, generation: 7 };
         streams.insert(former, connect());

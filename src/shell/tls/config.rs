@@ -1,0 +1,269 @@
+//! What rustls needs to know, out of the configuration and the PEM files it names.
+
+use std::fs;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{
+    CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme, SupportedProtocolVersion, version,
+};
+
+use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
+
+/// Both sides, as far as they speak TLS. Cheap to clone; sessions keep what they began with.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// Towards the clients.
+    pub server: Option<ServerSide>,
+    /// Towards Patroni.
+    pub client: Option<ClientSide>,
+    /// What is not wrong, but not what was meant either; to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// What a server's session begins with.
+#[derive(Clone)]
+pub struct ServerSide(pub(super) Arc<ServerConfig>);
+
+/// What a client's session begins with; keeps the sessions that can be resumed.
+#[derive(Clone)]
+pub struct ClientSide(pub(super) Arc<ClientConfig>, pub(super) ServerName<'static>);
+
+impl Tls {
+    /// Reads every file the configuration names.
+    pub fn read(config: &Config) -> Result<Tls, WrongValue> {
+        let mut tls = Tls::default();
+        if let Some(frontend) = &config.frontend.tls {
+            tls.server = Some(ServerSide(Arc::new(server(frontend, &mut tls.warnings)?)));
+        }
+        if let Some(backend) = &config.backend.tls {
+            let name = ServerName::try_from(backend.server_name.clone());
+            let name = name.map_err(|_| {
+                let message = format!("{:?} is neither a name nor an address", backend.server_name);
+                WrongValue { section: "backend", key: "server-name", message }
+            })?;
+            tls.client = Some(ClientSide(Arc::new(client(backend)?), name));
+        }
+        Ok(tls)
+    }
+}
+
+fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig, WrongValue> {
+    let provider = Arc::new(provider(tls, warnings)?);
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = builder.with_protocol_versions(versions(tls.min_version)).map_err(|error| {
+        WrongValue { section: "frontend", key: "tls-ciphers", message: error.to_string() }
+    })?;
+    let builder = match &tls.cafile {
+        None => builder.with_no_client_auth(),
+        Some(file) => {
+            let roots = Arc::new(roots("frontend", file)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+            let verifier = verifier.map_err(|error: VerifierBuilderError| {
+                wrong_file("frontend", "cafile", file, &error)
+            })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let (chain, key) = read_identity("frontend", &tls.identity)?;
+    let mut config = builder
+        .with_single_cert(chain, key)
+        .map_err(|error| wrong_identity("frontend", &tls.identity, &error))?;
+    // HTTP/1.0 is spoken too; a client that offers h2 alone is told that there is none
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
+    // stateless: nothing is kept per client. The keys change every six hours
+    config.ticketer = ring::Ticketer::new()
+        .map_err(|error| wrong_file("frontend", "certfile", &tls.identity.certfile, &error))?;
+    // each costs 4 to 5 microseconds, and who resumes at all does so with the newest
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
+    let provider = Arc::new(ring::default_provider());
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = builder.with_safe_default_protocol_versions().map_err(|error| WrongValue {
+        section: "backend",
+        key: "scheme",
+        message: error.to_string(),
+    })?;
+    let verifier: Arc<dyn ServerCertVerifier> = if tls.insecure {
+        Arc::new(Unchecked { algorithms })
+    } else {
+        let (roots, file) = match &tls.cafile {
+            Some(file) => (roots("backend", file)?, file.as_str()),
+            None => (public_roots(), "the public roots"),
+        };
+        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        built.map_err(|error| wrong_file("backend", "cafile", file, &error))?
+    };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    match &tls.identity {
+        None => Ok(builder.with_no_client_auth()),
+        Some(identity) => {
+            let (chain, key) = read_identity("backend", identity)?;
+            let config = builder.with_client_auth_cert(chain, key);
+            config.map_err(|error| wrong_identity("backend", identity, &error))
+        }
+    }
+}
+
+/// Takes Patroni's certificate as it is; only the handshake's signature by its key is checked,
+/// without which the connection would not even be to its owner. What `insecure` asks for.
+#[derive(Debug)]
+struct Unchecked {
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Unchecked {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// ring's cipher suites, those that `tls-ciphers` names. The names of TLS 1.3's suites may be
+/// left out, as in Go, where they are not configured: then all three are spoken.
+fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvider, WrongValue> {
+    let mut provider = ring::default_provider();
+    if tls.ciphers.is_empty() {
+        return Ok(provider);
+    }
+    let wrong = |message| WrongValue { section: "frontend", key: "tls-ciphers", message };
+    let mut named = Vec::new();
+    for name in &tls.ciphers {
+        let suite = suite(name).ok_or_else(|| wrong(format!("unknown cipher suite {name}")))?;
+        if provider.cipher_suites.iter().any(|spoken| spoken.suite() == suite) {
+            named.push(suite);
+        } else {
+            warnings.push(format!("frontend.tls-ciphers: {name} is not spoken"));
+        }
+    }
+    if named.is_empty() {
+        return Err(wrong("none of these is spoken".to_owned()));
+    }
+    let is_13 = |suite: &CipherSuite| suite.as_str().is_some_and(|name| name.starts_with("TLS13_"));
+    let names_13 = named.iter().any(is_13);
+    provider.cipher_suites.retain(|spoken| {
+        let suite = spoken.suite();
+        named.contains(&suite) || (!names_13 && is_13(&suite))
+    });
+    Ok(provider)
+}
+
+/// The suite of one of IANA's names, or of Go's two shorter ones.
+fn suite(name: &str) -> Option<CipherSuite> {
+    let iana = match name {
+        "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305" => "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305" => "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+        other => other,
+    };
+    // rustls says TLS13_ where the registry says TLS_
+    let tls13 = iana.strip_prefix("TLS_").map(|rest| format!("TLS13_{rest}"));
+    let is_named = |suite: &CipherSuite| {
+        suite.as_str().is_some_and(|name| name == iana || Some(name) == tls13.as_deref())
+    };
+    (0..=u16::MAX).map(CipherSuite::from).find(is_named)
+}
+
+fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    static BOTH: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
+    match min {
+        TlsVersion::Obsolete | TlsVersion::V1_2 => &BOTH,
+        TlsVersion::V1_3 => &BOTH[..1],
+    }
+}
+
+fn public_roots() -> RootCertStore {
+    RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
+}
+
+fn roots(section: &'static str, file: &str) -> Result<RootCertStore, WrongValue> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(section, "cafile", file)? {
+        let added = roots.add(certificate);
+        added.map_err(|error| wrong_file(section, "cafile", file, &error))?;
+    }
+    Ok(roots)
+}
+
+type ChainAndKey = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn read_identity(section: &'static str, identity: &Identity) -> Result<ChainAndKey, WrongValue> {
+    let chain = certificates(section, "certfile", &identity.certfile)?;
+    let file = &identity.keyfile;
+    let pem = fs::read(file).map_err(|error| wrong_file(section, "keyfile", file, &error))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|_| wrong_file(section, "keyfile", file, &"no private key in it"))?;
+    Ok((chain, key))
+}
+
+fn certificates(
+    section: &'static str,
+    key: &'static str,
+    file: &str,
+) -> Result<Vec<CertificateDer<'static>>, WrongValue> {
+    let pem = fs::read(file).map_err(|error| wrong_file(section, key, file, &error))?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(wrong_file(section, key, file, &"no certificate in it")),
+        Err(_) => Err(wrong_file(section, key, file, &"broken PEM")),
+    }
+}
+
+fn wrong_identity(section: &'static str, identity: &Identity, error: &Error) -> WrongValue {
+    let file = &identity.certfile;
+    match error {
+        Error::InconsistentKeys(_) => {
+            let message = format!("the key is not that of the certificate in {file}");
+            wrong_file(section, "keyfile", &identity.keyfile, &message)
+        }
+        Error::InvalidCertificate(_) => wrong_file(section, "certfile", file, error),
+        _ => wrong_file(section, "keyfile", &identity.keyfile, error),
+    }
+}
+
+fn wrong_file(
+    section: &'static str,
+    key: &'static str,
+    file: &str,
+    error: &dyn std::fmt::Display,
+) -> WrongValue {
+    WrongValue { section, key, message: format!("{file}: {error}") }
+}

@@ -1,0 +1,7 @@
+//! TLS on both sides. Nothing outside this folder names rustls.
+
+mod config;
+mod session;
+
+pub use config::{ClientSide, ServerSide, Tls};
+pub use session::{Session, TlsError};

@@ -1,0 +1,349 @@
+//! The pump: TLS records in and out of one rustls session, by its unbuffered interface.
+//!
+//! It touches no socket. An idle session owns no buffer: what came goes through the loop's own
+//! buffers, and only part of a record, or what the socket did not take, is kept here.
+
+use std::fmt;
+
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
+};
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+
+use super::config::{ClientSide, ServerSide};
+use crate::backend::Failure;
+
+/// One TLS connection.
+pub struct Session {
+    side: Side,
+    /// Records that are not complete, or a handshake message whose end is still to come.
+    incoming: Vec<u8>,
+    /// Records to be sent. Owns no memory while it is empty.
+    outgoing: Vec<u8>,
+    /// The peer said close_notify.
+    peer_closed: bool,
+    /// Something of the peer's was understood; before that, what is no TLS is plain HTTP.
+    heard: bool,
+}
+
+/// Why a session failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsError {
+    /// As a fetch tells it.
+    pub failure: Failure,
+    /// In rustls' words.
+    pub text: String,
+}
+
+enum Side {
+    Server(UnbufferedServerConnection),
+    Client(UnbufferedClientConnection),
+}
+
+/// What one call of rustls came to.
+enum Step {
+    /// Call again: there may be more.
+    Again,
+    /// The peer said close_notify; call again.
+    PeerClosed,
+    /// Nothing more without more records.
+    Wait,
+    Failed(Error),
+}
+
+impl Session {
+    /// With a client.
+    pub fn server(config: &ServerSide) -> Result<Session, TlsError> {
+        let connection = UnbufferedServerConnection::new(config.0.clone());
+        connection.map(Side::Server).map(Session::new).map_err(|error| TlsError::of(&error, true))
+    }
+
+    /// With Patroni; the first records are ready to be sent.
+    pub fn client(config: &ClientSide) -> Result<Session, TlsError> {
+        let connection = UnbufferedClientConnection::new(config.0.clone(), config.1.clone());
+        let connection = connection.map_err(|error| TlsError::of(&error, true))?;
+        let mut session = Session::new(Side::Client(connection));
+        session.receive(&mut [], &mut Vec::new())?;
+        Ok(session)
+    }
+
+    fn new(side: Side) -> Session {
+        let (incoming, outgoing) = (Vec::new(), Vec::new());
+        Session { side, incoming, outgoing, peer_closed: false, heard: false }
+    }
+
+    /// Records came: appends what they carry to `plain`. They are decrypted in place. After an
+    /// error an alert may be ready to be sent.
+    pub fn receive(&mut self, records: &mut [u8], plain: &mut Vec<u8>) -> Result<(), TlsError> {
+        let mut kept = std::mem::take(&mut self.incoming);
+        let view = if kept.is_empty() {
+            records
+        } else {
+            kept.extend_from_slice(records);
+            &mut kept[..]
+        };
+        let mut used = 0;
+        loop {
+            let (discard, step) = self.side.step(&mut view[used..], plain, &mut self.outgoing);
+            used += discard;
+            self.heard |= discard > 0;
+            match step {
+                Step::Again => {}
+                Step::PeerClosed => self.peer_closed = true,
+                Step::Wait => break,
+                Step::Failed(error) => {
+                    self.encode_alert();
+                    return Err(TlsError::of(&error, self.heard));
+                }
+            }
+        }
+        if used < view.len() {
+            if view.len() - used > INCOMING_BYTES_MAX {
+                return Err(TlsError::of(&Error::PeerSentOversizedRecord, true));
+            }
+            self.incoming = view[used..].to_vec();
+        }
+        Ok(())
+    }
+
+    /// Appends `plain`, encrypted, to what is to be sent.
+    pub fn encrypt(&mut self, plain: &[u8]) -> Result<(), TlsError> {
+        self.side.write(&mut self.incoming, &mut self.outgoing, |outgoing, traffic| {
+            grow(outgoing, |buffer| traffic.encrypt(plain, buffer).map_err(too_small))
+        })
+    }
+
+    /// Appends close_notify to what is to be sent: this side has said all.
+    pub fn close_notify(&mut self) {
+        // before the handshake's end there is nobody to say it to
+        let _ = self.side.write(&mut self.incoming, &mut self.outgoing, |outgoing, traffic| {
+            grow(outgoing, |buffer| traffic.queue_close_notify(buffer).map_err(too_small))
+        });
+    }
+
+    /// Takes over what is to be sent; what the socket did not take is [given back](Self::unsent).
+    pub fn take_outgoing(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.outgoing)
+    }
+
+    /// The socket took all but this.
+    pub fn unsent(&mut self, records: Vec<u8>) {
+        debug_assert!(self.outgoing.is_empty());
+        self.outgoing = records;
+    }
+
+    /// Is there something to be sent?
+    pub fn has_outgoing(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Does the handshake go on?
+    pub fn is_handshaking(&self) -> bool {
+        match &self.side {
+            Side::Server(connection) => connection.is_handshaking(),
+            Side::Client(connection) => connection.is_handshaking(),
+        }
+    }
+
+    /// Has the peer said close_notify? Without it, an end is a cut.
+    pub fn peer_closed(&self) -> bool {
+        self.peer_closed
+    }
+
+    fn encode_alert(&mut self) {
+        while let (_, Step::Again) = self.side.step(&mut [], &mut Vec::new(), &mut self.outgoing) {}
+    }
+}
+
+impl Side {
+    fn step(
+        &mut self,
+        records: &mut [u8],
+        plain: &mut Vec<u8>,
+        outgoing: &mut Vec<u8>,
+    ) -> (usize, Step) {
+        match self {
+            Side::Server(connection) => {
+                step(connection.process_tls_records(records), plain, outgoing)
+            }
+            Side::Client(connection) => {
+                step(connection.process_tls_records(records), plain, outgoing)
+            }
+        }
+    }
+
+    /// Calls `write` where rustls lets traffic be written.
+    fn write(
+        &mut self,
+        incoming: &mut [u8],
+        outgoing: &mut Vec<u8>,
+        write: impl FnMut(&mut Vec<u8>, &mut dyn Traffic) -> Result<(), Error>,
+    ) -> Result<(), TlsError> {
+        let outcome = match self {
+            Side::Server(connection) => {
+                write_traffic(connection.process_tls_records(incoming), outgoing, write)
+            }
+            Side::Client(connection) => {
+                write_traffic(connection.process_tls_records(incoming), outgoing, write)
+            }
+        };
+        outcome.map_err(|error| TlsError::of(&error, true))
+    }
+}
+
+/// `WriteTraffic` of either side.
+trait Traffic {
+    fn encrypt(&mut self, plain: &[u8], records: &mut [u8]) -> Result<usize, EncryptError>;
+    fn queue_close_notify(&mut self, records: &mut [u8]) -> Result<usize, EncryptError>;
+}
+
+impl<Data> Traffic for WriteTraffic<'_, Data> {
+    fn encrypt(&mut self, plain: &[u8], records: &mut [u8]) -> Result<usize, EncryptError> {
+        WriteTraffic::encrypt(self, plain, records)
+    }
+
+    fn queue_close_notify(&mut self, records: &mut [u8]) -> Result<usize, EncryptError> {
+        WriteTraffic::queue_close_notify(self, records)
+    }
+}
+
+/// Handles one status of either side. What is to be transmitted is in `outgoing`, which the
+/// stream sends before it reads again.
+fn step<Data>(
+    status: UnbufferedStatus<'_, '_, Data>,
+    plain: &mut Vec<u8>,
+    outgoing: &mut Vec<u8>,
+) -> (usize, Step) {
+    let UnbufferedStatus { mut discard, state } = status;
+    let step = match state {
+        Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+            while let Some(record) = traffic.next_record() {
+                match record {
+                    Ok(record) => {
+                        plain.extend_from_slice(record.payload);
+                        discard += record.discard;
+                    }
+                    Err(error) => return (discard, Step::Failed(error)),
+                }
+            }
+            Step::Again
+        }
+        Ok(ConnectionState::EncodeTlsData(data)) => match encode(data, outgoing) {
+            Ok(()) => Step::Again,
+            Err(error) => Step::Failed(error),
+        },
+        Ok(ConnectionState::TransmitTlsData(data)) => {
+            data.done();
+            Step::Again
+        }
+        Ok(ConnectionState::PeerClosed) => Step::PeerClosed,
+        Ok(_) => Step::Wait,
+        Err(error) => Step::Failed(error),
+    };
+    (discard, step)
+}
+
+fn encode<Data>(mut data: EncodeTlsData<'_, Data>, outgoing: &mut Vec<u8>) -> Result<(), Error> {
+    grow(outgoing, |buffer| {
+        data.encode(buffer).map_err(|error| match error {
+            EncodeError::InsufficientSize(size) => Ok(size.required_size),
+            EncodeError::AlreadyEncoded => Err(Error::General("encoded twice".into())),
+        })
+    })
+}
+
+fn write_traffic<Data>(
+    status: UnbufferedStatus<'_, '_, Data>,
+    outgoing: &mut Vec<u8>,
+    mut write: impl FnMut(&mut Vec<u8>, &mut dyn Traffic) -> Result<(), Error>,
+) -> Result<(), Error> {
+    debug_assert_eq!(status.discard, 0, "all that is complete was received before");
+    match status.state? {
+        ConnectionState::WriteTraffic(mut traffic) => write(outgoing, &mut traffic),
+        ConnectionState::TransmitTlsData(mut data) => match data.may_encrypt_app_data() {
+            Some(mut traffic) => write(outgoing, &mut traffic),
+            None => Err(Error::HandshakeNotComplete),
+        },
+        _ => Err(Error::HandshakeNotComplete),
+    }
+}
+
+/// Appends what `write` writes to `outgoing`: asks for the size with no room, then makes it.
+fn grow(
+    outgoing: &mut Vec<u8>,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, Result<usize, Error>>,
+) -> Result<(), Error> {
+    let start = outgoing.len();
+    loop {
+        match write(&mut outgoing[start..]) {
+            Ok(count) => {
+                outgoing.truncate(start + count);
+                return Ok(());
+            }
+            Err(Ok(required_bytes)) if required_bytes > outgoing.len() - start => {
+                outgoing.resize(start + required_bytes, 0);
+            }
+            Err(Ok(_)) => return Err(Error::EncryptError),
+            Err(Err(error)) => return Err(error),
+        }
+    }
+}
+
+fn too_small(error: EncryptError) -> Result<usize, Error> {
+    match error {
+        EncryptError::InsufficientSize(size) => Ok(size.required_size),
+        EncryptError::EncryptExhausted => Err(Error::EncryptError),
+    }
+}
+
+impl TlsError {
+    fn of(error: &Error, heard: bool) -> TlsError {
+        use AlertDescription as Alert;
+        let failure = match error {
+            Error::InvalidCertificate(why) => certificate_failure(why),
+            Error::AlertReceived(
+                Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnknownCA
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnsupportedCertificate,
+            ) => Failure::ClientCertificate,
+            // what TLS 1.2 says for want of a client certificate, among other things
+            Error::AlertReceived(Alert::HandshakeFailure) => Failure::HandshakeRefused,
+            Error::AlertReceived(Alert::ProtocolVersion) | Error::PeerIncompatible(_) => {
+                Failure::NoCommonVersion
+            }
+            Error::InvalidMessage(InvalidMessage::InvalidContentType) if !heard => Failure::NotTls,
+            _ => Failure::Tls,
+        };
+        TlsError { failure, text: error.to_string() }
+    }
+}
+
+fn certificate_failure(why: &CertificateError) -> Failure {
+    match why {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            Failure::CertificateExpired
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            Failure::CertificateNotYetValid
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            Failure::CertificateName
+        }
+        CertificateError::UnknownIssuer => Failure::CertificateIssuer,
+        _ => Failure::CertificateInvalid,
+    }
+}
+
+impl fmt::Display for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A handshake message has up to 64 KiB (rustls' own limit), and the record behind it is cut.
+const INCOMING_BYTES_MAX: usize = 96 * 1024;
