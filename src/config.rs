@@ -702,11 +702,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_never_ignored() {
-        let table = [
-            "cache: {grace: 10}",
-            "admin: {host: x}",
-            "admin: {port: 1}",
-        ];
+        let table = ["cache: {grace: 10}", "admin: {host: x}", "admin: {port: 1}"];
         for text in table {
             let error = Config::from_yaml(text).expect_err(text);
             assert!(error.message.ends_with("not available yet"), "{text}: {error}");

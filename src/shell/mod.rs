@@ -242,7 +242,11 @@ impl Daemon {
         if !wanted || !stream.is_writable() || stream.is_connecting() {
             return false;
         }
-        match stream.write(output) {
+        let outcome = stream.write(output);
+        if self.engine.is_fetch(id) {
+            stream.acknowledge_at_once();
+        }
+        match outcome {
             WriteOutcome::Sent(0) => {}
             WriteOutcome::Sent(count) => self.engine.sent(now, id, count),
             WriteOutcome::Broken(why) => self.broken(now, id, &why),
