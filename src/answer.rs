@@ -49,6 +49,8 @@ pub enum Handling {
     Miss,
     /// As `Miss`, by a fetch that was on its way for somebody else.
     Collapsed,
+    /// Answered from memory, older than the ttl: Patroni is silent.
+    Old,
     /// The last fetch failed and another is not due or not done: its 503, from memory.
     FailedHit,
     /// Patroni was asked, in vain.
@@ -105,6 +107,7 @@ impl Handling {
             Handling::Hit => "hit",
             Handling::Miss => "fwd=miss; stored",
             Handling::Collapsed => "fwd=miss; collapsed",
+            Handling::Old => "hit; detail=silent",
             Handling::FailedHit => "hit; detail=failed",
             Handling::Failed => "fwd=miss; detail=failed",
         }

@@ -17,12 +17,21 @@ use crate::wheel::Time;
 #[derive(Debug)]
 pub struct Fetch {
     /// What is fetched.
-    entry: EntryId,
+    subject: Subject,
     /// The whole fetch ends by then, queueing included.
     deadline: Time,
     /// Just before the connection was begun; until then, when the fetch was.
     asked_at: Time,
     state: State,
+}
+
+/// What a fetch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// An entry of the cache.
+    Entry(EntryId),
+    /// Patroni's own intervals, for the lease.
+    Timing,
 }
 
 /// Why Patroni could not be asked, by what happened.
@@ -102,14 +111,13 @@ enum State {
 
 impl Fetch {
     /// A fetch that sends `request` once it may connect.
-    pub fn new(now: Time, entry: EntryId, request: Rc<[u8]>, timeout_ms: u64) -> Self {
-        let deadline = now.plus_ms(timeout_ms);
-        Fetch { entry, deadline, asked_at: now, state: State::Queued { request } }
+    pub fn new(now: Time, subject: Subject, request: Rc<[u8]>, deadline: Time) -> Self {
+        Fetch { subject, deadline, asked_at: now, state: State::Queued { request } }
     }
 
     /// What is fetched.
-    pub fn entry(&self) -> EntryId {
-        self.entry
+    pub fn subject(&self) -> Subject {
+        self.subject
     }
 
     /// When it has failed.
@@ -264,6 +272,13 @@ impl Fetch {
     }
 }
 
+impl Failure {
+    /// Is Patroni perhaps only frozen? Anything else says that it is gone, or broken.
+    pub fn is_silence(self) -> bool {
+        self == Failure::TimedOut
+    }
+}
+
 impl Answer {
     /// Patroni's bodies end with the connection, so a cut one shows only in JSON that does not
     /// parse.
@@ -319,13 +334,14 @@ mod tests {
     use crate::routes::plain_routes;
 
     fn entry() -> EntryId {
-        let mut cache = Cache::new(Limits { ttl_ms: 0, variants_max: 0 });
+        let mut cache = Cache::new(Limits { ttl_ms: 0, grace_ms: 0, variants_max: 0 });
         cache.find(plain_routes().next().expect("routes"), "/").expect("a place")
     }
 
     /// A fetch fed with `bytes` in pieces of `step`, then with the end.
     fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
-        let mut fetch = Fetch::new(Time::ZERO, entry(), b"GET"[..].into(), 3_000);
+        let at_3_s = Time::from_ms(3_000);
+        let mut fetch = Fetch::new(Time::ZERO, Subject::Entry(entry()), b"GET"[..].into(), at_3_s);
         assert!(fetch.is_queued() && !fetch.wants_read() && fetch.output().is_empty());
         fetch.connect(Time::from_ms(7));
         fetch.connected();

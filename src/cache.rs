@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use crate::answer::{Answer, Rendered};
+use crate::lease::{ALWAYS_FRESH_MS, Terms};
 use crate::routes::{Route, plain_routes};
 use crate::slots::ConnId;
-use crate::wheel::Time;
+use crate::wheel::{Now, Time};
 
 /// An entry's place. Valid as long as the entry is being fetched or failing; else only until
 /// the next [`Cache::find`].
@@ -20,6 +21,8 @@ pub struct EntryId(usize);
 pub struct Limits {
     /// Milliseconds an answer is served, counted from before Patroni was asked.
     pub ttl_ms: u64,
+    /// Milliseconds more that an old answer may be served while Patroni is silent.
+    pub grace_ms: u64,
     /// Most targets with parameters.
     pub variants_max: usize,
 }
@@ -34,40 +37,47 @@ pub struct Cache {
     variants: BTreeMap<Box<str>, EntryId>,
     /// Places of variants that left.
     unused: Vec<EntryId>,
+    /// What Patroni was asked before this is never served old: it was gone since, or the clock
+    /// jumped.
+    old_since: Time,
 }
 
-/// One target's answer and its fetch, each of which may be there or not.
+/// One target: Patroni's last answer, the failure after it, the fetch on its way; each may be
+/// there or not.
 #[derive(Debug)]
-pub struct Entry {
+struct Entry {
     /// What Patroni is asked.
     target: Box<str>,
     route: Route,
-    known: Known,
-    /// A fetch is on its way, for these.
-    fetch: Option<Vec<ConnId>>,
+    answer: Option<(Rendered, Terms)>,
+    failure: Option<Failing>,
+    fetch: Option<Fetching>,
     /// When a client asked last.
     wanted_at: Time,
 }
 
-/// What is known about a target.
+/// The last fetch failed. Its 503 is served until the next fetch has ended, which begins at
+/// `retry_at` if somebody still asks; otherwise this is forgotten then.
 #[derive(Debug)]
-enum Known {
-    Nothing,
-    /// Patroni's last answer.
-    Answer(Rendered),
-    /// The last fetch failed. Served until the next fetch has ended, which begins by `retry_at`
-    /// if somebody still asks; otherwise this is forgotten then.
-    Failure {
-        rendered: Rendered,
-        retry_at: Time,
-    },
+struct Failing {
+    rendered: Rendered,
+    retry_at: Time,
+}
+
+/// A fetch is on its way, for these.
+#[derive(Debug)]
+struct Fetching {
+    begun_at: Time,
+    waiters: Vec<ConnId>,
 }
 
 /// What to do with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Serve what is in memory.
+    /// Serve the answer in memory.
     Fresh,
+    /// Serve the answer in memory, although it is older than the ttl: Patroni is silent.
+    Old,
     /// Serve the last failure, which is in memory.
     Failing,
     /// Wait for the fetch that is on its way.
@@ -91,7 +101,8 @@ impl Cache {
     /// A cache without answers.
     pub fn new(limits: Limits) -> Self {
         let entries = plain_routes().map(|route| Entry::new(route, route.path())).collect();
-        Cache { limits, entries, variants: BTreeMap::new(), unused: Vec::new() }
+        let (variants, unused) = (BTreeMap::new(), Vec::new());
+        Cache { limits, entries, variants, unused, old_since: Time::ZERO }
     }
 
     /// Other limits from now on. Variants over the new limit leave as they expire.
@@ -127,52 +138,93 @@ impl Cache {
     }
 
     /// What to do with a client's request for an entry.
-    pub fn lookup(&mut self, now: Time, id: EntryId) -> Lookup {
-        let ttl_ms = self.limits.ttl_ms;
-        let entry = &mut self.entries[id.0];
-        entry.wanted_at = now;
-        match (&entry.known, &entry.fetch) {
-            (Known::Answer(rendered), _) if rendered.answer().is_fresh(now, ttl_ms) => {
-                Lookup::Fresh
-            }
-            (Known::Failure { .. }, _) => Lookup::Failing,
-            (_, Some(_)) => Lookup::Fetching,
-            (_, None) => Lookup::Absent,
+    pub fn lookup(&mut self, now: Now, id: EntryId) -> Lookup {
+        self.entries[id.0].wanted_at = now.time;
+        let entry = &self.entries[id.0];
+        if entry.is_fresh(now, self.limits.ttl_ms) {
+            return Lookup::Fresh;
+        }
+        if self.may_serve_old(now, id) && entry.is_silent(now.time) {
+            return Lookup::Old;
+        }
+        match (&entry.failure, &entry.fetch) {
+            (Some(_), _) => Lookup::Failing,
+            (None, Some(_)) => Lookup::Fetching,
+            (None, None) => Lookup::Absent,
+        }
+    }
+
+    /// May the answer in memory be served although it is older than the ttl, if Patroni is silent?
+    pub fn may_serve_old(&self, now: Now, id: EntryId) -> bool {
+        let Some((rendered, terms)) = &self.entries[id.0].answer else { return false };
+        let asked_at = rendered.answer().asked_at;
+        let old_ms = self.limits.ttl_ms + self.limits.grace_ms;
+        self.limits.grace_ms > 0
+            && asked_at >= self.old_since
+            && now.time.ms_since(asked_at) < old_ms
+            && terms.old_until.is_some_and(|until| !until.is_over(now))
+    }
+
+    /// What is in memory may not be served old any more.
+    pub fn forbid_old(&mut self, now: Time) {
+        self.old_since = now.plus_ms(1);
+    }
+
+    /// What was said before is untrue: all answers but this entry's are forgotten.
+    pub fn forget_others(&mut self, id: EntryId) {
+        for index in (0..self.entries.len()).filter(|index| *index != id.0) {
+            self.entries[index].answer = None;
         }
     }
 
     /// A fetch for the entry begins.
-    pub fn begin(&mut self, id: EntryId) {
-        let former = self.entries[id.0].fetch.replace(Vec::new());
+    pub fn begin(&mut self, now: Time, id: EntryId) {
+        let fetching = Fetching { begun_at: now, waiters: Vec::new() };
+        let former = self.entries[id.0].fetch.replace(fetching);
         assert!(former.is_none(), "one fetch per entry");
     }
 
     /// `waiter` is told when the entry's fetch has ended.
     pub fn wait(&mut self, id: EntryId, waiter: ConnId) {
         let fetch = self.entries[id.0].fetch.as_mut();
-        fetch.expect("a fetch is on its way").push(waiter);
+        fetch.expect("a fetch is on its way").waiters.push(waiter);
+    }
+
+    /// Patroni has been silent for as long as a client waits when there is an old answer that may
+    /// be served: who waits for the entry gets that.
+    pub fn release(&mut self, now: Now, id: EntryId) -> Vec<ConnId> {
+        if !self.may_serve_old(now, id) || !self.entries[id.0].is_silent(now.time) {
+            return Vec::new();
+        }
+        let fetch = self.entries[id.0].fetch.as_mut();
+        fetch.map_or_else(Vec::new, |fetch| std::mem::take(&mut fetch.waiters))
     }
 
     /// The entry's fetch brought `answer`. Who waited for it is returned.
-    pub fn fill(&mut self, id: EntryId, answer: Answer) -> Vec<ConnId> {
+    pub fn fill(&mut self, id: EntryId, answer: Answer, terms: Terms) -> Vec<ConnId> {
         let entry = &mut self.entries[id.0];
-        entry.known = Known::Answer(Rendered::new(answer));
-        entry.fetch.take().expect("it was being fetched")
+        entry.answer = Some((Rendered::new(answer), terms));
+        entry.failure = None;
+        entry.fetch.take().expect("it was being fetched").waiters
     }
 
-    /// The entry's fetch failed; `answer` says so. Who waited for it is returned.
-    pub fn fail(&mut self, id: EntryId, answer: Answer) -> Vec<ConnId> {
+    /// The entry's fetch failed; `answer` says so. Who waited for it is returned. If Patroni was
+    /// not `silent` but gone or broken, what it said before is forgotten.
+    pub fn fail(&mut self, id: EntryId, answer: Answer, silent: bool) -> Vec<ConnId> {
         let retry_ms = self.limits.ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
         let entry = &mut self.entries[id.0];
         let retry_at = answer.asked_at.plus_ms(retry_ms);
-        entry.known = Known::Failure { rendered: Rendered::new(answer), retry_at };
-        entry.fetch.take().expect("it was being fetched")
+        entry.failure = Some(Failing { rendered: Rendered::new(answer), retry_at });
+        if !silent {
+            entry.answer = None;
+        }
+        entry.fetch.take().expect("it was being fetched").waiters
     }
 
     /// Looks whether a failing entry is to be fetched again.
     pub fn retry(&mut self, now: Time, id: EntryId) -> Retry {
         let Some(entry) = self.entries.get_mut(id.0) else { return Retry::Forgotten };
-        let Known::Failure { retry_at, .. } = entry.known else { return Retry::Forgotten };
+        let Some(Failing { retry_at, .. }) = entry.failure else { return Retry::Forgotten };
         if entry.fetch.is_some() {
             return Retry::Forgotten; // its end decides
         }
@@ -182,34 +234,54 @@ impl Cache {
         if now.ms_since(entry.wanted_at) <= WANTED_MS {
             return Retry::Fetch;
         }
-        entry.known = Known::Nothing;
+        entry.failure = None;
         self.drop_if_empty(id);
         Retry::Forgotten
     }
 
-    /// Frees the memory of what is too old to be served; how many answers are left.
-    pub fn sweep(&mut self, now: Time) -> usize {
+    /// When an answer that has just come is to be fetched again, so that no steady client waits.
+    pub fn refresh_at(&self, id: EntryId) -> Option<Time> {
+        let (rendered, _) = self.entries[id.0].answer.as_ref()?;
+        let ahead_ms = self.limits.ttl_ms - self.limits.ttl_ms / 4;
+        (self.limits.ttl_ms >= REFRESH_TTL_MS_MIN)
+            .then(|| rendered.answer().asked_at.plus_ms(ahead_ms))
+    }
+
+    /// Is a refresh due? Somebody has asked since the fetch before began, and none is on its way.
+    pub fn wants_refresh(&self, now: Time, id: EntryId) -> bool {
+        let Some(entry) = self.entries.get(id.0) else { return false };
+        let Some((rendered, _)) = &entry.answer else { return false };
+        entry.fetch.is_none()
+            && entry.failure.is_none()
+            && entry.wanted_at >= rendered.answer().asked_at
+            && self.refresh_at(id).is_some_and(|at| at <= now)
+    }
+
+    /// Frees the memory of what will not be served any more; how many answers are left.
+    pub fn sweep(&mut self, now: Now) -> usize {
         let mut left = 0;
         for index in 0..self.entries.len() {
-            let entry = &mut self.entries[index];
-            if let Known::Answer(rendered) = &entry.known {
-                if rendered.answer().is_fresh(now, self.limits.ttl_ms) {
-                    left += 1;
-                } else {
-                    entry.known = Known::Nothing;
-                }
+            let id = EntryId(index);
+            let useful = self.entries[index].is_fresh(now, self.limits.ttl_ms)
+                || self.may_serve_old(now, id);
+            if useful {
+                left += 1;
+            } else {
+                self.entries[index].answer = None;
             }
-            self.drop_if_empty(EntryId(index));
+            self.drop_if_empty(id);
         }
         left
     }
 
-    /// The answer in memory, Patroni's or the 503 for its absence.
-    pub fn rendered(&mut self, id: EntryId) -> Option<&mut Rendered> {
-        match &mut self.entries[id.0].known {
-            Known::Nothing => None,
-            Known::Answer(rendered) | Known::Failure { rendered, .. } => Some(rendered),
-        }
+    /// Patroni's answer in memory.
+    pub fn answer(&mut self, id: EntryId) -> Option<&mut Rendered> {
+        self.entries[id.0].answer.as_mut().map(|(rendered, _)| rendered)
+    }
+
+    /// The 503 for its absence.
+    pub fn failure(&mut self, id: EntryId) -> Option<&mut Rendered> {
+        self.entries[id.0].failure.as_mut().map(|failing| &mut failing.rendered)
     }
 
     /// What Patroni is asked for this entry.
@@ -234,7 +306,8 @@ impl Cache {
 
     /// How many clients wait, in all entries together.
     pub fn waiters(&self) -> usize {
-        self.entries.iter().filter_map(|entry| entry.fetch.as_ref()).map(Vec::len).sum()
+        let fetching = self.entries.iter().filter_map(|entry| entry.fetch.as_ref());
+        fetching.map(|fetch| fetch.waiters.len()).sum()
     }
 
     /// The variant that may leave and was asked for the longest time ago. A walk over all of
@@ -247,7 +320,7 @@ impl Cache {
     /// A variant of which nothing is known and that nobody waits for gives its place back.
     fn drop_if_empty(&mut self, id: EntryId) {
         let entry = &self.entries[id.0];
-        let empty = matches!(entry.known, Known::Nothing) && entry.fetch.is_none();
+        let empty = entry.answer.is_none() && entry.failure.is_none() && entry.fetch.is_none();
         if empty && entry.route.has_parameters && self.variants.contains_key(&entry.target) {
             self.remove_variant(id);
         }
@@ -256,17 +329,9 @@ impl Cache {
     fn remove_variant(&mut self, id: EntryId) {
         let entry = &mut self.entries[id.0];
         debug_assert!(entry.fetch.is_none() && entry.route.has_parameters);
-        entry.known = Known::Nothing;
+        (entry.answer, entry.failure) = (None, None);
         self.variants.remove(&std::mem::take(&mut entry.target));
         self.unused.push(id);
-    }
-}
-
-impl Answer {
-    /// May it be served from memory? Its age is below the ttl, not equal: both times are rounded
-    /// down, so that a millisecond is the error they may have together.
-    fn is_fresh(&self, now: Time, ttl_ms: u64) -> bool {
-        now.ms_since(self.asked_at) < ttl_ms
     }
 }
 
@@ -275,13 +340,37 @@ impl Entry {
         Entry {
             target: target.into(),
             route,
-            known: Known::Nothing,
+            answer: None,
+            failure: None,
             fetch: None,
             wanted_at: Time::ZERO,
         }
     }
+
+    /// Is the answer young enough? Its age is below the ttl, not equal: both times are rounded
+    /// down, so that a millisecond is the error they may have together.
+    fn is_fresh(&self, now: Now, ttl_ms: u64) -> bool {
+        let Some((rendered, terms)) = &self.answer else { return false };
+        let age_ms = now.time.ms_since(rendered.answer().asked_at);
+        age_ms < ttl_ms
+            && !terms.fresh_until.is_over(now)
+            && (age_ms < ALWAYS_FRESH_MS || !terms.aging_until.is_over(now))
+    }
+
+    /// Has Patroni let the last fetch time out, or the present one wait for long?
+    fn is_silent(&self, now: Time) -> bool {
+        match &self.fetch {
+            Some(fetch) if self.failure.is_none() => now.ms_since(fetch.begun_at) >= PATIENCE_MS,
+            _ => self.failure.is_some(),
+        }
+    }
 }
 
+/// So long a client waits for a fresh answer when an old one may be served: 250 ms with the
+/// wheel's tick.
+pub const PATIENCE_MS: u64 = 240;
+/// Below this ttl nothing is fetched ahead: a quarter of it would be less than a tick.
+const REFRESH_TTL_MS_MIN: u64 = 40;
 /// A failed fetch is tried again after the ttl, but within this range: "at the least every
 /// second", and with `ttl: 0` not as fast as the loop can turn.
 const RETRY_MS_MIN: u64 = 100;
@@ -295,10 +384,14 @@ mod tests {
     use super::*;
     use crate::routes::resolve;
 
-    const LIMITS: Limits = Limits { ttl_ms: 1_000, variants_max: 2 };
+    const LIMITS: Limits = Limits { ttl_ms: 1_000, grace_ms: 0, variants_max: 2 };
 
     fn at(ms: u64) -> Time {
         Time::from_ms(ms)
+    }
+
+    fn now(ms: u64) -> Now {
+        Now { time: at(ms), unix_ms: 1_000_000 + ms }
     }
 
     fn answer(asked_ms: u64) -> Answer {
@@ -317,9 +410,9 @@ mod tests {
 
     fn fetched(cache: &mut Cache, target: &str, now_ms: u64) -> EntryId {
         let id = find(cache, target).expect(target);
-        assert_eq!(cache.lookup(at(now_ms), id), Lookup::Absent);
-        cache.begin(id);
-        cache.fill(id, answer(now_ms));
+        assert_eq!(cache.lookup(now(now_ms), id), Lookup::Absent);
+        cache.begin(at(0), id);
+        cache.fill(id, answer(now_ms), Terms::FRESH_ONLY);
         id
     }
 
@@ -327,43 +420,43 @@ mod tests {
     fn one_fetch_whoever_asks_and_everybody_is_told() {
         let mut cache = Cache::new(LIMITS);
         let id = find(&mut cache, "/primary").expect("a place");
-        assert_eq!(cache.lookup(at(0), id), Lookup::Absent);
-        cache.begin(id);
+        assert_eq!(cache.lookup(now(0), id), Lookup::Absent);
+        cache.begin(at(0), id);
         cache.wait(id, waiter(1));
-        assert_eq!(cache.lookup(at(5), id), Lookup::Fetching);
+        assert_eq!(cache.lookup(now(5), id), Lookup::Fetching);
         cache.wait(id, waiter(2));
         assert_eq!(cache.waiters(), 2);
-        assert_eq!(cache.fill(id, answer(0)), [waiter(1), waiter(2)]);
-        assert_eq!(cache.lookup(at(999), id), Lookup::Fresh);
-        assert_eq!(cache.lookup(at(1_000), id), Lookup::Absent);
+        assert_eq!(cache.fill(id, answer(0), Terms::FRESH_ONLY), [waiter(1), waiter(2)]);
+        assert_eq!(cache.lookup(now(999), id), Lookup::Fresh);
+        assert_eq!(cache.lookup(now(1_000), id), Lookup::Absent);
     }
 
     #[test]
     fn a_failure_is_served_while_it_is_retried_and_forgotten_when_nobody_asks() {
         let mut cache = Cache::new(LIMITS);
         let id = find(&mut cache, "/primary").expect("a place");
-        assert_eq!(cache.lookup(at(0), id), Lookup::Absent);
-        cache.begin(id);
-        cache.fail(id, answer(0));
-        assert_eq!(cache.lookup(at(900), id), Lookup::Failing);
+        assert_eq!(cache.lookup(now(0), id), Lookup::Absent);
+        cache.begin(at(0), id);
+        cache.fail(id, answer(0), true);
+        assert_eq!(cache.lookup(now(900), id), Lookup::Failing);
         assert_eq!(cache.retry(at(999), id), Retry::Later(at(1_000)));
         assert_eq!(cache.retry(at(1_000), id), Retry::Fetch);
-        cache.begin(id);
-        assert_eq!(cache.lookup(at(2_500), id), Lookup::Failing);
+        cache.begin(at(0), id);
+        assert_eq!(cache.lookup(now(2_500), id), Lookup::Failing);
         assert_eq!(cache.retry(at(2_500), id), Retry::Forgotten);
-        cache.fail(id, answer(1_000));
+        cache.fail(id, answer(1_000), true);
         assert_eq!(cache.retry(at(12_500), id), Retry::Fetch);
         assert_eq!(cache.retry(at(12_501), id), Retry::Forgotten);
-        assert_eq!(cache.lookup(at(12_502), id), Lookup::Absent);
+        assert_eq!(cache.lookup(now(12_502), id), Lookup::Absent);
     }
 
     #[test]
     fn with_a_ttl_of_nothing_nothing_is_served_twice() {
         let mut cache = Cache::new(Limits { ttl_ms: 0, ..LIMITS });
         let id = fetched(&mut cache, "/primary", 5);
-        assert_eq!(cache.lookup(at(5), id), Lookup::Absent);
-        cache.begin(id);
-        cache.fail(id, answer(5));
+        assert_eq!(cache.lookup(now(5), id), Lookup::Absent);
+        cache.begin(at(0), id);
+        cache.fail(id, answer(5), true);
         assert_eq!(cache.retry(at(5), id), Retry::Later(at(5 + RETRY_MS_MIN)));
     }
 
@@ -373,12 +466,12 @@ mod tests {
         let plain = fetched(&mut cache, "/replica", 0);
         let first = fetched(&mut cache, "/replica?lag=1", 1);
         fetched(&mut cache, "/replica?lag=2", 2);
-        assert_eq!(cache.lookup(at(3), first), Lookup::Fresh);
+        assert_eq!(cache.lookup(now(3), first), Lookup::Fresh);
         fetched(&mut cache, "/replica?lag=3", 4);
         assert_eq!(find(&mut cache, "/replica?lag=1"), Some(first));
-        assert_eq!(cache.lookup(at(5), first), Lookup::Fresh);
+        assert_eq!(cache.lookup(now(5), first), Lookup::Fresh);
         fetched(&mut cache, "/replica?lag=2", 6); // it had left, and 3 leaves for it
-        assert_eq!(cache.lookup(at(7), plain), Lookup::Fresh);
+        assert_eq!(cache.lookup(now(7), plain), Lookup::Fresh);
         assert_eq!(cache.len(), crate::routes::ROUTES.len() + 2);
     }
 
@@ -387,7 +480,7 @@ mod tests {
         let mut cache = Cache::new(LIMITS);
         for target in ["/replica?lag=1", "/replica?lag=2"] {
             let id = find(&mut cache, target).expect(target);
-            cache.begin(id);
+            cache.begin(at(0), id);
         }
         assert_eq!(find(&mut cache, "/replica?lag=3"), None);
         assert!(find(&mut cache, "/replica?lag=1").is_some());
@@ -399,10 +492,10 @@ mod tests {
         let mut cache = Cache::new(LIMITS);
         let plain = fetched(&mut cache, "/primary", 0);
         fetched(&mut cache, "/replica?lag=1", 500);
-        assert_eq!(cache.sweep(at(999)), 2);
-        assert_eq!(cache.sweep(at(1_000)), 1);
-        assert!(cache.rendered(plain).is_none());
-        assert_eq!(cache.sweep(at(1_500)), 0);
+        assert_eq!(cache.sweep(now(999)), 2);
+        assert_eq!(cache.sweep(now(1_000)), 1);
+        assert!(cache.answer(plain).is_none());
+        assert_eq!(cache.sweep(now(1_500)), 0);
         assert_eq!(cache.len(), crate::routes::ROUTES.len());
         fetched(&mut cache, "/replica?lag=2", 1_600);
     }

@@ -104,6 +104,8 @@ pub struct BackendTls {
 pub struct Cache {
     /// Milliseconds an answer is served.
     pub ttl_ms: u64,
+    /// Milliseconds more that an old answer may be served while Patroni is silent.
+    pub grace_ms: u64,
     /// Milliseconds between sweeps.
     pub interval_ms: u64,
     /// Answers kept for targets with parameters.
@@ -134,6 +136,7 @@ impl Config {
             backend: backend.map_err(|wrong| wrong.at_line_in(text))?,
             cache: Cache {
                 ttl_ms: cache.ttl.map_or(1_000, |seconds| seconds.0),
+                grace_ms: cache.grace.map_or(0, |seconds| seconds.0),
                 interval_ms: cache.interval.map_or(250, |seconds| seconds.0),
                 entries: cache.entries.map_or(64, |count| count.0 as usize),
             },
@@ -144,7 +147,11 @@ impl Config {
     /// What the engine has to know of it.
     pub fn settings(&self, clients_max: usize, records: bool) -> Settings {
         Settings {
-            limits: Limits { ttl_ms: self.cache.ttl_ms, variants_max: self.cache.entries },
+            limits: Limits {
+                ttl_ms: self.cache.ttl_ms,
+                grace_ms: self.cache.grace_ms,
+                variants_max: self.cache.entries,
+            },
             interval_ms: self.cache.interval_ms,
             timeout_ms: self.backend.timeout_ms,
             fetches_max: self.backend.connections,
@@ -269,8 +276,7 @@ struct RawCache {
     ttl: Option<Seconds<0, 86_400_000>>,
     interval: Option<Seconds<10, 86_400_000>>,
     entries: Option<Count<1, 65_536>>,
-    #[serde(rename = "grace")]
-    _grace: NotYet,
+    grace: Option<Seconds<0, 3_600_000>>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -627,7 +633,7 @@ mod tests {
             assert_eq!(config.backend.authority(), "localhost:8008");
             assert_eq!((config.backend.timeout_ms, config.backend.connections), (3_000, 3));
             assert_eq!((config.cache.ttl_ms, config.cache.interval_ms), (1_000, 250));
-            assert_eq!(config.cache.entries, 64);
+            assert_eq!((config.cache.entries, config.cache.grace_ms), (64, 0));
         }
     }
 
@@ -702,12 +708,12 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_never_ignored() {
-        let table = ["cache: {grace: 10}", "admin: {host: x}", "admin: {port: 1}"];
+        let table = ["admin: {host: x}", "admin: {port: 1}"];
         for text in table {
             let error = Config::from_yaml(text).expect_err(text);
             assert!(error.message.ends_with("not available yet"), "{text}: {error}");
             assert!(error.message.contains('.'), "{text}: {error}");
         }
-        config("backend: {insecure: off, cafile: \"\"}\ncache: {grace: 0}");
+        config("backend: {insecure: off, cafile: \"\"}\nadmin: {host: \"\"}");
     }
 }

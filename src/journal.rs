@@ -12,6 +12,8 @@ pub struct Journal {
     patroni: Patroni,
     role: Option<String>,
     failures: Repeats,
+    /// Old answers are being served, and the operator knows it.
+    serving_old: bool,
 }
 
 /// Lets one line a second through and counts the others.
@@ -36,6 +38,16 @@ impl Journal {
             info!("Patroni answers");
             self.patroni = Patroni::Answers;
             self.failures = Repeats::default();
+        }
+        self.serving_old = false;
+    }
+
+    /// An answer older than the ttl was served, the first since Patroni answered last.
+    pub fn served_old(&mut self, target: &str, age_ms: u64) {
+        if !self.serving_old {
+            let seconds = age_ms as f64 / 1e3;
+            warn!("Patroni is silent: {target} is served as it was {seconds:.1} s ago");
+            self.serving_old = true;
         }
     }
 

@@ -1,6 +1,14 @@
-//! What a node says of itself, out of Patroni's JSON.
+//! What a node says of itself, and until when an answer of its may be served from memory.
+//!
+//! A leader's 200 served too late is lost data: once its lease is over another node is promoted,
+//! and the load balancer's check is the only fence. So everything here errs towards "no longer".
+//! Nothing is measured here: both clocks come in with each call.
 
 use serde::Deserialize;
+
+use crate::routes::Family;
+use crate::slots::ConnId;
+use crate::wheel::{Now, Time};
 
 /// The fields of a node's status that decide anything. Patroni leaves out what does not apply.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -11,8 +19,82 @@ pub struct NodeStatus {
     /// `primary` (`master` before Patroni 4.0), `replica`, `standby_leader`, …
     #[serde(default)]
     pub role: String,
-    /// PostgreSQL's timeline, as a primary and some replicas know it.
+    /// PostgreSQL's timeline, as a primary and most replicas know it.
     pub timeline: Option<u64>,
+    /// Unix seconds, rounded down: when the HA loop last read the DCS. Since Patroni 2.1.2.
+    pub dcs_last_seen: Option<u64>,
+    /// Maintenance mode: nobody is demoted when the lease runs out.
+    #[serde(default)]
+    pub pause: bool,
+    /// Nobody holds the lease.
+    #[serde(default)]
+    pub cluster_unlocked: bool,
+    /// The DCS is away, and the members hold the leader in place among themselves.
+    #[serde(default)]
+    pub failsafe_mode_is_active: bool,
+}
+
+/// Patroni's own intervals in seconds, out of `/config`; what is missing has Patroni's default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Timing {
+    /// How long the lease lasts after it was renewed.
+    pub ttl: u64,
+    /// How often it is renewed.
+    pub loop_wait: u64,
+    /// How long a read or a write of the DCS may be tried.
+    pub retry_timeout: u64,
+}
+
+/// Until when an answer may be served from memory, whatever else allows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Within the cache's ttl.
+    pub fresh_until: Until,
+    /// The same, for an answer older than [`ALWAYS_FRESH_MS`].
+    pub aging_until: Until,
+    /// While Patroni is silent; `None`: not at all.
+    pub old_until: Option<Until>,
+}
+
+/// A time by both clocks: over when either of them says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Until {
+    time: Time,
+    unix_ms: u64,
+}
+
+/// What is known of the leader's lease.
+#[derive(Debug, Default)]
+pub struct Lease {
+    timing: Option<Timing>,
+    /// The last `dcs_last_seen` that was no doing of ours.
+    sure_seen: Option<u64>,
+    reads: Vec<Read>,
+    wall: Wall,
+}
+
+/// A fetch of ours that has Patroni read the DCS outside its HA loop: that moves `dcs_last_seen`
+/// and renews nothing.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    /// The fetch, while it is on its way.
+    id: Option<ConnId>,
+    begun_unix_ms: u64,
+    /// Once it has ended.
+    ended_unix_ms: u64,
+}
+
+/// Whether the wall clock can be believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Wall {
+    /// It was not looked at yet.
+    #[default]
+    Unknown,
+    /// It runs as the monotonic clock does, with this difference in milliseconds.
+    Steady(i64),
+    /// It jumped, and a `dcs_last_seen` may be from before; once it changes it is not.
+    Jumped { difference_ms: i64, seen: Option<u64> },
 }
 
 impl NodeStatus {
@@ -20,21 +102,428 @@ impl NodeStatus {
     pub fn from_json(body: &[u8]) -> Option<NodeStatus> {
         serde_json::from_slice::<NodeStatus>(body).ok().filter(|status| !status.state.is_empty())
     }
+
+    /// Does this, after `former`, make what was said before it untrue?
+    pub fn contradicts(&self, former: &NodeStatus) -> bool {
+        let both = self.timeline.zip(former.timeline);
+        self.role != former.role
+            || both.is_some_and(|(timeline, before)| timeline != before)
+            || (former.is_running() && !self.is_running())
+    }
+
+    fn is_running(&self) -> bool {
+        self.state == "running"
+    }
+
+    /// Is the leader's lease what its word rests on?
+    fn is_under_lease(&self) -> bool {
+        self.is_running() && !self.pause && !self.cluster_unlocked && !self.failsafe_mode_is_active
+    }
 }
+
+impl Timing {
+    /// `None`: the body is no configuration.
+    pub fn from_json(body: &[u8]) -> Option<Timing> {
+        let is_object = body.trim_ascii_start().starts_with(b"{");
+        serde_json::from_slice(body).ok().filter(|_| is_object)
+    }
+
+    /// How long after `dcs_last_seen` the lease surely holds. The HA loop may have hung between
+    /// that read and the renewal behind it; then the lease is the one of the cycle before.
+    fn sure_seconds(self) -> u64 {
+        self.ttl.saturating_sub(self.loop_wait).saturating_sub(self.retry_timeout)
+    }
+}
+
+impl Default for Timing {
+    /// Patroni 4.1, `dynamic_loader.py` and `config.py`.
+    fn default() -> Self {
+        Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 }
+    }
+}
+
+impl Until {
+    /// Never over.
+    pub const NEVER: Until = Until { time: Time::NEVER, unix_ms: u64::MAX };
+
+    /// Has it come?
+    pub fn is_over(self, now: Now) -> bool {
+        now.time >= self.time || now.unix_ms >= self.unix_ms
+    }
+
+    fn at_unix_ms(now: Now, unix_ms: u64) -> Until {
+        Until { time: now.time.plus_ms(unix_ms.saturating_sub(now.unix_ms)), unix_ms }
+    }
+
+    fn after_ms(now: Now, ms: u64) -> Until {
+        Until { time: now.time.plus_ms(ms), unix_ms: now.unix_ms.saturating_add(ms) }
+    }
+}
+
+impl Terms {
+    /// Of an answer that promises nothing about a lease and is never served old.
+    pub const FRESH_ONLY: Terms =
+        Terms { fresh_until: Until::NEVER, aging_until: Until::NEVER, old_until: None };
+}
+
+impl Lease {
+    /// Patroni's intervals were read.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.timing = Some(timing);
+    }
+
+    /// Looks at the clocks. True: the wall clock jumped, and nothing said before it may be
+    /// served old.
+    pub fn observe(&mut self, now: Now) -> bool {
+        let difference_ms = now.unix_ms as i64 - now.time.as_ms() as i64;
+        let former_ms = match &mut self.wall {
+            Wall::Unknown => {
+                self.wall = Wall::Steady(difference_ms);
+                return false;
+            }
+            Wall::Steady(former_ms) | Wall::Jumped { difference_ms: former_ms, .. } => former_ms,
+        };
+        let jumped = former_ms.abs_diff(difference_ms) > JUMP_MS_MIN;
+        *former_ms = difference_ms;
+        if jumped {
+            self.wall = Wall::Jumped { difference_ms, seen: None };
+            self.sure_seen = None;
+        }
+        jumped
+    }
+
+    /// A fetch that has Patroni read the DCS has begun.
+    pub fn read_begun(&mut self, now: Now, id: ConnId) {
+        self.reads.retain(|read| {
+            read.id.is_some() || now.unix_ms.saturating_sub(read.ended_unix_ms) < READS_MS
+        });
+        if self.reads.len() >= READS_MAX {
+            self.merge_oldest_reads();
+        }
+        let begun_unix_ms = now.unix_ms;
+        self.reads.push(Read { id: Some(id), begun_unix_ms, ended_unix_ms: 0 });
+    }
+
+    /// It has ended. When we gave up on it, Patroni may not have.
+    pub fn read_ended(&mut self, now: Now, id: ConnId, answered: bool) {
+        for read in self.reads.iter_mut().filter(|read| read.id == Some(id)) {
+            let rest_ms = if answered { 0 } else { ABANDONED_READ_MS };
+            read.id = None;
+            read.ended_unix_ms = now.unix_ms.saturating_add(rest_ms);
+        }
+    }
+
+    /// Makes two in one: what lies between them is taken for theirs, which errs to our side.
+    fn merge_oldest_reads(&mut self) {
+        let Some(at) = self.reads.iter().position(|read| read.id.is_none()) else { return };
+        let oldest = self.reads.remove(at);
+        if let Some(next) = self.reads.iter_mut().find(|read| read.id.is_none()) {
+            next.begun_unix_ms = next.begun_unix_ms.min(oldest.begun_unix_ms);
+            next.ended_unix_ms = next.ended_unix_ms.max(oldest.ended_unix_ms);
+        }
+    }
+
+    /// Judges an answer at the moment it came. `status`: what the node says of itself in it.
+    pub fn judge(
+        &mut self,
+        now: Now,
+        family: Family,
+        code: u16,
+        status: Option<&NodeStatus>,
+    ) -> Terms {
+        let seen = status.and_then(|status| status.dcs_last_seen);
+        let sure = seen.and_then(|seen| self.sure(now, seen));
+        if code != 200 {
+            return Terms::FRESH_ONLY;
+        }
+        match family {
+            Family::Leader => self.leader_terms(now, status, seen, sure),
+            Family::Replica | Family::Health => {
+                Terms { old_until: Some(Until::NEVER), ..Terms::FRESH_ONLY }
+            }
+            _ => Terms::FRESH_ONLY,
+        }
+    }
+
+    fn leader_terms(
+        &self,
+        now: Now,
+        status: Option<&NodeStatus>,
+        seen: Option<u64>,
+        sure: Option<u64>,
+    ) -> Terms {
+        let ttl_ms = self.timing.map_or(TTL_SECONDS_MIN, |timing| timing.ttl) * 1_000;
+        // a node that does not say when it saw the DCS, or that saw it in the future, is
+        // believed for as long as an answer is by default
+        let unknown = Until::after_ms(now, ALWAYS_FRESH_MS);
+        let until = |seen: u64| Until::at_unix_ms(now, (seen * 1_000).saturating_add(ttl_ms));
+        let past = seen.filter(|seen| seen * 1_000 <= now.unix_ms);
+        let lease = sure
+            .zip(self.timing)
+            .filter(|_| past.is_some() && status.is_some_and(NodeStatus::is_under_lease));
+        Terms {
+            fresh_until: past.map_or(unknown, until),
+            aging_until: sure.map_or(unknown, until),
+            old_until: lease.map(|(sure, timing)| {
+                Until::at_unix_ms(now, (sure + timing.sure_seconds()) * 1_000)
+            }),
+        }
+    }
+
+    /// The latest `dcs_last_seen` up to `seen` that the HA loop itself must have set.
+    fn sure(&mut self, now: Now, seen: u64) -> Option<u64> {
+        if seen.saturating_mul(1_000) > now.unix_ms {
+            return None;
+        }
+        let is_ours = self.reads.iter().any(|read| read.covers(seen));
+        if let Wall::Jumped { difference_ms, seen: before } = &mut self.wall {
+            match before {
+                Some(before) if *before != seen && !is_ours => {
+                    self.wall = Wall::Steady(*difference_ms);
+                }
+                _ => {
+                    *before = Some(seen);
+                    return None;
+                }
+            }
+        }
+        if !is_ours {
+            self.sure_seen = Some(seen);
+        }
+        self.sure_seen.filter(|sure| *sure <= seen)
+    }
+}
+
+impl Read {
+    /// Can it have set this `dcs_last_seen`, which is rounded down to a second?
+    fn covers(&self, seen: u64) -> bool {
+        let ended = if self.id.is_some() { u64::MAX } else { self.ended_unix_ms / 1_000 };
+        self.begun_unix_ms / 1_000 <= seen && seen <= ended
+    }
+}
+
+/// What a leader's 200 is believed for when it says nothing about its lease: the default ttl.
+/// Up to this age its own `dcs_last_seen` counts, whoever had it moved; Patroni has only just
+/// said that it leads.
+pub const ALWAYS_FRESH_MS: u64 = 1_000;
+/// The least `ttl` Patroni accepts (4.1, `validator.py`): assumed while it is not known.
+const TTL_SECONDS_MIN: u64 = 20;
+/// More than this is no slewing of NTP's, nor the scheduler's between the reading of two clocks.
+const JUMP_MS_MIN: u64 = 250;
+/// A fetch we gave up on may still be under way in Patroni: its default `ttl`, and three times
+/// the time it gives the DCS.
+const ABANDONED_READ_MS: u64 = 30_000;
+/// No lease rests on a `dcs_last_seen` of that long ago (Patroni's `ttl` is rarely over a minute).
+const READS_MS: u64 = 300_000;
+/// Reads that are remembered one by one.
+const READS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The daemon is 100 s old, and it is Unix second 10,000.
+    fn now_at(unix_seconds: f64) -> Now {
+        let unix_ms = (unix_seconds * 1e3) as u64;
+        Now { time: Time::from_ms(unix_ms - 9_900_000), unix_ms }
+    }
+
+    fn leader(seen: u64) -> NodeStatus {
+        NodeStatus {
+            state: "running".into(),
+            role: "primary".into(),
+            timeline: Some(2),
+            dcs_last_seen: Some(seen),
+            ..NodeStatus::default()
+        }
+    }
+
+    fn known() -> Lease {
+        Lease { timing: Some(Timing::default()), ..Lease::default() }
+    }
+
+    fn read(slot: u32) -> ConnId {
+        ConnId { slot, generation: 0 }
+    }
+
+    /// The second at which a leader's answer that came at `now` is served old no more.
+    fn old_until(lease: &mut Lease, now: f64, status: &NodeStatus) -> Option<f64> {
+        let terms = lease.judge(now_at(now), Family::Leader, 200, Some(status));
+        terms.old_until.map(|until| {
+            let offset_ms = until.unix_ms as i64 - until.time.as_ms() as i64;
+            let is_past = until.unix_ms <= now_at(now).unix_ms;
+            assert!(is_past || offset_ms == 9_900_000, "both clocks say the same");
+            until.unix_ms as f64 / 1e3
+        })
+    }
+
     #[test]
     fn a_node_says_what_it_is() {
         let body =
-            br#"{"state": "running", "role": "primary", "xlog": {"location": 1}, "timeline": 2}"#;
-        let status =
-            NodeStatus { state: "running".into(), role: "primary".into(), timeline: Some(2) };
+            br#"{"state": "running", "role": "primary", "xlog": {"location": 1}, "timeline": 2,
+            "dcs_last_seen": 9999, "pause": true}"#;
+        let status = NodeStatus { pause: true, ..leader(9_999) };
         assert_eq!(NodeStatus::from_json(body), Some(status));
         for body in ["", "[]", "{}", "{\"state\": 1}", "{\"state\": \"running\""] {
             assert_eq!(NodeStatus::from_json(body.as_bytes()), None, "{body}");
         }
+    }
+
+    #[test]
+    fn patronis_intervals_have_patronis_defaults() {
+        let table = [
+            (r#"{"ttl": 20, "loop_wait": 2, "retry_timeout": 3, "x": {}}"#, Some((20, 2, 3))),
+            ("{}", Some((30, 10, 10))),
+            (r#"{"ttl": 60}"#, Some((60, 10, 10))),
+            (r#"{"ttl": "x"}"#, None),
+            ("[20, 2, 3]", None),
+            ("", None),
+        ];
+        for (body, timing) in table {
+            let timing = timing.map(|(ttl, loop_wait, retry_timeout)| Timing {
+                ttl,
+                loop_wait,
+                retry_timeout,
+            });
+            assert_eq!(Timing::from_json(body.as_bytes()), timing, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_leader_is_believed_until_the_lease_is_not_sure() {
+        assert_eq!(old_until(&mut known(), 10_000.5, &leader(9_999)), Some(10_009.0));
+        let timing = Timing { ttl: 20, loop_wait: 2, retry_timeout: 3 };
+        let mut lease = Lease { timing: Some(timing), ..Lease::default() };
+        assert_eq!(old_until(&mut lease, 10_000.5, &leader(9_999)), Some(10_014.0));
+    }
+
+    #[test]
+    fn and_not_at_all_when_its_word_does_not_rest_on_a_lease() {
+        let table = [
+            NodeStatus { pause: true, ..leader(9_999) },
+            NodeStatus { cluster_unlocked: true, ..leader(9_999) },
+            NodeStatus { failsafe_mode_is_active: true, ..leader(9_999) },
+            NodeStatus { state: "stopping".into(), ..leader(9_999) },
+            NodeStatus { dcs_last_seen: None, ..leader(9_999) },
+            leader(10_001), // the future
+        ];
+        for status in table {
+            assert_eq!(old_until(&mut known(), 10_000.5, &status), None, "{status:?}");
+        }
+        let mut unread = Lease::default();
+        assert_eq!(old_until(&mut unread, 10_000.5, &leader(9_999)), None);
+        let now = now_at(10_000.5);
+        assert_eq!(known().judge(now, Family::Leader, 200, None).old_until, None);
+        assert_eq!(known().judge(now, Family::Leader, 503, Some(&leader(9_999))).old_until, None);
+    }
+
+    #[test]
+    fn other_routes_risk_only_errors_and_some_must_never_be_old() {
+        for (family, code, may) in [
+            (Family::Replica, 200, true),
+            (Family::Health, 200, true),
+            (Family::Replica, 503, false),
+            (Family::Status, 200, false),
+            (Family::Liveness, 200, false),
+            (Family::Readiness, 200, false),
+            (Family::Metrics, 200, false),
+            (Family::Topology, 200, false),
+        ] {
+            let terms = known().judge(now_at(10_000.5), family, code, Some(&leader(9_999)));
+            assert_eq!(terms.old_until.is_some(), may, "{family:?} {code}");
+            assert_eq!(terms.fresh_until, Until::NEVER);
+        }
+    }
+
+    #[test]
+    fn from_memory_a_leader_leads_no_longer_than_its_lease_can_last() {
+        let terms = known().judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
+        assert!(!terms.fresh_until.is_over(now_at(10_028.999)));
+        assert!(terms.fresh_until.is_over(now_at(10_029.0)));
+        // the least that Patroni accepts, while its own is not known
+        let mut unread = Lease::default();
+        let terms = unread.judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
+        assert!(terms.aging_until.is_over(now_at(10_019.0)));
+        // nothing is known at all
+        let terms = known().judge(now_at(10_000.5), Family::Leader, 200, None);
+        assert!(!terms.fresh_until.is_over(now_at(10_001.4)));
+        assert!(terms.fresh_until.is_over(now_at(10_001.5)));
+    }
+
+    #[test]
+    fn what_our_own_reads_moved_is_no_sign_of_renewal() {
+        let mut lease = known();
+        assert_eq!(old_until(&mut lease, 9_995.0, &leader(9_994)), Some(10_004.0));
+        lease.read_begun(now_at(9_998.2), read(1));
+        // while it is on its way, any second from its beginning may be its doing
+        assert_eq!(old_until(&mut lease, 9_999.0, &leader(9_998)), Some(10_004.0));
+        lease.read_ended(now_at(9_999.1), read(1), true);
+        assert_eq!(old_until(&mut lease, 10_000.0, &leader(9_999)), Some(10_004.0));
+        assert_eq!(old_until(&mut lease, 10_000.5, &leader(10_000)), Some(10_010.0));
+        // a fetch we gave up on may be carried out later
+        lease.read_begun(now_at(10_001.0), read(2));
+        lease.read_ended(now_at(10_004.0), read(2), false);
+        assert_eq!(old_until(&mut lease, 10_021.0, &leader(10_020)), Some(10_010.0));
+        assert_eq!(old_until(&mut lease, 10_036.0, &leader(10_035)), Some(10_045.0));
+        // nothing before it is known
+        let mut lease = known();
+        lease.read_begun(now_at(9_998.2), read(1));
+        assert_eq!(old_until(&mut lease, 9_999.0, &leader(9_998)), None);
+    }
+
+    #[test]
+    fn many_reads_are_remembered_as_fewer_longer_ones() {
+        let mut lease = known();
+        for second in 0..200 {
+            lease.read_begun(now_at(10_000.0 + f64::from(second)), read(second));
+            lease.read_ended(now_at(10_000.1 + f64::from(second)), read(second), true);
+        }
+        assert!(lease.reads.len() <= READS_MAX);
+        for second in [10_000, 10_050, 10_136, 10_150, 10_199] {
+            assert!(lease.reads.iter().any(|read| read.covers(second)), "{second}");
+        }
+        assert!(!lease.reads.iter().any(|read| read.covers(10_200)));
+    }
+
+    #[test]
+    fn a_clock_that_jumped_is_not_believed_until_patroni_moves_on() {
+        let mut lease = known();
+        let jumped = |seconds: f64, by_ms: i64| {
+            let now = now_at(seconds);
+            Now { unix_ms: (now.unix_ms as i64 + by_ms) as u64, ..now }
+        };
+        assert!(!lease.observe(now_at(10_000.0)));
+        assert!(!lease.observe(jumped(10_001.0, 200)), "slewing");
+        for by_ms in [-5_000, 5_000] {
+            let mut lease = known();
+            lease.observe(now_at(10_000.0));
+            assert!(lease.observe(jumped(10_001.0, by_ms)));
+            assert!(!lease.observe(jumped(10_002.0, by_ms)), "only once");
+            let seen = (jumped(10_002.0, by_ms).unix_ms / 1_000) - 3;
+            let mut judge = |seconds: f64, seen: u64| {
+                let now = jumped(seconds, by_ms);
+                lease.judge(now, Family::Leader, 200, Some(&leader(seen))).old_until
+            };
+            assert_eq!(judge(10_002.0, seen), None);
+            assert_eq!(judge(10_003.0, seen), None);
+            assert!(judge(10_008.0, seen + 4).is_some(), "the HA loop moved on");
+        }
+    }
+
+    #[test]
+    fn what_contradicts() {
+        let former = leader(9_999);
+        let table = [
+            (leader(10_005), false),
+            (NodeStatus { timeline: None, ..leader(1) }, false),
+            (NodeStatus { timeline: Some(3), ..leader(1) }, true),
+            (NodeStatus { role: "replica".into(), ..leader(1) }, true),
+            (NodeStatus { state: "stopping".into(), ..leader(1) }, true),
+        ];
+        for (status, contradicts) in table {
+            assert_eq!(status.contradicts(&former), contradicts, "{status:?}");
+        }
+        let starting = NodeStatus { state: "starting".into(), ..leader(1) };
+        assert!(!former.contradicts(&starting), "what was not running was not promised");
     }
 }

@@ -67,7 +67,7 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// Log a line per request.
     pub verbose: bool,
-    /// Take SIGTERM, SIGINT and SIGHUP as events of the loop.
+    /// Take signals as events of the loop; otherwise they have their default actions.
     pub signals: bool,
 }
 
@@ -126,6 +126,8 @@ impl Daemon {
         }
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
         let mut now = self.clock.now();
+        self.engine.start(now);
+        self.act(now);
         while !self.engine.is_finished() {
             now = self.turn(now, &mut events)?;
         }
@@ -416,7 +418,10 @@ impl Daemon {
             match event {
                 SignalEvent::End => self.end(now),
                 SignalEvent::Reload => self.reload(),
-                SignalEvent::NotYet(name) => warn!("{name}: not available yet"),
+                SignalEvent::Drain(draining) => {
+                    info!("{}", if draining { "draining" } else { "not draining any more" });
+                    self.engine.drain(draining);
+                }
             }
         }
     }

@@ -18,8 +18,8 @@ pub enum Event {
     End,
     /// SIGHUP: read the configuration again.
     Reload,
-    /// A signal whose use is still to come.
-    NotYet(&'static str),
+    /// SIGUSR1: load balancers are to look elsewhere. SIGUSR2: no more.
+    Drain(bool),
 }
 
 impl Signals {
@@ -34,8 +34,8 @@ impl Signals {
     pub fn pending(&mut self) -> impl Iterator<Item = Event> {
         self.source.pending().map(|signal| match signal {
             SIGHUP => Event::Reload,
-            SIGUSR1 => Event::NotYet("SIGUSR1"),
-            SIGUSR2 => Event::NotYet("SIGUSR2"),
+            SIGUSR1 => Event::Drain(true),
+            SIGUSR2 => Event::Drain(false),
             _ => Event::End,
         })
     }

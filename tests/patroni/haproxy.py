@@ -79,8 +79,10 @@ class HAProxy:
             connection.connect(self.socket)
             connection.sendall(b"show stat\n")
             text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+        # A star before the latest check's outcome: the next check is on its way.
         return {(row["# pxname"], row["svname"]): Server(
-                    row["status"].startswith("UP"), row["check_status"] in ("L7OK", "L7STS"),
+                    row["status"].startswith("UP"),
+                    row["check_status"].removeprefix("* ") in ("L7OK", "L7STS"),
                     int(row["chkfail"]), int(row["chkdown"]))
                 for row in csv.DictReader(text.splitlines()) if row["type"] == "2"}
 

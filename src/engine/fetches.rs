@@ -1,0 +1,257 @@
+//! The engine towards Patroni: when it is asked, and what an answer changes.
+
+use super::clients::JSON;
+use super::{Action, Connection, Engine, Peer, Timer};
+use crate::answer::{Answer, Handling};
+use crate::backend::{Failure, Fetch, Outcome, Subject};
+use crate::cache::{EntryId, PATIENCE_MS, Retry};
+use crate::http::write::{error_json, request};
+use crate::lease::{NodeStatus, Timing};
+use crate::routes::Family;
+use crate::slots::ConnId;
+use crate::wheel::{Now, Time};
+
+impl Engine {
+    /// The connection of a fetch; an input for one that has gone is counted.
+    pub(super) fn fetch(&mut self, id: ConnId) -> Option<&mut Fetch> {
+        match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
+            Some(Peer::Patroni(fetch)) => Some(fetch),
+            _ => {
+                self.stale_inputs += 1;
+                None
+            }
+        }
+    }
+
+    /// Begins the fetch of an entry.
+    pub(super) fn begin_fetch(&mut self, now: Now, entry: EntryId) {
+        self.cache.begin(now.time, entry);
+        if self.settings.limits.grace_ms > 0 {
+            self.wheel.schedule(now.time.plus_ms(PATIENCE_MS), Timer::Patience(entry));
+        }
+        let deadline = now.time.plus_ms(self.settings.timeout_ms);
+        self.queue_fetch(now, Subject::Entry(entry), deadline);
+        self.dispatch(now);
+    }
+
+    /// Reads Patroni's own intervals, unless that is under way or not due.
+    pub(super) fn read_timing(&mut self, now: Now) {
+        if now.time < self.timing_due_at || self.finishing {
+            return;
+        }
+        self.timing_due_at = Time::NEVER; // until this fetch has ended
+        let deadline = now.time.plus_ms(self.settings.timeout_ms);
+        self.queue_fetch(now, Subject::Timing, deadline);
+        self.dispatch(now);
+    }
+
+    fn queue_fetch(&mut self, now: Now, subject: Subject, deadline: Time) {
+        let target = match subject {
+            Subject::Entry(entry) => self.cache.target(entry),
+            Subject::Timing => TIMING_TARGET,
+        };
+        let request = request(target, &self.settings.host);
+        let fetch = Fetch::new(now.time, subject, request, deadline);
+        let peer = Peer::Patroni(Box::new(fetch));
+        let id = self.connections.insert(Connection { peer, scheduled: Time::NEVER });
+        self.queue.push_back(id);
+        self.unscheduled.push(id);
+    }
+
+    /// Lets fetches begin as far as there is room, those of plain routes first.
+    fn dispatch(&mut self, now: Now) {
+        while self.fetching < self.settings.fetches_max && !self.queue.is_empty() {
+            let plain = self.queue.iter().position(|id| self.is_plain(*id));
+            let Some(id) = self.queue.remove(plain.unwrap_or(0)) else { return };
+            let Some(fetch) = self.fetch(id) else { continue };
+            fetch.connect(now.time);
+            let subject = fetch.subject();
+            if self.reads_dcs(subject) {
+                self.lease.read_begun(now, id);
+            }
+            self.fetching += 1;
+            self.actions.push_back(Action::Connect(id));
+        }
+    }
+
+    fn is_plain(&self, id: ConnId) -> bool {
+        match self.connections.get(id).map(|connection| &connection.peer) {
+            Some(Peer::Patroni(fetch)) => match fetch.subject() {
+                Subject::Entry(entry) => !self.cache.route(entry).has_parameters,
+                Subject::Timing => true,
+            },
+            _ => false,
+        }
+    }
+
+    /// Does Patroni read the DCS for this, and so move `dcs_last_seen` without renewing a lease?
+    fn reads_dcs(&self, subject: Subject) -> bool {
+        match subject {
+            Subject::Entry(entry) => self.cache.route(entry).family() == Family::Topology,
+            Subject::Timing => true,
+        }
+    }
+
+    /// A fetch has ended, or goes on.
+    pub(super) fn fetch_step(&mut self, now: Now, id: ConnId, outcome: Outcome) {
+        let Some(outcome) = outcome else { return };
+        let Some(Connection { peer: Peer::Patroni(fetch), .. }) = self.connections.remove(id)
+        else {
+            return;
+        };
+        match self.queue.iter().position(|queued| *queued == id) {
+            Some(at) => drop(self.queue.remove(at)),
+            None => self.end_connection(now, id, outcome.is_ok()),
+        }
+        match (fetch.subject(), outcome) {
+            (Subject::Entry(entry), Ok(answer)) => self.fill(now, entry, answer),
+            (Subject::Entry(entry), Err(failure)) => self.fail(now, entry, &fetch, failure),
+            (Subject::Timing, outcome) => self.timing_read(now, outcome),
+        }
+        self.dispatch(now);
+    }
+
+    fn end_connection(&mut self, now: Now, id: ConnId, answered: bool) {
+        self.fetching -= 1;
+        self.lease.read_ended(now, id, answered);
+        self.actions.push_back(Action::Close(id));
+    }
+
+    fn timing_read(&mut self, now: Now, outcome: Result<Answer, Failure>) {
+        let timing = match &outcome {
+            Ok(answer) if answer.status == 200 => Timing::from_json(&answer.body),
+            _ => None,
+        };
+        if let Err(failure) = outcome {
+            self.journal.failed(now.time, TIMING_TARGET, failure);
+            self.forbid_old_unless_silent(now, failure);
+        }
+        let pause_ms = if timing.is_some() { TIMING_MS } else { TIMING_RETRY_MS };
+        self.timing_due_at = now.time.plus_ms(pause_ms);
+        if let Some(timing) = timing {
+            self.lease.set_timing(timing);
+        }
+    }
+
+    fn fill(&mut self, now: Now, entry: EntryId, answer: Answer) {
+        self.journal.answered();
+        self.observe_clock(now);
+        let family = self.cache.route(entry).family();
+        let status = family.has_node_status().then(|| NodeStatus::from_json(&answer.body));
+        let status = status.flatten();
+        let terms = self.lease.judge(now, family, answer.status, status.as_ref());
+        let waiters = self.cache.fill(entry, answer, terms);
+        if let Some(status) = status {
+            self.journal.status(&status);
+            self.compare(now, entry, status);
+        }
+        if family == Family::Leader && self.started {
+            self.read_timing(now);
+        }
+        self.answer_waiters(now, entry, waiters, [Handling::Miss, Handling::Collapsed]);
+        self.schedule_sweep(now.time);
+        if let Some(at) = self.cache.refresh_at(entry) {
+            self.wheel.schedule(at, Timer::Refresh(entry));
+        }
+    }
+
+    /// No contradiction: what was asked before this answer had come, and says otherwise or may
+    /// do so, is not served any more, and who waits for it waits for another fetch.
+    fn compare(&mut self, now: Now, entry: EntryId, status: NodeStatus) {
+        let former = self.status.replace(status);
+        let contradicts = self.status.as_ref().zip(former.as_ref());
+        if !contradicts.is_some_and(|(status, former)| status.contradicts(former)) {
+            return;
+        }
+        self.cache.forget_others(entry);
+        if self.timing_due_at != Time::NEVER {
+            self.timing_due_at = now.time;
+        }
+        let under_way = self.connections.iter().filter_map(|(id, connection)| {
+            let Peer::Patroni(fetch) = &connection.peer else { return None };
+            (!fetch.is_queued()).then(|| (id, fetch.subject(), fetch.deadline()))
+        });
+        for (id, subject, deadline) in under_way.collect::<Vec<_>>() {
+            if matches!(subject, Subject::Entry(_)) {
+                self.connections.remove(id);
+                self.end_connection(now, id, false);
+                self.queue_fetch(now, subject, deadline);
+            }
+        }
+    }
+
+    fn fail(&mut self, now: Now, entry: EntryId, fetch: &Fetch, failure: Failure) {
+        self.journal.failed(now.time, self.cache.target(entry), failure);
+        let answer = Answer {
+            status: 503,
+            content_type: Some(JSON.into()),
+            body: error_json(&failure.to_string()).into_bytes().into(),
+            asked_at: fetch.asked_at(),
+        };
+        self.forbid_old_unless_silent(now, failure);
+        let waiters = self.cache.fail(entry, answer, failure.is_silence());
+        self.answer_waiters(now, entry, waiters, [Handling::Failed, Handling::Failed]);
+        self.retry(now, entry);
+    }
+
+    /// A Patroni that refuses or resets is gone, not frozen: nothing it said before is worth
+    /// anything.
+    fn forbid_old_unless_silent(&mut self, now: Now, failure: Failure) {
+        if !failure.is_silence() {
+            self.cache.forbid_old(now.time);
+        }
+    }
+
+    /// A wall clock that jumped makes every lease uncertain.
+    pub(super) fn observe_clock(&mut self, now: Now) {
+        if self.lease.observe(now) {
+            self.cache.forbid_old(now.time);
+        }
+    }
+
+    fn answer_waiters(
+        &mut self,
+        now: Now,
+        entry: EntryId,
+        waiters: Vec<ConnId>,
+        [first, other]: [Handling; 2],
+    ) {
+        for (at, id) in waiters.into_iter().enumerate() {
+            if self.connections.get(id).is_some() {
+                self.answer(now, id, entry, if at == 0 { first } else { other });
+                self.reschedule(id);
+                self.actions.push_back(Action::Wake(id));
+            }
+        }
+    }
+
+    /// Those who waited long enough get the old answer, if it may be served.
+    pub(super) fn release(&mut self, now: Now, entry: EntryId) {
+        let waiters = self.cache.release(now, entry);
+        self.answer_waiters(now, entry, waiters, [Handling::Old, Handling::Old]);
+    }
+
+    /// Fetches a failing entry again if that is due.
+    pub(super) fn retry(&mut self, now: Now, entry: EntryId) {
+        match self.cache.retry(now.time, entry) {
+            Retry::Fetch if self.finishing => {}
+            Retry::Fetch => self.begin_fetch(now, entry),
+            Retry::Later(at) => drop(self.wheel.schedule(at, Timer::Retry(entry))),
+            Retry::Forgotten => {}
+        }
+    }
+
+    /// Fetches an entry ahead of time if somebody asks for it steadily.
+    pub(super) fn refresh(&mut self, now: Now, entry: EntryId) {
+        if self.cache.wants_refresh(now.time, entry) && !self.finishing {
+            self.begin_fetch(now, entry);
+        }
+    }
+}
+
+/// Where Patroni tells its intervals.
+const TIMING_TARGET: &str = "/config";
+/// They are read again after so long, or when they could not be read, as long as a leader's
+/// route is asked for.
+const TIMING_MS: u64 = 60_000;
+const TIMING_RETRY_MS: u64 = 5_000;
