@@ -1,0 +1,37 @@
+//! The body decoder: any split gives the same body, and takes the same bytes.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use patroniglue::http::body::{BadFraming, BodyDecoder};
+use patroniglue::http::head::Framing;
+
+fuzz_target!(|input: (u8, u8, &[u8])| {
+    let (framing, step, bytes) = input;
+    let framing = match framing % 3 {
+        0 => Framing::Chunked,
+        1 => Framing::Eof,
+        _ => Framing::Length(u64::from(framing)),
+    };
+    let whole = decoded(framing, bytes, bytes.len().max(1));
+    assert_eq!(whole, decoded(framing, bytes, usize::from(step) + 1));
+    if let Ok((body, taken)) = whole {
+        assert!(body.len() <= taken && taken <= bytes.len());
+    }
+});
+
+fn decoded(framing: Framing, bytes: &[u8], step: usize) -> Result<(Vec<u8>, usize), BadFraming> {
+    let mut decoder = BodyDecoder::new(framing);
+    let (mut body, mut taken) = (Vec::new(), 0);
+    for piece in bytes.chunks(step) {
+        let mut at = 0;
+        while at < piece.len() && !decoder.is_done() {
+            let step = decoder.decode(&piece[at..])?;
+            assert!(step.taken > 0);
+            body.extend_from_slice(step.data);
+            at += step.taken;
+        }
+        taken += at;
+    }
+    decoder.eof();
+    Ok((body, taken))
+}

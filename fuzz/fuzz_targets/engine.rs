@@ -1,0 +1,56 @@
+//! The engine, driven by the fuzzer's decisions as a shell would drive it, and as none would.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use patroniglue::backend::Failure;
+use patroniglue::cache::Limits;
+use patroniglue::engine::{Action, Engine, Settings};
+use patroniglue::slots::ConnId;
+use patroniglue::wheel::{Now, Time};
+
+fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
+    let limits = Limits { ttl_ms: 1_000, grace_ms: 2_000, variants_max: 2 };
+    let mut engine = Engine::new(Settings {
+        limits,
+        interval_ms: 250,
+        timeout_ms: 3_000,
+        fetches_max: 2,
+        clients_max: 4,
+        host: "patroni:8008".into(),
+        records: true,
+    });
+    let mut ids: Vec<ConnId> = Vec::new();
+    let mut ms = 0;
+    for (what, which, bytes) in steps {
+        let now = Now { time: Time::from_ms(ms), unix_ms: 1_700_000_000_000 + ms };
+        let id = ids.get(usize::from(which) % ids.len().max(1)).copied();
+        let id = id.unwrap_or(ConnId { slot: u32::from(which), generation: u32::from(what) });
+        match what % 12 {
+            0 => ids.extend(engine.accept(now)),
+            1 => engine.connected(id),
+            2 => engine.connect_failed(now, id, Failure::Refused),
+            3 | 4 => engine.receive(now, id, bytes),
+            5 | 6 => {
+                let count = engine.output(id).len().min(usize::from(which) * 8);
+                engine.sent(now, id, count);
+            }
+            7 => engine.eof(now, id),
+            8 => engine.broken(now, id, Failure::Reset),
+            9 => ms += u64::from(which) * 10,
+            10 => engine.start(now),
+            _ => engine.tick(now),
+        }
+        while let Some(action) = engine.poll_action() {
+            match action {
+                Action::Connect(id) => ids.push(id),
+                Action::Close(closed) => ids.retain(|id| *id != closed),
+                Action::Wake(_) | Action::Finish(_) => {}
+            }
+        }
+        while engine.poll_record().is_some() {}
+        engine.next_deadline();
+        let counts = engine.counts();
+        assert!(counts.clients <= 4 && counts.fetches <= 2 && counts.waiters <= counts.clients);
+        assert!(counts.entries <= 24 + 2);
+    }
+});

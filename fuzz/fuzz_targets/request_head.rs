@@ -1,0 +1,39 @@
+//! Request heads: any split is understood the same, and what is accepted is accepted again when
+//! it is written anew with nothing but what was understood.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use patroniglue::frontend::{Frontend, Step};
+use patroniglue::http::head::{Framing, request};
+use patroniglue::wheel::Time;
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (step, bytes) = input;
+    let mut whole_target = String::new();
+    let whole = Frontend::new(Time::ZERO).receive(Time::ZERO, bytes, &mut whole_target);
+    let mut frontend = Frontend::new(Time::ZERO);
+    let mut target = String::new();
+    let mut split = Step::Continue;
+    for piece in bytes.chunks(usize::from(step) + 1) {
+        split = frontend.receive(Time::ZERO, piece, &mut target);
+        if split != Step::Continue {
+            break;
+        }
+    }
+    // bytes beyond every limit may be refused for another reason when they come in one piece
+    if bytes.len() < 4096 {
+        assert_eq!(whole, split);
+        if let Step::Ask(_) = whole {
+            assert_eq!(whole_target, target);
+        }
+    }
+    if let Ok(Some(head)) = request(bytes) {
+        assert!(head.head_bytes <= bytes.len());
+        let text = format!("{} {} HTTP/1.1\r\n\r\n", head.method.name(), head.target);
+        if head.method.name() != "-" {
+            let again = request(text.as_bytes()).expect("accepted before").expect("whole");
+            assert_eq!((again.method, again.target), (head.method, head.target));
+            assert_eq!(again.framing, Framing::Length(0));
+        }
+    }
+});
