@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Builds the release and packs it: dist/patroniglue-VERSION-SYSTEM-MACHINE.tar.gz with binary,
+# configuration example, licence and README. STATIC=1 links the C library in too.
+set -euo pipefail
+cd "$(dirname "$0")"
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+name=patroniglue-$version-$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m)
+target=$(rustc -vV | sed -n 's/^host: //p')
+if [ "${STATIC:-0}" = 1 ]; then
+  name=$name-static
+  # naming the target keeps the flag from the build scripts and macros of the dependencies
+  RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
+    cargo build --release --locked --target "$target" --target-dir target/static
+  binary=target/static/$target/release/patroniglue
+else
+  cargo build --release --locked
+  binary=target/release/patroniglue
+fi
+mkdir -p "dist/$name"
+cp "$binary" config.yml.example LICENSE README.md CHANGELOG.md "dist/$name/"
+tar -C dist -czf "dist/$name.tar.gz" "$name"
+rm -r "dist/$name"
+echo "dist/$name.tar.gz"
