@@ -6,7 +6,7 @@ pub mod write;
 
 /// Most bytes of a request's head, its empty line included; more is 431 (RFC 6585, section 5).
 pub const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
-/// Most bytes of a response's head; operators add headers to Patroni's (`restapi.http_extra_headers`).
+/// Most bytes of a response's head; operators add fields to it (`restapi.http_extra_headers`).
 pub const RESPONSE_HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Most fields in a head, either direction.
 pub const HEADERS_MAX: usize = 64;

@@ -3,11 +3,13 @@
 //! Each value is checked where it is read, so that the YAML reader knows the line of what is
 //! wrong; past [`Config::from_yaml`] nothing is checked again. Opens no file and no socket.
 
+mod scalar;
+
 use std::fmt;
-use std::marker::PhantomData;
 
-use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::de::{Deserialize, Deserializer};
 
+use self::scalar::{FromScalar, Scalar, ScalarVisitor};
 use crate::cache::Limits;
 use crate::engine::Settings;
 use crate::logformat::LogFormat;
@@ -394,23 +396,6 @@ struct Format(LogFormat);
 #[derive(Default)]
 struct NotYet;
 
-/// A value as YAML has it.
-#[derive(Debug)]
-enum Scalar<'a> {
-    Null,
-    Flag(bool),
-    Integer(i128),
-    Float(f64),
-    Text(&'a str),
-    /// A sequence or a mapping.
-    Collection,
-}
-
-/// A type that one scalar makes, or says why not.
-trait FromScalar: Sized {
-    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String>;
-}
-
 impl FromScalar for Host {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         let Scalar::Text(text) = scalar else {
@@ -456,21 +441,6 @@ impl<const MIN_MS: u64, const MAX_MS: u64> FromScalar for Seconds<MIN_MS, MAX_MS
             return Err(format!("{scalar} is not a number of seconds from {min} to {max}"));
         }
         Ok(Seconds((seconds * 1e3).round() as u64))
-    }
-}
-
-impl FromScalar for bool {
-    /// In YAML 1.1's words too, which the Go program's reader took.
-    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        match scalar {
-            Scalar::Flag(flag) => Ok(flag),
-            Scalar::Text(text) => match text.to_ascii_lowercase().as_str() {
-                "y" | "yes" | "on" | "true" => Ok(true),
-                "n" | "no" | "off" | "false" => Ok(false),
-                _ => Err(format!("{text:?} is neither true nor false")),
-            },
-            other => Err(format!("{other} is neither true nor false")),
-        }
     }
 }
 
@@ -529,67 +499,11 @@ impl FromScalar for NotYet {
     }
 }
 
-impl fmt::Display for Scalar<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Scalar::Null => f.write_str("nothing"),
-            Scalar::Flag(flag) => write!(f, "{flag}"),
-            Scalar::Integer(integer) => write!(f, "{integer}"),
-            Scalar::Float(float) => write!(f, "{float}"),
-            Scalar::Text(text) => write!(f, "{text:?}"),
-            Scalar::Collection => f.write_str("a collection"),
-        }
-    }
-}
-
-/// Hands each kind of scalar to [`FromScalar`] while the reader still knows the line.
-struct ScalarVisitor<T>(PhantomData<T>);
-
-impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<T, E> {
-        T::from_scalar(Scalar::Null).map_err(E::custom)
-    }
-
-    fn visit_bool<E: de::Error>(self, value: bool) -> Result<T, E> {
-        T::from_scalar(Scalar::Flag(value)).map_err(E::custom)
-    }
-
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
-        T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
-    }
-
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
-        T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
-    }
-
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<T, E> {
-        T::from_scalar(Scalar::Float(value)).map_err(E::custom)
-    }
-
-    fn visit_str<E: de::Error>(self, value: &str) -> Result<T, E> {
-        T::from_scalar(Scalar::Text(value)).map_err(E::custom)
-    }
-
-    fn visit_seq<A: de::SeqAccess<'de>>(self, _: A) -> Result<T, A::Error> {
-        T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
-    }
-
-    fn visit_map<A: de::MapAccess<'de>>(self, _: A) -> Result<T, A::Error> {
-        T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
-    }
-}
-
 macro_rules! deserialize_from_scalar {
     ($($type:ty),*) => { $(
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(ScalarVisitor(PhantomData))
+                deserializer.deserialize_any(ScalarVisitor::new())
             }
         }
     )* };
@@ -599,13 +513,13 @@ deserialize_from_scalar!(Host, ListenHost, FileName, Flag, Scheme, TlsVersion, F
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor(PhantomData))
+        deserializer.deserialize_any(ScalarVisitor::new())
     }
 }
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Seconds<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor(PhantomData))
+        deserializer.deserialize_any(ScalarVisitor::new())
     }
 }
 
@@ -651,7 +565,8 @@ mod tests {
 
     #[test]
     fn tls_is_on_with_a_certificate_or_https() {
-        let text = "frontend: {certfile: c, keyfile: k, cafile: a, tls-ciphers: [X], tls-min-version: TLSv1.1}";
+        let text = "frontend: {certfile: c, keyfile: k, cafile: a, tls-ciphers: [X],\n\
+            tls-min-version: TLSv1.1}";
         let tls = config(text).frontend.tls.expect("TLS");
         assert_eq!((tls.min_version, tls.cafile.as_deref()), (TlsVersion::Obsolete, Some("a")));
         assert_eq!((tls.identity.certfile.as_str(), tls.ciphers), ("c", vec!["X".to_owned()]));

@@ -1,0 +1,101 @@
+//! A YAML value on its way into one of ours, checked while the reader still knows its line.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{self, Visitor};
+
+/// A value as YAML has it.
+#[derive(Debug)]
+pub enum Scalar<'a> {
+    Null,
+    Flag(bool),
+    Integer(i128),
+    Float(f64),
+    Text(&'a str),
+    /// A sequence or a mapping.
+    Collection,
+}
+
+/// A type that one scalar makes, or says why not.
+pub trait FromScalar: Sized {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String>;
+}
+
+impl FromScalar for bool {
+    /// In YAML 1.1's words too, which the Go program's reader took.
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Flag(flag) => Ok(flag),
+            Scalar::Text(text) => match text.to_ascii_lowercase().as_str() {
+                "y" | "yes" | "on" | "true" => Ok(true),
+                "n" | "no" | "off" | "false" => Ok(false),
+                _ => Err(format!("{text:?} is neither true nor false")),
+            },
+            other => Err(format!("{other} is neither true nor false")),
+        }
+    }
+}
+
+impl fmt::Display for Scalar<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scalar::Null => f.write_str("nothing"),
+            Scalar::Flag(flag) => write!(f, "{flag}"),
+            Scalar::Integer(integer) => write!(f, "{integer}"),
+            Scalar::Float(float) => write!(f, "{float}"),
+            Scalar::Text(text) => write!(f, "{text:?}"),
+            Scalar::Collection => f.write_str("a collection"),
+        }
+    }
+}
+
+/// Hands each kind of scalar to [`FromScalar`] while the reader still knows the line.
+pub struct ScalarVisitor<T>(PhantomData<T>);
+
+impl<T> ScalarVisitor<T> {
+    /// Makes one value.
+    pub fn new() -> Self {
+        ScalarVisitor(PhantomData)
+    }
+}
+
+impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<T, E> {
+        T::from_scalar(Scalar::Null).map_err(E::custom)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<T, E> {
+        T::from_scalar(Scalar::Flag(value)).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
+        T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<T, E> {
+        T::from_scalar(Scalar::Float(value)).map_err(E::custom)
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<T, E> {
+        T::from_scalar(Scalar::Text(value)).map_err(E::custom)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, _: A) -> Result<T, A::Error> {
+        T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, _: A) -> Result<T, A::Error> {
+        T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
+    }
+}

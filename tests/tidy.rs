@@ -1,0 +1,331 @@
+//! The house's rules, as tests: what stands where, how long it may be, who may know whom.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A file of ours, without what the compiler does not see either.
+struct Source {
+    name: String,
+    text: String,
+    /// The lines up to the file's tests.
+    code: Vec<String>,
+}
+
+impl Source {
+    fn read(path: &Path) -> Source {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let name = path.strip_prefix(root).expect("below the root").display().to_string();
+        let text = fs::read_to_string(path).expect("a source is text");
+        let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let code = code.lines().map(without_comment).collect();
+        Source { name, text, code }
+    }
+
+    /// `name:line` of each line of code that holds `word` as a whole word.
+    fn lines_with(&self, word: &str) -> Vec<String> {
+        let hit = |line: &&(usize, &String)| has_word(line.1, word);
+        let lines = self.code.iter().enumerate();
+        let lines: Vec<(usize, &String)> = lines.collect();
+        lines
+            .iter()
+            .filter(hit)
+            .map(|(at, _)| format!("{}:{}: {word}", self.name, at + 1))
+            .collect()
+    }
+
+    /// In the core there are no sockets, no files and no clocks.
+    fn is_core(&self) -> bool {
+        self.name.starts_with("src/")
+            && !self.name.starts_with("src/shell/")
+            && self.name != "src/main.rs"
+    }
+
+    /// The module's place in the house: `shell`, `engine`, `http`, …
+    fn room(&self) -> &str {
+        let inside = self.name.trim_start_matches("src/").trim_end_matches(".rs");
+        inside.split('/').next().unwrap_or(inside)
+    }
+}
+
+fn without_comment(line: &str) -> String {
+    match line.find("//") {
+        // "://" is an address, not a comment
+        Some(at) if !line[..at].ends_with(':') => line[..at].to_owned(),
+        _ => line.to_owned(),
+    }
+}
+
+fn has_word(line: &str, word: &str) -> bool {
+    let is_part = |char: char| char.is_alphanumeric() || char == '_';
+    line.match_indices(word).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + word.len()..].chars().next();
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    })
+}
+
+fn sources(folders: &[&str]) -> Vec<Source> {
+    let mut paths = Vec::new();
+    for folder in folders {
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut paths);
+    }
+    paths.sort();
+    paths.iter().map(|path| Source::read(path)).collect()
+}
+
+fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            collect(&path, paths);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            paths.push(path);
+        }
+    }
+}
+
+fn everything() -> Vec<Source> {
+    sources(&["src", "tests", "examples", "benches", "fuzz/fuzz_targets"])
+}
+
+fn assert_none(rule: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "{rule}:\n  {}", found.join("\n  "));
+}
+
+#[test]
+fn the_core_has_no_sockets_no_files_and_no_clocks() {
+    let words = [
+        "mio",
+        "rustls",
+        "std::net",
+        "std::fs",
+        "std::io",
+        "Instant",
+        "SystemTime",
+        "HashMap",
+        "HashSet",
+        "thread",
+        "thread_local",
+    ];
+    let core = sources(&["src"]).into_iter().filter(Source::is_core).collect::<Vec<_>>();
+    assert!(core.len() > 10);
+    let found = core.iter().flat_map(|source| words.map(|word| source.lines_with(word)));
+    assert_none("only main.rs and shell/ may say this", found.flatten().collect());
+}
+
+#[test]
+fn one_poll_one_clock_one_home_of_rustls() {
+    let homes = [
+        ("Poll", "src/shell/mod.rs"),
+        ("Instant::now", "src/shell/clock.rs"),
+        ("SystemTime::now", "src/shell/clock.rs"),
+        ("rustls", "src/shell/tls/"),
+        ("httparse", "src/http/head.rs"),
+        ("serde_yaml", "src/config/mod.rs"),
+        ("HTTP/1.1 {status}", "src/http/write.rs"),
+    ];
+    let all = sources(&["src"]);
+    for (word, home) in homes {
+        let lines = |inside: bool| {
+            let homes = all.iter().filter(move |source| source.name.starts_with(home) == inside);
+            homes.flat_map(|source| source.lines_with(word)).collect::<Vec<_>>()
+        };
+        assert!(!lines(true).is_empty(), "{home} does not say {word} any more");
+        assert_none(&format!("only {home} may say this"), lines(false));
+    }
+}
+
+#[test]
+fn every_file_says_its_job_first() {
+    let silent = everything().into_iter().filter(|source| {
+        let first = source.text.lines().next().unwrap_or_default();
+        !first.starts_with("//! ") || first.len() < 20
+    });
+    assert_none("no job on the first line", silent.map(|source| source.name).collect());
+}
+
+#[test]
+fn lines_functions_and_files_have_an_end() {
+    let mut long = Vec::new();
+    for source in everything() {
+        for (at, line) in source.text.lines().enumerate() {
+            if line.chars().count() > LINE_CHARS_MAX && !is_table_row(line) {
+                long.push(format!("{}:{}: a line of {}", source.name, at + 1, line.len()));
+            }
+        }
+        if source.code.len() > FILE_LINES_MAX && source.name.starts_with("src/") {
+            long.push(format!("{}: {} lines without tests", source.name, source.code.len()));
+        }
+        long.extend(long_functions(&source));
+    }
+    assert_none("too long", long);
+}
+
+/// A row of a test's table may be long, where rustfmt was told to leave it alone.
+fn is_table_row(line: &str) -> bool {
+    let row = line.trim_start();
+    row.starts_with('(') || row.starts_with('"')
+}
+
+fn long_functions(source: &Source) -> Vec<String> {
+    let mut found = Vec::new();
+    let lines: Vec<&str> = source.text.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        let is_function = has_word(line, "fn") && line.trim_end().ends_with('{');
+        if !is_function || line.trim_start().starts_with("//") {
+            continue;
+        }
+        let end = format!("{}}}", " ".repeat(indent));
+        let length = lines[at..].iter().position(|line| *line == end).unwrap_or(0);
+        if length > FUNCTION_LINES_MAX {
+            found.push(format!("{}:{}: a function of {length}", source.name, at + 1));
+        }
+    }
+    found
+}
+
+#[test]
+fn nothing_is_left_half_done_or_hoped_for() {
+    let left = ["todo!", "unimplemented!", "FIXME", "XXX", "TODO"];
+    let mut found = Vec::new();
+    for source in everything().iter().filter(|source| source.name != "tests/tidy.rs") {
+        for (at, line) in source.text.lines().enumerate() {
+            if left.iter().any(|word| line.contains(word)) || line.contains("#[ignore") {
+                found.push(format!("{}:{}: {}", source.name, at + 1, line.trim()));
+            }
+        }
+        if source.name.starts_with("src/") {
+            let unwraps = source.code.iter().enumerate().filter(|(_, l)| l.contains(".unwrap()"));
+            found.extend(unwraps.map(|(at, _)| format!("{}:{}: unwrap", source.name, at + 1)));
+        }
+    }
+    assert_none("left behind", found);
+}
+
+#[test]
+fn tests_stand_at_the_foot() {
+    let misplaced = sources(&["src"]).into_iter().filter(|source| {
+        let tests = source.text.split("#[cfg(test)]\nmod tests {").nth(1);
+        tests.is_some_and(|tests| !tests.trim_end().ends_with("\n}") || tests.contains("\n}\n\n"))
+    });
+    assert_none("something stands behind the tests", misplaced.map(|s| s.name).collect());
+}
+
+#[test]
+fn imports_come_in_order() {
+    let mut found = Vec::new();
+    for source in sources(&["src"]) {
+        let uses = source.code.iter().enumerate().filter(|(_, line)| line.starts_with("use "));
+        let ranks: Vec<(usize, u8)> = uses.map(|(at, line)| (at, import_rank(line))).collect();
+        let wrong = ranks.windows(2).filter(|pair| pair[0].1 > pair[1].1);
+        found.extend(wrong.map(|pair| format!("{}:{}", source.name, pair[1].0 + 1)));
+    }
+    assert_none("std first, then crates, then ours", found);
+}
+
+fn import_rank(line: &str) -> u8 {
+    let path = line.trim_start_matches("use ");
+    match path.split("::").next() {
+        Some("std") => 0,
+        Some("crate" | "self" | "super" | "patroniglue") => 2,
+        _ => 1,
+    }
+}
+
+/// Who may know whom, as the drawing in lib.rs has it. Nobody knows the rooms above.
+#[test]
+fn rooms_know_only_those_below() {
+    let mut found = Vec::new();
+    for source in sources(&["src"]) {
+        let room = source.room().to_owned();
+        if room == "lib" || room == "main" {
+            continue;
+        }
+        let allowed = KNOWS.iter().find(|(name, _)| *name == room);
+        let Some((_, allowed)) = allowed else {
+            found.push(format!("{}: {room} is not in the table", source.name));
+            continue;
+        };
+        for (at, line) in source.code.iter().enumerate() {
+            for rest in line.split("crate::").skip(1) {
+                let end = rest.find(|char: char| !char.is_alphanumeric() && char != '_');
+                let other = &rest[..end.unwrap_or(rest.len())];
+                if other != room && !allowed.contains(&other) {
+                    found.push(format!("{}:{}: {room} -> {other}", source.name, at + 1));
+                }
+            }
+        }
+    }
+    assert_none("an arrow that is not in the drawing", found);
+    for (at, (room, below)) in KNOWS.iter().enumerate() {
+        let known_before = KNOWS[..at].iter().find(|(name, _)| below.contains(name));
+        assert!(known_before.is_none(), "{room} knows a room above: a cycle");
+    }
+}
+
+/// From the top of the house to its ground: each room knows only rooms further down.
+const KNOWS: &[(&str, &[&str])] = &[
+    ("shell", &["config", "engine", "backend", "journal", "slots", "wheel"]),
+    ("config", &["engine", "cache", "logformat"]),
+    ("logformat", &["engine", "http", "slots"]),
+    (
+        "engine",
+        &[
+            "frontend", "journal", "backend", "cache", "answer", "lease", "routes", "http",
+            "slots", "wheel",
+        ],
+    ),
+    ("frontend", &["http", "wheel"]),
+    ("journal", &["backend", "lease", "wheel"]),
+    ("backend", &["cache", "answer", "http", "routes", "wheel"]),
+    ("cache", &["answer", "lease", "routes", "slots", "wheel"]),
+    ("answer", &["http", "wheel"]),
+    ("lease", &["routes", "slots", "wheel"]),
+    ("routes", &[]),
+    ("http", &[]),
+    ("slots", &[]),
+    ("wheel", &[]),
+];
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest = fs::read_to_string(manifest).expect("a manifest");
+    let mut found = Vec::new();
+    let mut reason = false;
+    let mut inside = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            inside = line.ends_with("dependencies]");
+        } else if inside && line.starts_with('#') {
+            reason = true;
+        } else if inside && line.contains('=') {
+            // two of one family share a reason
+            if !reason {
+                found.push(line.to_owned());
+            }
+        } else if line.is_empty() {
+            reason = false;
+        }
+    }
+    assert_none("a dependency without a reason", found);
+}
+
+#[test]
+fn nothing_knows_the_machine_it_was_written_on() {
+    let mut found = Vec::new();
+    for source in everything().iter().filter(|source| source.name != "tests/tidy.rs") {
+        for (at, line) in source.text.lines().enumerate() {
+            if ["/home/", "/Users/", "/root/", "/work/"].iter().any(|path| line.contains(path)) {
+                found.push(format!("{}:{}: {}", source.name, at + 1, line.trim()));
+            }
+        }
+    }
+    assert_none("a path of somebody's machine", found);
+}
+
+const LINE_CHARS_MAX: usize = 100;
+const FUNCTION_LINES_MAX: usize = 70;
+/// A room of the house is a screenful or ten.
+const FILE_LINES_MAX: usize = 600;
