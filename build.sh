@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the release and packs it: dist/patroniglue-VERSION-SYSTEM-MACHINE.tar.gz with binary,
-# configuration example, licence and README. STATIC=1 links the C library in too.
+# configuration example, licence and README. It needs the C library, and libgcc_s that comes with
+# it; STATIC=1 links both in.
 set -euo pipefail
 cd "$(dirname "$0")"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)

@@ -92,19 +92,21 @@ impl Flags {
     }
 }
 
-/// Go's flag package takes `-x` for `--x` and `-x=true` for a switch; pico-args would take the
-/// first for a bundle of short ones. The file behind `-config` is left as it is.
+/// Go's flag package takes `-x` for `--x`, `-x=FILE` for `-x FILE` and `-x=true` for a switch;
+/// pico-args would take the first for a bundle of short ones. The file behind `-config` is left
+/// as it is.
 fn two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut rewritten: Vec<OsString> = Vec::new();
     for argument in arguments {
         let is_value = rewritten.last().is_some_and(|former| former == "--config");
         let flag = argument.to_str().filter(|text| !is_value && text.len() > 1);
         let name = flag.and_then(|text| text.strip_prefix("--").or(text.strip_prefix('-')));
-        rewritten.push(match name.map(|name| name.strip_suffix("=true").unwrap_or(name)) {
-            Some(name) if name.ends_with("=false") => continue,
-            Some(name) => format!("--{name}").into(),
-            None => argument,
-        });
+        match name.map(|name| name.split_once('=').unwrap_or((name, ""))) {
+            None => rewritten.push(argument),
+            Some((_, "false")) => {}
+            Some((name, "" | "true")) => rewritten.push(format!("--{name}").into()),
+            Some((name, value)) => rewritten.extend([format!("--{name}").into(), value.into()]),
+        }
     }
     rewritten
 }

@@ -1,0 +1,114 @@
+//! The command line: flags as Go's flag package has them, errors in one line, exit codes.
+
+mod common;
+
+use common::standin::{StandIn, at_once, primary};
+use common::{Glue, config, config_file, run};
+
+#[test]
+fn flags_with_one_dash_and_with_two() {
+    let file = config_file("frontend: {port: 8009}\n");
+    let file = file.to_str().expect("a name");
+    let equals = format!("-config={file}");
+    let table: [&[&str]; 5] = [
+        &["-check", "-config", file],
+        &["--check", "--config", file],
+        &["-check", &equals],
+        &["-config", file, "-check=true", "-debug=false"],
+        &["-check", "-config", file, "-quiet", "-verbose", "-debug"],
+    ];
+    for arguments in table {
+        let (code, stdout, stderr) = run(arguments);
+        assert_eq!(
+            (code, stdout.as_str(), stderr.as_str()),
+            (Some(0), "OK\n", ""),
+            "{arguments:?}"
+        );
+    }
+    let version = format!("patroniglue {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(run(&["-version"]), (Some(0), version, String::new()));
+    assert!(run(&["-help"]).1.starts_with("usage: patroniglue"));
+    for arguments in [&["-nonsense"][..], &["-check", "surplus"], &["-config"]] {
+        let (code, stdout, stderr) = run(arguments);
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{arguments:?}");
+        assert!(stderr.contains("usage: patroniglue"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_one_line_and_exit_code_1() {
+    let table = [
+        ("frontend:\n  prot: 80\n", ":2: frontend: unknown field `prot`"),
+        ("cache:\n  ttl: soon\n", ":2: cache.ttl: \"soon\" is not a number of seconds"),
+        ("frontend:\n  port: 1\n  certfile: x\n", ":3: frontend.certfile: keyfile is missing"),
+        ("backend:\n  scheme: https\n  cafile: nowhere.pem\n", ":3: backend.cafile: nowhere.pem: "),
+        ("admin:\n  port: 1\n", ":2: admin.port: not available yet"),
+        ("frontend: [", ":1: "),
+    ];
+    for (text, message) in table {
+        let file = config_file(text);
+        let file = file.to_str().expect("a name");
+        for check in [&["-config", file, "-check"][..], &["-config", file]] {
+            let (code, stdout, stderr) = run(check);
+            assert_eq!(
+                (code, stdout.as_str(), stderr.lines().count()),
+                (Some(1), "", 1),
+                "{stderr}"
+            );
+            assert!(stderr.starts_with(file) && stderr.contains(message), "{message}: {stderr}");
+        }
+    }
+    let (code, _, stderr) = run(&["-config", "does-not-exist.yml"]);
+    assert_eq!((code, stderr.lines().count()), (Some(1), 1));
+    assert!(stderr.starts_with("does-not-exist.yml: "), "{stderr}");
+}
+
+#[test]
+fn the_go_programs_plain_files_work_unchanged() {
+    let text = "---\nfrontend:\n  host: 127.0.0.1\n  port: 8443\n  logformat: \"%a - %m %U\"\n\
+        backend:\n  host: 127.0.0.1\n  port: 8008\n  scheme: http\n  insecure: yes\n\
+        cache:\n  ttl: 1.0\n  interval: 0.25\n";
+    let file = config_file(text);
+    assert_eq!(run(&["-check", "-config", file.to_str().expect("a name")]).1, "OK\n");
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/config.yml.example");
+    assert_eq!(run(&["-check", "-config", example]), (Some(0), "OK\n".into(), String::new()));
+    let text = std::fs::read_to_string(example).expect("the example");
+    let read = |text: &str| patroniglue::config::Config::from_yaml(text).expect("a configuration");
+    let example = read(&text);
+    let defaults = read("frontend: {host: 127.0.0.1, port: 8009}\nbackend: {host: 127.0.0.1}");
+    assert_eq!(example, defaults);
+    // what is commented out and has a value says the default
+    let keys = ["logformat", "scheme", "insecure", "timeout", "connections: 3", "ttl", "interval"];
+    let keys = keys.into_iter().chain(["grace", "entries", "tls-min-version: TLSv1.2"]);
+    let mut spelled = text.clone();
+    for key in keys {
+        let commented = format!("  #{key}");
+        assert!(text.contains(&commented), "{key}");
+        spelled = spelled.replace(&commented, &format!("  {key}"));
+    }
+    let spelled = read(&spelled);
+    assert_eq!((spelled.cache, spelled.backend), (defaults.cache, defaults.backend));
+    assert_eq!(spelled.frontend, defaults.frontend);
+}
+
+#[test]
+fn a_line_per_request_only_when_asked_for() {
+    let patroni = StandIn::start(at_once(primary()));
+    let backend = patroni.address;
+    let format = [("frontend", "logformat: \"seen %a %m %U %s\"")];
+    let text = config(&backend.ip().to_string(), backend.port(), &format);
+    let mut glue = Glue::start_with(&text, &["-verbose"], None);
+    glue.get("/primary?x=1");
+    glue.send(b"nonsense\r\n\r\n");
+    glue.wait_for_line("seen 127.0.0.1 GET /primary?x=1 200");
+    glue.wait_for_line("seen 127.0.0.1 - - 400");
+    let mut plain = Glue::start_with(&text, &[], None);
+    plain.get("/primary?x=1");
+    plain.signal("TERM");
+    plain.wait_for_line("ended");
+    assert_eq!(plain.lines_with("seen "), Vec::<String>::new());
+}

@@ -1,0 +1,162 @@
+//! A stand-in for Patroni that does as it is told, and remembers what it was asked.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// A server of one thread per connection, as Patroni had it.
+pub struct StandIn {
+    pub address: SocketAddr,
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// What it does with a request.
+#[derive(Clone)]
+pub enum Mood {
+    /// These pieces, each followed by a pause, then the end.
+    Says(Vec<Vec<u8>>, Duration),
+    /// After the pause, this; then the end.
+    Delays(Duration, Vec<u8>),
+    /// Nothing, and no end, while this mood lasts.
+    Silent,
+    /// These bytes, and then nothing and no end.
+    Hangs(Vec<u8>),
+    /// The end without a byte.
+    Closes,
+    /// RST without a byte.
+    Resets,
+}
+
+struct Shared {
+    mood: Mood,
+    /// Counts the changes of mood.
+    season: u64,
+    requests: Vec<String>,
+    open: usize,
+    open_most: usize,
+}
+
+impl StandIn {
+    pub fn start(mood: Mood) -> StandIn {
+        StandIn::listen(TcpListener::bind("127.0.0.1:0").expect("a free port"), mood)
+    }
+
+    pub fn listen(listener: TcpListener, mood: Mood) -> StandIn {
+        let address = listener.local_addr().expect("its address");
+        let requests = Vec::new();
+        let shared = Shared { mood, season: 0, requests, open: 0, open_most: 0 };
+        let shared = Arc::new(Mutex::new(shared));
+        let server = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = Arc::clone(&server);
+                thread::spawn(move || {
+                    {
+                        let mut shared = shared.lock().expect("no panic");
+                        shared.open += 1;
+                        shared.open_most = shared.open_most.max(shared.open);
+                    }
+                    let _ = serve(stream, &shared);
+                    shared.lock().expect("no panic").open -= 1;
+                });
+            }
+        });
+        StandIn { address, shared }
+    }
+
+    pub fn set(&self, mood: Mood) {
+        let mut shared = self.shared.lock().expect("no panic");
+        shared.mood = mood;
+        shared.season += 1;
+    }
+
+    /// Every request so far, but for those of Patroni's intervals, which the daemon reads itself.
+    pub fn requests(&self) -> Vec<String> {
+        let shared = self.shared.lock().expect("no panic");
+        let asked = shared.requests.iter().filter(|text| !text.starts_with("GET /config "));
+        asked.cloned().collect()
+    }
+
+    pub fn open_most(&self) -> usize {
+        self.shared.lock().expect("no panic").open_most
+    }
+}
+
+fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    let mut piece = [0; 1024];
+    while !request.ends_with(b"\r\n\r\n") {
+        let count = stream.read(&mut piece)?;
+        if count == 0 {
+            break;
+        }
+        request.extend_from_slice(&piece[..count]);
+    }
+    let text = String::from_utf8_lossy(&request).into_owned();
+    let (mood, season) = {
+        let mut shared = shared.lock().expect("no panic");
+        shared.requests.push(text.clone());
+        (shared.mood.clone(), shared.season)
+    };
+    if text.starts_with("GET /config ") && matches!(mood, Mood::Says(..) | Mood::Delays(..)) {
+        return stream.write_all(&json(200, "{\"ttl\": 30, \"loop_wait\": 10}"));
+    }
+    match mood {
+        Mood::Says(pieces, pause) => {
+            for piece in pieces {
+                stream.write_all(&piece)?;
+                thread::sleep(pause);
+            }
+            Ok(())
+        }
+        Mood::Delays(pause, bytes) => {
+            thread::sleep(pause);
+            stream.write_all(&bytes)
+        }
+        Mood::Silent => wait_for_end(&mut stream, shared, season),
+        Mood::Hangs(bytes) => {
+            stream.write_all(&bytes)?;
+            wait_for_end(&mut stream, shared, season)
+        }
+        Mood::Closes => Ok(()),
+        Mood::Resets => {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+            Ok(())
+        }
+    }
+}
+
+/// Until the peer ends, or the mood changes.
+fn wait_for_end(
+    stream: &mut TcpStream,
+    shared: &Mutex<Shared>,
+    season: u64,
+) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_millis(20)))?;
+    while shared.lock().expect("no panic").season == season {
+        if matches!(stream.read(&mut [0; 64]), Ok(0)) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// An answer as Patroni writes it: no length, the end ends it.
+pub fn json(status: u16, body: &str) -> Vec<u8> {
+    let head = "Server: BaseHTTP/0.6 Python/3.11.2\r\nContent-Type: application/json";
+    format!("HTTP/1.0 {status} X\r\n{head}\r\n\r\n{body}").into_bytes()
+}
+
+/// The answer of a healthy primary that saw the DCS just now.
+pub fn primary() -> Vec<u8> {
+    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seen = unix.unwrap_or_default().as_secs();
+    let status = "\"state\": \"running\", \"role\": \"primary\", \"timeline\": 2";
+    json(200, &format!("{{{status}, \"dcs_last_seen\": {seen}}}"))
+}
+
+pub fn at_once(bytes: Vec<u8>) -> Mood {
+    Mood::Delays(Duration::ZERO, bytes)
+}

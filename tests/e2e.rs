@@ -1,0 +1,476 @@
+//! The real binary between real sockets: what it answers, and what Patroni sees of it.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::standin::{Mood, StandIn, at_once, json, primary};
+use common::{Glue, body, config, header, read_response, read_to_end, status_of, wait_for};
+
+#[test]
+fn five_hundred_clients_on_a_cold_route_are_one_fetch() {
+    let patroni = StandIn::start(Mood::Delays(Duration::from_millis(300), primary()));
+    let glue = Glue::start(patroni.address, &[]);
+    let mut clients: Vec<_> = (0..500).map(|_| glue.connect()).collect();
+    for client in &mut clients {
+        client.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("it reads");
+    }
+    for mut client in clients {
+        let text = read_to_end(&mut client);
+        assert_eq!(status_of(&text), 200, "{text}");
+        assert!(body(&text).contains("\"role\": \"primary\""), "{text}");
+    }
+    let asked = patroni.requests();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    let version = env!("CARGO_PKG_VERSION");
+    let host = patroni.address;
+    let request = format!(
+        "GET /primary HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\
+         User-Agent: patroniglue/{version}\r\n\r\n"
+    );
+    assert_eq!(asked[0], request);
+}
+
+#[test]
+fn steady_checkers_cost_patroni_at_most_four_fetches_in_three_seconds() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Glue::start(patroni.address, &[]);
+    let begun = Instant::now();
+    let mut checks = 0;
+    while begun.elapsed() < Duration::from_secs(3) {
+        assert_eq!(glue.send(b"OPTIONS /primary HTTP/1.0\r\n\r\n").0, 200);
+        checks += 1;
+        thread::sleep(Duration::from_millis(5));
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let asked = patroni.requests().len();
+    println!("{checks} checks, {asked} fetches in {seconds:.1} s");
+    // one per three quarters of the ttl, and the first
+    assert!(asked as f64 <= seconds / 0.75 + 1.0, "{asked} in {seconds} s");
+    assert!(checks > 20 * asked);
+}
+
+#[test]
+fn a_frozen_patroni_costs_the_first_clients_the_timeout_and_the_later_ones_nothing() {
+    let patroni = StandIn::start(Mood::Silent);
+    let glue = Glue::start(patroni.address, &[("backend", "timeout: 1")]);
+    let routes = ["/primary", "/replica", "/leader", "/health", "/patroni", "/sync"];
+    let begun = Instant::now();
+    let mut clients: Vec<_> = routes.iter().map(|_| glue.connect()).collect();
+    for (client, route) in clients.iter_mut().zip(routes) {
+        write!(client, "GET {route} HTTP/1.0\r\n\r\n").expect("it reads");
+    }
+    for mut client in clients {
+        let text = read_to_end(&mut client);
+        assert_eq!(status_of(&text), 503);
+        assert_eq!(header(&text, "Content-Type"), Some("application/json"));
+        assert_eq!(body(&text), "{\"error\":\"Patroni did not answer in time\"}\n");
+    }
+    let waited = begun.elapsed();
+    println!("{} clients had their 503 after {waited:?}", routes.len());
+    assert!(waited >= Duration::from_secs(1) && waited < Duration::from_secs(3), "{waited:?}");
+    assert!(patroni.open_most() <= 3, "{} connections", patroni.open_most());
+    let begun = Instant::now();
+    for _ in 0..50 {
+        assert_eq!(glue.get("/primary").0, 503);
+    }
+    let later = begun.elapsed();
+    assert!(later < waited, "fifty later ones took {later:?}");
+    patroni.set(at_once(primary()));
+    wait_for("Patroni's return", || (glue.get("/primary").0 == 200).then_some(()));
+}
+
+#[test]
+fn every_way_of_having_no_answer_is_named() {
+    let refusing = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it");
+    let glue = Glue::start(refusing, &[]);
+    let begun = Instant::now();
+    assert!(glue.get("/primary").1.contains("Patroni refused the connection"));
+    assert!(begun.elapsed() < Duration::from_secs(2), "at once");
+    let cut = json(200, "{\"state\": \"run");
+    let short = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort".to_vec();
+    let huge = json(200, &"x".repeat(1024 * 1024 + 1));
+    let table = [
+        (Mood::Closes, "closed the connection without an answer"),
+        (Mood::Resets, "broke the connection off"),
+        (at_once(b"<html>an error page</html>\n".to_vec()), "is not HTTP"),
+        (at_once(cut), "was cut short"),
+        (at_once(short), "was cut short"),
+        (at_once(huge), "is too large"),
+        (Mood::Hangs(b"HTTP/1.0 200 OK\r\nContent-Ty".to_vec()), "did not answer in time"),
+        (Mood::Hangs(b"HTTP/1.1 200 OK\r\n\r\nhalf".to_vec()), "did not answer in time"),
+    ];
+    for (mood, why) in table {
+        let patroni = StandIn::start(mood);
+        let glue = Glue::start(patroni.address, &[("backend", "timeout: 0.5")]);
+        let (status, text) = glue.get("/primary");
+        assert_eq!(status, 503);
+        assert!(text.contains(why), "{why}: {text}");
+    }
+}
+
+#[test]
+fn every_framing_is_understood_and_given_on_byte_for_byte() {
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: a/b\r\n\r\n\
+        2;x=y\r\nbo\r\n2\r\ndy\r\n0\r\nA: b\r\n\r\n";
+    let table = [
+        ("HTTP/1.0 200 OK\r\n\r\n", 200, None, ""),
+        ("HTTP/1.0 503 Service Unavailable\r\n\r\n", 503, None, ""),
+        (
+            "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nbody",
+            200,
+            Some("text/plain"),
+            "body",
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbodymore", 200, None, "body"),
+        ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\n\r\nbody", 200, None, "body"),
+        (chunked, 200, Some("a/b"), "body"),
+    ];
+    for (answer, status, content_type, text) in table {
+        let pieces = answer.bytes().map(|byte| vec![byte]).collect();
+        let patroni = StandIn::start(Mood::Says(pieces, Duration::ZERO));
+        let glue = Glue::start(patroni.address, &[]);
+        let (got, response) = glue.get("/health");
+        assert_eq!((got, body(&response)), (status, text), "{answer:?}");
+        assert_eq!(header(&response, "Content-Type"), content_type);
+        assert_eq!(header(&response, "Content-Length"), Some(text.len().to_string().as_str()));
+        assert_eq!(header(&response, "Age"), Some("0"));
+        assert_eq!(header(&response, "Cache-Control"), Some("no-store"));
+        assert!(header(&response, "Date").is_some_and(|date| date.ends_with(" GMT")));
+    }
+}
+
+#[test]
+fn a_request_in_any_split_has_the_same_answer() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
+    let request = b"GET //primary/?x=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let expected = body(&glue.send(request).1).to_owned();
+    for at in 1..request.len() {
+        let mut client = glue.connect();
+        client.set_nodelay(true).expect("an option");
+        client.write_all(&request[..at]).expect("it reads");
+        thread::yield_now();
+        client.write_all(&request[at..]).expect("it reads");
+        assert_eq!(body(&read_to_end(&mut client)), expected, "split at {at}");
+    }
+    let mut client = glue.connect();
+    client.set_nodelay(true).expect("an option");
+    for byte in request {
+        client.write_all(&[*byte]).expect("it reads");
+    }
+    assert_eq!(body(&read_to_end(&mut client)), expected, "byte by byte");
+    assert_eq!(patroni.requests().len(), 1);
+}
+
+#[test]
+fn a_thousand_pipelined_requests_are_a_thousand_answers_in_order() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
+    glue.get("/primary");
+    let mut client = glue.connect();
+    let mut writer = client.try_clone().expect("a second handle");
+    let sender = thread::spawn(move || {
+        let pair = "GET /primary HTTP/1.1\r\n\r\nGET /nowhere HTTP/1.1\r\n\r\n";
+        writer.write_all(pair.repeat(500).as_bytes()).expect("it reads");
+        writer.shutdown(Shutdown::Write).expect("half closed");
+    });
+    let text = read_to_end(&mut client);
+    sender.join().expect("sent");
+    let statuses: Vec<&str> = text.matches("HTTP/1.1 ").collect();
+    assert_eq!(statuses.len(), 1000);
+    let codes: Vec<u16> =
+        text.split("HTTP/1.1 ").skip(1).filter_map(|t| t[..3].parse().ok()).collect();
+    assert!(codes.chunks(2).all(|pair| pair == [200, 404]));
+}
+
+#[test]
+fn nothing_but_a_get_of_a_known_route_reaches_patroni() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Glue::start(patroni.address, &[]);
+    let evil = "GET /secret HTTP/1.1\r\n\r\n";
+    let length = evil.len();
+    let table = [
+        ("POST /restart HTTP/1.0\r\nContent-Length: 0\r\n\r\n".to_owned(), vec![404]),
+        ("POST /primary HTTP/1.0\r\n\r\n".to_owned(), vec![405]),
+        ("PUT /primary HTTP/1.0\r\n\r\n".to_owned(), vec![405]),
+        ("PATCH /config HTTP/1.0\r\n\r\n".to_owned(), vec![404]),
+        ("DELETE /primary HTTP/1.0\r\n\r\n".to_owned(), vec![405]),
+        ("TRACE /primary HTTP/1.0\r\n\r\n".to_owned(), vec![405]),
+        ("CONNECT patroni:8008 HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(), vec![405]),
+        ("BREW /primary HTTP/1.0\r\n\r\n".to_owned(), vec![501]),
+        ("GET /config HTTP/1.0\r\n\r\n".to_owned(), vec![404]),
+        ("GET /failsafe HTTP/1.0\r\n\r\n".to_owned(), vec![404]),
+        ("GET /%70rimary HTTP/1.0\r\n\r\n".to_owned(), vec![404]),
+        // a request within a body is a body
+        (
+            format!(
+                "POST /primary HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{evil}"
+            ),
+            vec![405],
+        ),
+        (
+            format!(
+                "GET /nowhere HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{evil}"
+            ),
+            vec![404],
+        ),
+        (
+            format!(
+                "GET /nowhere HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{evil}\r\n0\r\n\r\n"
+            ),
+            vec![404],
+        ),
+        (
+            format!(
+                "GET / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: {length}\r\n\r\n{evil}"
+            ),
+            vec![400],
+        ),
+        (
+            format!(
+                "GET / HTTP/1.1\r\nContent-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{evil}"
+            ),
+            vec![400],
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{evil}"),
+            vec![501],
+        ),
+        (format!("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{evil}"), vec![400]),
+        (format!("GET / HTTP/1.1\r\nContent-Length : {length}\r\n\r\n{evil}"), vec![400]),
+        (format!("GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n{evil}"), vec![400]),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), vec![400]),
+        ("\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03".to_owned(), vec![400]),
+    ];
+    for (request, statuses) in table {
+        let (_, text) = glue.send(request.as_bytes());
+        let codes = text.split("HTTP/1.1 ").skip(1).filter_map(|text| text[..3].parse().ok());
+        assert_eq!(codes.collect::<Vec<u16>>(), statuses, "{request:?}: {text}");
+        if statuses == [405] {
+            assert_eq!(header(&text, "Allow"), Some("GET, HEAD, OPTIONS"));
+        }
+    }
+    assert_eq!(patroni.requests(), Vec::<String>::new());
+}
+
+#[test]
+fn head_and_options_ask_by_get() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Glue::start(patroni.address, &[]);
+    let head = glue.send(b"HEAD /primary HTTP/1.1\r\nconnection: close\r\n\r\n").1;
+    assert_eq!((status_of(&head), body(&head)), (200, ""));
+    let options = glue.send(b"OPTIONS /primary HTTP/1.0\r\n\r\n").1;
+    assert_eq!((status_of(&options), header(&options, "Content-Length")), (200, Some("0")));
+    assert_eq!(header(&options, "Allow"), Some("GET, HEAD, OPTIONS"));
+    let get = glue.get("/primary").1;
+    assert_eq!(header(&head, "Content-Length"), header(&get, "Content-Length"));
+    assert_eq!(header(&get, "Cache-Status"), Some("patroniglue; hit"));
+    assert_eq!(glue.send(b"OPTIONS * HTTP/1.0\r\n\r\n").0, 200);
+    assert!(patroni.requests().iter().all(|request| request.starts_with("GET /primary ")));
+}
+
+#[test]
+fn connections_are_kept_half_closed_and_closed_as_asked() {
+    let patroni = StandIn::start(Mood::Delays(Duration::from_millis(100), primary()));
+    let glue = Glue::start(patroni.address, &[]);
+    let mut kept = glue.connect();
+    for _ in 0..3 {
+        kept.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
+        let text = read_response(&mut kept);
+        assert_eq!((status_of(&text), header(&text, "Connection")), (200, None));
+    }
+    kept.write_all(b"GET /primary HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").expect("it reads");
+    assert_eq!(header(&read_response(&mut kept), "Connection"), Some("keep-alive"));
+    kept.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("it reads");
+    assert_eq!(header(&read_to_end(&mut kept), "Connection"), Some("close"));
+    let mut half = glue.connect();
+    half.write_all(b"GET /leader HTTP/1.1\r\n\r\n").expect("it reads");
+    half.shutdown(Shutdown::Write).expect("half closed");
+    assert_eq!(status_of(&read_to_end(&mut half)), 200);
+}
+
+#[test]
+fn nobody_waits_for_somebody_silent() {
+    let body = "x".repeat(900 * 1024);
+    let patroni = StandIn::start(at_once(json(200, &format!("\"{body}\""))));
+    let glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
+    glue.get("/metrics");
+    // two hundred that say nothing, two hundred half a head, some that never read their answer
+    let silent: Vec<_> = (0..200).map(|_| glue.connect()).collect();
+    let mut half: Vec<_> = (0..200).map(|_| glue.connect()).collect();
+    half.iter_mut().for_each(|client| client.write_all(b"GET /pri").expect("it reads"));
+    let mut deaf: Vec<_> = (0..20).map(|_| glue.connect()).collect();
+    let three = "GET /metrics HTTP/1.1\r\n\r\n".repeat(3);
+    deaf.iter_mut().for_each(|client| client.write_all(three.as_bytes()).expect("it reads"));
+    let mut times = Vec::new();
+    for turn in 0..200 {
+        let begun = Instant::now();
+        assert_eq!(glue.send(b"HEAD /metrics HTTP/1.0\r\n\r\n").0, 200);
+        times.push(begun.elapsed());
+        half[turn].write_all(b"m").expect("it reads");
+    }
+    times.sort_unstable();
+    println!("p50 {:?}, p99 {:?}, max {:?}", times[100], times[198], times[199]);
+    assert!(times[100] < Duration::from_millis(100), "{:?}", times[100]);
+    drop((silent, half, deaf));
+    assert_eq!(glue.get("/nowhere").0, 404);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_delays_nobody() {
+    let text = config("does-not-exist.invalid", 8008, &[("backend", "timeout: 1")]);
+    let glue = Glue::start_with(&text, &[], None);
+    let mut waiting = glue.connect();
+    waiting.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("it reads");
+    for _ in 0..20 {
+        assert_eq!(glue.get("/nowhere").0, 404);
+    }
+    let text = read_to_end(&mut waiting);
+    assert_eq!(status_of(&text), 503);
+    let named = ["cannot be resolved", "did not answer in time"];
+    assert!(named.iter().any(|why| text.contains(why)), "{text}");
+}
+
+#[test]
+fn a_log_that_nobody_reads_or_that_is_closed_stops_nothing() {
+    let patroni = StandIn::start(at_once(primary()));
+    let backend = patroni.address;
+    let text = config(&backend.ip().to_string(), backend.port(), &[("cache", "ttl: 60")]);
+    // stderr goes into a pipe whose reader is stopped once the port is known
+    let reader = "exec 3>&2; mkfifo \"$2.fifo\"; (head -n 1 >&3; exec sleep 60) <\"$2.fifo\" & \
+        exec 2>\"$2.fifo\"; rm \"$2.fifo\"";
+    let mut glue = Glue::start_with(&text, &["-verbose"], Some(reader));
+    let id = glue.process_id();
+    for _ in 0..3_000 {
+        assert_eq!(glue.send(b"OPTIONS /primary?a=padding HTTP/1.0\r\n\r\n").0, 200);
+    }
+    assert!(glue.is_running());
+    drop(glue);
+    let left = std::process::Command::new("pkill").args(["-P", &id.to_string()]).status();
+    drop(left); // the sleeping reader is a child of the shell that became the daemon
+
+    let closing = "exec 3>&2; mkfifo \"$2.fifo\"; (head -n 1 >&3) <\"$2.fifo\" & \
+        exec 2>\"$2.fifo\"; rm \"$2.fifo\"";
+    let mut glue = Glue::start_with(&text, &["-verbose"], Some(closing));
+    for _ in 0..300 {
+        assert_eq!(glue.get("/primary").0, 200);
+    }
+    assert!(glue.is_running());
+}
+
+#[test]
+fn a_signal_ends_it_with_everybody_answered() {
+    for signal in ["TERM", "INT"] {
+        let patroni = StandIn::start(Mood::Delays(Duration::from_millis(500), primary()));
+        let mut glue = Glue::start(patroni.address, &[]);
+        let mut idle = glue.connect();
+        idle.write_all(b"GET /nowhere HTTP/1.1\r\n\r\n").expect("it reads");
+        assert_eq!(status_of(&read_response(&mut idle)), 404);
+        let mut waiting = glue.connect();
+        waiting.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
+        wait_for("the fetch", || (!patroni.requests().is_empty()).then_some(()));
+        glue.signal(signal);
+        let text = read_to_end(&mut waiting);
+        assert_eq!((status_of(&text), header(&text, "Connection")), (200, Some("close")));
+        assert_eq!(idle.read(&mut [0; 8]).ok(), Some(0), "the idle one was closed");
+        assert_eq!(glue.wait().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_reload_changes_what_it_can_and_keeps_what_it_must() {
+    let patroni = StandIn::start(at_once(primary()));
+    let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
+    glue.get("/primary");
+    let good = std::fs::read_to_string(&glue.config).expect("its configuration");
+    std::fs::write(&glue.config, "cache:\n  ttl: 1\n  tlt: 2\n").expect("written");
+    glue.signal("HUP");
+    let line = glue.wait_for_line("not reloaded");
+    assert!(line.contains(".yml:3: cache: unknown field `tlt`"), "{line}");
+    assert_eq!(glue.get("/primary").0, 200);
+    assert_eq!(patroni.requests().len(), 1, "the former ttl is in force");
+    std::fs::write(&glue.config, good.replace("ttl: 60", "ttl: 0")).expect("written");
+    glue.signal("HUP");
+    glue.wait_for_line("reloaded ");
+    wait_for("ttl 0", || {
+        let before = patroni.requests().len();
+        glue.get("/primary");
+        (patroni.requests().len() > before).then_some(())
+    });
+}
+
+#[test]
+fn drained_it_sends_load_balancers_elsewhere() {
+    let patroni = StandIn::start(at_once(primary()));
+    let mut glue = Glue::start(patroni.address, &[]);
+    assert_eq!(glue.get("/primary").0, 200);
+    glue.signal("USR1");
+    glue.wait_for_line("INFO  [patroniglue] draining");
+    let (status, text) = glue.get("/primary");
+    assert_eq!((status, body(&text)), (503, "{\"error\":\"draining\"}\n"));
+    assert_eq!((glue.get("/replica").0, glue.get("/health").0), (503, 200));
+    glue.signal("USR2");
+    glue.wait_for_line("not draining");
+    assert_eq!(glue.get("/primary").0, 200);
+}
+
+#[test]
+fn with_few_descriptors_checks_are_still_answered() {
+    for limit in [16, 32, 64] {
+        let patroni = StandIn::start(at_once(primary()));
+        let backend = patroni.address;
+        let text = config(&backend.ip().to_string(), backend.port(), &[]);
+        let glue = Glue::start_with(&text, &[], Some(&format!("ulimit -n {limit}")));
+        let mut kept: Vec<_> = (0..limit * 2).map(|_| glue.connect()).collect();
+        for client in &mut kept {
+            // some are turned away with an answer, the others are idle from now on
+            client.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
+            assert!([200, 503].contains(&status_of(&read_response(client))));
+        }
+        for _ in 0..20 {
+            assert_eq!(glue.get("/primary").0, 200, "with {limit} descriptors");
+        }
+    }
+}
+
+#[test]
+fn the_log_says_what_changed_once_and_what_fails_once_a_second() {
+    let patroni = StandIn::start(at_once(primary()));
+    let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 0")]);
+    glue.get("/primary");
+    glue.wait_for_line("Patroni answers");
+    glue.wait_for_line("this node is primary");
+    patroni.set(at_once(json(503, "{\"state\": \"running\", \"role\": \"replica\"}")));
+    glue.get("/primary");
+    glue.wait_for_line("role changed from primary to replica");
+    patroni.set(Mood::Closes);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2_500) {
+        glue.get("/primary");
+    }
+    glue.wait_for_line("Patroni stopped answering");
+    let lines = glue.lines_with("closed the connection without an answer").len() as u64;
+    assert!(lines >= 1 && lines <= begun.elapsed().as_secs() + 1, "{lines} lines");
+}
+
+#[test]
+fn many_clients_at_once_all_get_the_same() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Arc::new(Glue::start(patroni.address, &[]));
+    let barrier = Arc::new(Barrier::new(8));
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            let (glue, barrier) = (Arc::clone(&glue), Arc::clone(&barrier));
+            thread::spawn(move || {
+                barrier.wait();
+                (0..200).all(|_| glue.get("/primary").0 == 200)
+            })
+        })
+        .collect();
+    assert!(threads.into_iter().all(|thread| thread.join().expect("no panic")));
+}
