@@ -34,8 +34,8 @@ struct Shared {
     /// Counts the changes of mood.
     season: u64,
     requests: Vec<String>,
-    open: usize,
-    open_most: usize,
+    hanging: usize,
+    hanging_most: usize,
 }
 
 impl StandIn {
@@ -46,21 +46,13 @@ impl StandIn {
     pub fn listen(listener: TcpListener, mood: Mood) -> StandIn {
         let address = listener.local_addr().expect("its address");
         let requests = Vec::new();
-        let shared = Shared { mood, season: 0, requests, open: 0, open_most: 0 };
+        let shared = Shared { mood, season: 0, requests, hanging: 0, hanging_most: 0 };
         let shared = Arc::new(Mutex::new(shared));
         let server = Arc::clone(&shared);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = Arc::clone(&server);
-                thread::spawn(move || {
-                    {
-                        let mut shared = shared.lock().expect("no panic");
-                        shared.open += 1;
-                        shared.open_most = shared.open_most.max(shared.open);
-                    }
-                    let _ = serve(stream, &shared);
-                    shared.lock().expect("no panic").open -= 1;
-                });
+                thread::spawn(move || serve(stream, &shared));
             }
         });
         StandIn { address, shared }
@@ -79,8 +71,9 @@ impl StandIn {
         asked.cloned().collect()
     }
 
-    pub fn open_most(&self) -> usize {
-        self.shared.lock().expect("no panic").open_most
+    /// How many connections hung at once, at the most.
+    pub fn hanging_most(&self) -> usize {
+        self.shared.lock().expect("no panic").hanging_most
     }
 }
 
@@ -128,17 +121,28 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> std::io::Result<()> {
     }
 }
 
-/// Until the peer ends, or the mood changes.
+/// Until the peer ends, or the mood changes. Counts as hanging after a while: a connection that
+/// the peer has closed is not seen as such before its successor comes.
 fn wait_for_end(
     stream: &mut TcpStream,
     shared: &Mutex<Shared>,
     season: u64,
 ) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let mut turns = 0;
     while shared.lock().expect("no panic").season == season {
         if matches!(stream.read(&mut [0; 64]), Ok(0)) {
             break;
         }
+        turns += 1;
+        if turns == 5 {
+            let mut shared = shared.lock().expect("no panic");
+            shared.hanging += 1;
+            shared.hanging_most = shared.hanging_most.max(shared.hanging);
+        }
+    }
+    if turns >= 5 {
+        shared.lock().expect("no panic").hanging -= 1;
     }
     Ok(())
 }
