@@ -1,0 +1,202 @@
+//! What a hit costs: allocations counted in the engine, system calls counted under strace.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use common::standin::{StandIn, at_once, primary};
+use common::{Glue, read_response, read_to_end, wait_for};
+use patroniglue::cache::Limits;
+use patroniglue::engine::{Action, Engine, Settings};
+use patroniglue::slots::ConnId;
+use patroniglue::wheel::{Now, Time};
+
+/// The system's allocator, which counts for each thread.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on unchanged; counting touches a thread-local without a destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Virtual time, on a wall clock that fits what the stand-in says of the DCS.
+fn now(ms: u64) -> Now {
+    static START: LazyLock<u64> = LazyLock::new(|| {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        unix.as_millis() as u64 + 1_000
+    });
+    Now { time: Time::from_ms(ms), unix_ms: *START + ms }
+}
+
+/// Asks, and takes the whole answer.
+fn hit(engine: &mut Engine, at: Now, id: ConnId, request: &[u8]) -> usize {
+    engine.receive(at, id, request);
+    let bytes = engine.output(id).len();
+    engine.sent(at, id, bytes);
+    engine.next_deadline();
+    bytes
+}
+
+/// Carries out one fetch, with an answer.
+fn feed(engine: &mut Engine, at: Now) {
+    let mut fetch = None;
+    while let Some(action) = engine.poll_action() {
+        if let Action::Connect(id) = action {
+            fetch = Some(id);
+        }
+    }
+    let id = fetch.expect("a fetch");
+    engine.connected(id);
+    let sent = engine.output(id).len();
+    engine.sent(at, id, sent);
+    engine.receive(at, id, &primary());
+    engine.eof(at, id);
+}
+
+#[test]
+fn a_hit_allocates_nothing_and_arms_nothing() {
+    let limits = Limits { ttl_ms: 60_000, grace_ms: 0, variants_max: 64 };
+    let mut engine = Engine::new(Settings {
+        limits,
+        interval_ms: 60_000,
+        timeout_ms: 3_000,
+        fetches_max: 3,
+        clients_max: 10,
+        host: "localhost:8008".into(),
+        records: false,
+    });
+    let requests: [&[u8]; 3] = [
+        b"GET /primary HTTP/1.1\r\nHost: x\r\nUser-Agent: y\r\n\r\n",
+        b"OPTIONS //replica/?lag=10MB&x=y&tag_a=b HTTP/1.1\r\n\r\n",
+        b"HEAD /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    ];
+    let id = engine.accept(now(0)).expect("room");
+    for request in requests {
+        engine.receive(now(0), id, request);
+        feed(&mut engine, now(0));
+        while engine.poll_action().is_some() {}
+        let bytes = engine.output(id).len();
+        assert!(bytes > 0);
+        engine.sent(now(0), id, bytes);
+        hit(&mut engine, now(100), id, request); // renders the hit's own form
+    }
+    let timers = engine.counts().timers;
+    for request in requests {
+        let before = ALLOCATIONS.with(Cell::get);
+        for turn in 0..1_000 {
+            assert!(hit(&mut engine, now(100 + turn / 2), id, request) > 0);
+        }
+        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "{}", String::from_utf8_lossy(request));
+    }
+    assert_eq!(engine.counts().timers, timers);
+}
+
+/// How often each system call was made by the daemon while `work` ran.
+fn system_calls(glue: &Glue, work: impl FnOnce()) -> Option<BTreeMap<String, u64>> {
+    let output = glue.config.with_extension("strace");
+    let id = glue.process_id().to_string();
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-p", &id, "-o"]).arg(&output);
+    let strace = strace.stdin(Stdio::null()).stderr(Stdio::null()).spawn();
+    let traced = || {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+    };
+    let mut strace = strace.ok()?;
+    let attached = wait_for("strace", || match strace.try_wait() {
+        Ok(None) => traced().then_some(true),
+        _ => Some(false),
+    });
+    if !attached {
+        return None;
+    }
+    work();
+    let _ = Command::new("kill").args(["-s", "INT", &strace.id().to_string()]).status();
+    let _ = strace.wait();
+    let text = fs::read_to_string(&output).ok()?;
+    let _ = fs::remove_file(&output);
+    let mut counts = BTreeMap::new();
+    for line in text.lines() {
+        let call = line.split_whitespace().nth(1).and_then(|rest| rest.split('(').next());
+        *counts.entry(call.unwrap_or_default().to_owned()).or_insert(0) += 1;
+    }
+    Some(counts)
+}
+
+#[test]
+fn a_hit_is_one_receive_and_one_send() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Glue::start(patroni.address, &[("cache", "ttl: 600")]);
+    glue.get("/health");
+    let mut kept = glue.connect();
+    let mut ask = || {
+        kept.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").expect("it reads");
+        assert!(read_response(&mut kept).starts_with("HTTP/1.1 200"));
+    };
+    ask();
+    let counts = system_calls(&glue, || (0..HITS).for_each(|_| ask()));
+    let Some(counts) = counts else {
+        assert!(std::env::var_os("CI").is_none(), "CI has strace");
+        eprintln!("skipped: strace is not here, or may not trace");
+        return;
+    };
+    println!("kept: {counts:?}");
+    let of = |counts: &BTreeMap<String, u64>, call: &str| counts.get(call).copied().unwrap_or(0);
+    assert_eq!((of(&counts, "recvfrom"), of(&counts, "sendto")), (HITS, HITS));
+    assert_eq!(of(&counts, "epoll_ctl") + of(&counts, "accept4"), 0);
+    assert!(all_but_waiting(&counts) <= 2 * HITS + SURPLUS, "{counts:?}");
+
+    let anew = || {
+        let mut client = glue.connect();
+        client.write_all(b"OPTIONS /health HTTP/1.0\r\n\r\n").expect("it reads");
+        assert!(read_to_end(&mut client).starts_with("HTTP/1.1 200"));
+    };
+    let counts = system_calls(&glue, || (0..HITS).for_each(|_| anew())).expect("as before");
+    println!("anew: {counts:?}");
+    assert_eq!((of(&counts, "sendto"), of(&counts, "close")), (HITS, HITS));
+    // the request may come a moment after the connection: then a second read, and the poll is told
+    let late = of(&counts, "epoll_ctl");
+    assert!(late <= HITS, "{counts:?}");
+    assert_eq!(of(&counts, "recvfrom"), HITS + late, "{counts:?}");
+    let accepts = of(&counts, "accept4");
+    assert!(accepts >= HITS && accepts <= 2 * HITS, "each turn ends with an accept in vain");
+    assert!(all_but_waiting(&counts) <= 5 * HITS + 2 * late + SURPLUS, "{counts:?}");
+}
+
+/// Waiting is shared by all who are ready; and where assertions are on, the standard library
+/// looks with fcntl whether what it closes is open.
+fn all_but_waiting(counts: &BTreeMap<String, u64>) -> u64 {
+    let of_debug = if cfg!(debug_assertions) { "fcntl" } else { "" };
+    let counted = counts.iter().filter(|(call, _)| *call != "epoll_wait" && *call != of_debug);
+    counted.map(|(_, count)| count).sum()
+}
+
+const HITS: u64 = 200;
+/// Whatever else may happen in a second: a sweep, a signal of strace's.
+const SURPLUS: u64 = 10;
