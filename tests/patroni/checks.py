@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 
 import clients
+import lease
 from clients import Promotion, Shadow, ask
 from cluster import Cluster, until
 from crowd import KINDS, Crowd
@@ -357,6 +358,11 @@ CHECKS = {
     "switchover": (switchover, False),
     "kill": (kill_leader, False),
     "freeze": (freeze, False),
+    "silent": (lease.silent_patroni, True),
+    "stopped": (lease.stopped_shortly, True),
+    "lost": (lease.stopped_for_good, True),
 }
+# Those that need an old answer: with --grace.
+GRACE = ["primary", "silent", "stopped", "switchover", "lost"]
 # Those that are run where none is named. kill is the last: it leaves a node dead.
 USUAL = ["primary", "routes", "crowds", "contrast", "switchover", "kill"]

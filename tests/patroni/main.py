@@ -71,6 +71,8 @@ def parse():
                         help="this check alone; given again: these, in this order, of "
                         + " ".join(checks.CHECKS))
     parser.add_argument("--keep", action="store_true", help="leave the directory with all logs")
+    parser.add_argument("--grace", type=int, default=0,
+                        help="cache.grace of the glue; the usual checks are then those of it")
     for name in ("ttl", "loop_wait", "retry_timeout"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int,
                             default=getattr(default, name), help=f"Patroni's {name}, seconds")
@@ -102,6 +104,7 @@ def test(options, directory):
 def run(options, directory, report):
     settings = Settings(directory, options.binary, options.direct, options.ttl,
                         options.loop_wait, options.retry_timeout)
+    settings.glue_cache["grace"] = options.grace
     cluster = Cluster(settings)
     report.say(f"starting etcd and three Patroni nodes on {cluster.network}.*, ttl {settings.ttl},"
                f" loop_wait {settings.loop_wait}, retry_timeout {settings.retry_timeout}")
@@ -114,7 +117,7 @@ def run(options, directory, report):
     writer.start()
     bench = checks.Bench(cluster, haproxy, writer, report)
     start = time.monotonic()
-    for name in options.only or checks.USUAL:
+    for name in options.only or (checks.GRACE if options.grace else checks.USUAL):
         check, needs_glue = checks.CHECKS[name]
         if needs_glue and options.direct:
             report.say(f"{name}: not run, there is no glue")
