@@ -190,6 +190,14 @@ impl Cache {
         fetch.expect("a fetch is on its way").waiters.push(waiter);
     }
 
+    /// A waiter has gone. A walk over all of them, so that who comes and goes during a slow fetch
+    /// leaves nothing behind.
+    pub fn leave(&mut self, waiter: ConnId) {
+        for fetch in self.entries.iter_mut().filter_map(|entry| entry.fetch.as_mut()) {
+            fetch.waiters.retain(|id| *id != waiter);
+        }
+    }
+
     /// Patroni has been silent for as long as a client waits when there is an old answer that may
     /// be served: who waits for the entry gets that.
     pub fn release(&mut self, now: Now, id: EntryId) -> Vec<ConnId> {

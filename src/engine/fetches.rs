@@ -60,9 +60,9 @@ impl Engine {
 
     /// Lets fetches begin as far as there is room, those of plain routes first.
     fn dispatch(&mut self, now: Now) {
-        while self.fetching < self.settings.fetches_max && !self.queue.is_empty() {
-            let plain = self.queue.iter().position(|id| self.is_plain(*id));
-            let Some(id) = self.queue.remove(plain.unwrap_or(0)) else { return };
+        while self.fetching < self.settings.fetches_max {
+            let Some(at) = self.next_in_queue(now.time) else { return };
+            let Some(id) = self.queue.remove(at) else { return };
             let Some(fetch) = self.fetch(id) else { continue };
             fetch.connect(now.time);
             let subject = fetch.subject();
@@ -72,6 +72,16 @@ impl Engine {
             self.fetching += 1;
             self.actions.push_back(Action::Connect(id));
         }
+    }
+
+    /// A fetch whose time is over is left to its timer: Patroni would be connected to for nothing.
+    fn next_in_queue(&self, now: Time) -> Option<usize> {
+        let is_in_time = |id: &ConnId| {
+            self.connections.get(*id).is_some_and(|connection| connection.deadline() > now)
+        };
+        let mut in_time = self.queue.iter().enumerate().filter(|(_, id)| is_in_time(id));
+        let plain = in_time.clone().find(|(_, id)| self.is_plain(**id));
+        plain.or_else(|| in_time.next()).map(|(at, _)| at)
     }
 
     fn is_plain(&self, id: ConnId) -> bool {

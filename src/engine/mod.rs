@@ -437,10 +437,12 @@ impl Engine {
     }
 
     fn close(&mut self, id: ConnId) {
-        if self.connections.remove(id).is_some() {
-            self.clients -= 1;
-            self.actions.push_back(Action::Close(id));
+        let Some(connection) = self.connections.remove(id) else { return };
+        if matches!(&connection.peer, Peer::Client(frontend, _) if frontend.waiting().is_some()) {
+            self.cache.leave(id);
         }
+        self.clients -= 1;
+        self.actions.push_back(Action::Close(id));
     }
 }
 

@@ -79,12 +79,14 @@ pub enum BadResponse {
 
 /// Reads a request's head. `Ok(None)`: more bytes are needed.
 pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
+    // what lies beyond the limit decides nothing, or the outcome would depend on the split
+    let bytes = &bytes[..bytes.len().min(REQUEST_HEAD_BYTES_MAX)];
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     let head_bytes = match parsed.parse_with_uninit_headers(bytes, &mut headers) {
-        Ok(Status::Complete(n)) if n <= REQUEST_HEAD_BYTES_MAX => n,
+        Ok(Status::Complete(n)) => n,
         Ok(Status::Partial) if bytes.len() < REQUEST_HEAD_BYTES_MAX => return Ok(None),
-        Ok(_) => return Err(oversize(bytes)),
+        Ok(Status::Partial) => return Err(oversize(bytes)),
         Err(httparse::Error::TooManyHeaders) => return Err(BadRequest::HeadTooLarge),
         Err(_) => return Err(BadRequest::Malformed),
     };
@@ -111,14 +113,17 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
 
 /// Reads a response's head. `Ok(None)`: more bytes are needed.
 pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadResponse> {
+    let bytes = &bytes[..bytes.len().min(RESPONSE_HEAD_BYTES_MAX)];
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
     let outcome = config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut headers);
     let head_bytes = match outcome {
-        Ok(Status::Complete(n)) if n <= RESPONSE_HEAD_BYTES_MAX => n,
+        Ok(Status::Complete(n)) => n,
         Ok(Status::Partial) if bytes.len() < RESPONSE_HEAD_BYTES_MAX => return Ok(None),
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(BadResponse::HeadTooLarge),
+        Ok(Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
+            return Err(BadResponse::HeadTooLarge);
+        }
         Err(_) => return Err(BadResponse::Malformed),
     };
     let status = parsed.code.filter(|code| (100..=599).contains(code));

@@ -106,6 +106,7 @@ fn reason(status: u16) -> &'static str {
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        408 => "Request Timeout",
         412 => "Precondition Failed",
         413 => "Content Too Large",
         414 => "URI Too Long",

@@ -1,0 +1,464 @@
+//! The language of the stories: text becomes steps.
+//!
+//! ```text
+//! ## A title                            begins a story
+//! # a comment; behind a step it takes two spaces before it
+//! ttl 1 s / timeout 3 s / interval 250 ms / connections 3 / entries 64 / clients 1000
+//! grace 0 s / in one piece
+//!
+//! A connects          a client A connects          500 clients B connect
+//! A asks GET / HTTP/1.1 [with Host: x; Connection: close]         (connects and asks …, too)
+//! A sends "bytes", 9 times "bytes"[, a byte every 100 ms]         \r \n \t \0 \" \\ \x7f
+//! A half-closes / resets / stops reading / takes 10 bytes / reads again
+//! the late A sends "bytes"              on a connection that has gone
+//! 300 ms pass                           5 s pass
+//! descriptors run out                   one client is to make room
+//! Patroni refuses / keeps silent to / accepts connections         from now on
+//! Patroni cannot be reached / cannot be resolved / cannot be connected for want of descriptors
+//! Patroni accepts who waits             connections it was silent to
+//! Patroni answers /target with 200 [body of JSON]                 and ends, as Patroni does
+//! Patroni sends "bytes"[, a byte every 100 ms] for /target
+//! Patroni ends /target                  Patroni resets /target
+//!
+//! Patroni is asked for /target          exactly this request, on a new connection
+//! Patroni is tried [3 times]            connections it did not accept
+//! the connection for /target is closed  before Patroni ended it
+//! a connection is given up              that was never accepted
+//! A gets 200 [body]                     a whole answer, in one write; below it, indented:
+//!   Name: value / no Name / empty body / body "bytes"
+//! A gets 9 times 200 [body]
+//! A gets 503 saying text                the JSON of an error of our own
+//! A gets exactly "bytes"
+//! A is half-closed                      all is sent, its end is awaited
+//! A is closed [within an answer | with bytes unread]
+//! A is turned away
+//! there are 2 clients, 1 fetches, 0 queued, 3 waiters, 24 entries, 0 timers, 1 stale
+//! nothing happens
+//! ```
+
+use patroniglue::backend::Failure;
+use patroniglue::cache::Limits;
+use patroniglue::engine::{Counts, Settings};
+
+/// One story. `splits` is false if its bytes have to come as they are sent.
+pub struct Story {
+    pub file: String,
+    pub title: String,
+    pub settings: Settings,
+    pub splits: bool,
+    pub lines: Vec<Line>,
+}
+
+/// One line of a story, with the lines indented below it.
+pub struct Line {
+    pub number: usize,
+    pub steps: Vec<Step>,
+}
+
+/// An event, or an expectation.
+pub enum Step {
+    Connect { who: String, count: Option<usize> },
+    Send { who: String, bytes: Vec<u8>, every_ms: Option<u64> },
+    SendLate { who: String, bytes: Vec<u8> },
+    HalfClose(String),
+    Reset(String),
+    Take(String, Appetite),
+    Pass(u64),
+    MakeRoom,
+    Door(Door),
+    AcceptWaiting,
+    PatroniSends { target: String, bytes: Vec<u8>, every_ms: Option<u64> },
+    PatroniEnds(String),
+    PatroniResets(String),
+    Expect(Expectation),
+}
+
+/// How much of its answers a client takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Appetite {
+    All,
+    Bytes(usize),
+}
+
+/// What becomes of connections to Patroni.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    Open,
+    Silent,
+    Shut(Failure),
+}
+
+/// What has to have happened.
+pub enum Expectation {
+    Asked(String),
+    Tried(usize),
+    ConnectionClosed(String),
+    GivenUp,
+    Gets { who: String, times: usize, status: u16, details: Vec<Detail> },
+    GetsExactly { who: String, bytes: Vec<u8> },
+    HalfClosed(String),
+    Closed { who: String, how: Closing },
+    TurnedAway(String),
+    Counts(Vec<(usize, String)>),
+    Nothing,
+}
+
+/// How a client's connection came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    Clean,
+    WithinAnswer,
+    BytesUnread,
+}
+
+/// What is to be true of an answer.
+pub enum Detail {
+    Field(String, String),
+    NoField(String),
+    Body(Vec<u8>),
+}
+
+/// All stories of a file. The error names the line.
+pub fn stories(file: &str, text: &str) -> Result<Vec<Story>, String> {
+    let mut stories: Vec<Story> = Vec::new();
+    for (at, raw) in text.lines().enumerate() {
+        let number = at + 1;
+        let wrong = || format!("{file}:{number}: not understood: {raw}");
+        if let Some(title) = raw.strip_prefix("## ") {
+            stories.push(story(file, title));
+            continue;
+        }
+        let line = without_comment(raw);
+        if line.trim().is_empty() {
+            continue;
+        }
+        let story = stories.last_mut().ok_or_else(wrong)?;
+        if line.starts_with(' ') {
+            let last = story.lines.last_mut().and_then(|line| line.steps.last_mut());
+            let Some(Step::Expect(Expectation::Gets { details, .. })) = last else {
+                return Err(wrong());
+            };
+            details.push(detail(line.trim()).ok_or_else(wrong)?);
+        } else if line == "in one piece" && story.lines.is_empty() {
+            story.splits = false;
+        } else if !(story.lines.is_empty() && setting(&mut story.settings, line).is_some()) {
+            let steps = steps(line).ok_or_else(wrong)?;
+            story.lines.push(Line { number, steps });
+        }
+    }
+    Ok(stories)
+}
+
+/// The value of one of [`Counts`]' fields.
+pub fn count(counts: &Counts, name: &str) -> Option<usize> {
+    Some(match name {
+        "client" | "clients" => counts.clients,
+        "fetch" | "fetches" => counts.fetches,
+        "queued" => counts.queued,
+        "waiter" | "waiters" => counts.waiters,
+        "timer" | "timers" => counts.timers,
+        "entries" => counts.entries,
+        "stale" => counts.stale_inputs as usize,
+        _ => return None,
+    })
+}
+
+/// A story without lines, with the defaults of the configuration.
+fn story(file: &str, title: &str) -> Story {
+    let settings = Settings {
+        limits: Limits { ttl_ms: 1_000, variants_max: 64, grace_ms: 0 },
+        interval_ms: 250,
+        timeout_ms: 3_000,
+        fetches_max: 3,
+        clients_max: 1_000,
+        host: "localhost:8008".into(),
+        records: false,
+    };
+    Story {
+        file: file.into(),
+        title: title.trim().into(),
+        settings,
+        splits: true,
+        lines: Vec::new(),
+    }
+}
+
+fn without_comment(line: &str) -> &str {
+    if line.starts_with('#') {
+        return "";
+    }
+    line.find("  #").map_or(line, |at| &line[..at]).trim_end()
+}
+
+fn setting(settings: &mut Settings, line: &str) -> Option<()> {
+    let (name, value) = line.split_once(' ')?;
+    match name {
+        "ttl" => settings.limits.ttl_ms = duration_ms(value)?,
+        "grace" => settings.limits.grace_ms = duration_ms(value)?,
+        "interval" => settings.interval_ms = duration_ms(value)?,
+        "timeout" => settings.timeout_ms = duration_ms(value)?,
+        "connections" => settings.fetches_max = value.parse().ok()?,
+        "entries" => settings.limits.variants_max = value.parse().ok()?,
+        "clients" => settings.clients_max = value.parse().ok()?,
+        _ => return None,
+    }
+    Some(())
+}
+
+fn steps(line: &str) -> Option<Vec<Step>> {
+    if let Some((connects, asks)) = line.split_once(" and ask") {
+        let connect = connection(connects)?;
+        let Step::Connect { who, .. } = &connect else { return None };
+        let asks = asks.strip_prefix('s').unwrap_or(asks).strip_prefix(' ')?;
+        let ask = Step::Send { who: who.clone(), bytes: request(asks)?, every_ms: None };
+        return Some(vec![connect, ask]);
+    }
+    if let Some(body) = line.strip_prefix("Patroni answers ") {
+        return patroni_answers(body);
+    }
+    let step = connection(line)
+        .or_else(|| time(line))
+        .or_else(|| patroni(line))
+        .or_else(|| common(line))
+        .or_else(|| client(line));
+    Some(vec![step?])
+}
+
+fn connection(line: &str) -> Option<Step> {
+    let line = line.strip_prefix("a client ").unwrap_or(line);
+    if let Some(who) = line.strip_suffix(" connects") {
+        return Some(Step::Connect { who: name(who)?, count: None });
+    }
+    let (count, who) = line.strip_suffix(" connect")?.split_once(" clients ")?;
+    Some(Step::Connect { who: name(who)?, count: Some(count.parse().ok()?) })
+}
+
+fn time(line: &str) -> Option<Step> {
+    let span = line.strip_suffix(" pass").or_else(|| line.strip_suffix(" passes"))?;
+    Some(Step::Pass(duration_ms(span)?))
+}
+
+fn patroni(line: &str) -> Option<Step> {
+    let rest = line.strip_prefix("Patroni ")?;
+    let step = match rest {
+        "refuses connections" => Step::Door(Door::Shut(Failure::Refused)),
+        "cannot be reached" => Step::Door(Door::Shut(Failure::Unreachable)),
+        "cannot be resolved" => Step::Door(Door::Shut(Failure::Unresolved)),
+        "cannot be connected for want of descriptors" => {
+            Step::Door(Door::Shut(Failure::NoDescriptor))
+        }
+        "keeps silent to connections" => Step::Door(Door::Silent),
+        "accepts connections" => Step::Door(Door::Open),
+        "accepts who waits" => Step::AcceptWaiting,
+        "is tried" => Step::Expect(Expectation::Tried(1)),
+        _ => return patroni_about(rest),
+    };
+    Some(step)
+}
+
+fn patroni_about(rest: &str) -> Option<Step> {
+    if let Some(sends) = rest.strip_prefix("sends ") {
+        let (bytes, target) = sends.rsplit_once(" for ")?;
+        let (bytes, every_ms) = paced(bytes)?;
+        return Some(Step::PatroniSends { target: target.into(), bytes, every_ms });
+    }
+    if let Some(times) = rest.strip_prefix("is tried ") {
+        let times = times.strip_suffix(" times")?.parse().ok()?;
+        return Some(Step::Expect(Expectation::Tried(times)));
+    }
+    if let Some(target) = rest.strip_prefix("is asked for ") {
+        return Some(Step::Expect(Expectation::Asked(target.into())));
+    }
+    if let Some(target) = rest.strip_prefix("ends ") {
+        return Some(Step::PatroniEnds(target.into()));
+    }
+    rest.strip_prefix("resets ").map(|target| Step::PatroniResets(target.into()))
+}
+
+/// What Patroni's Python sends: with a body of JSON the head of it, without one a bare status
+/// line; the length is never told.
+fn patroni_answers(line: &str) -> Option<Vec<Step>> {
+    let (target, answer) = line.split_once(" with ")?;
+    let (status, body) = answer.split_once(' ').unwrap_or((answer, ""));
+    let status: u16 = status.parse().ok()?;
+    let fields = "Server: BaseHTTP/0.6 Python/3.11.2\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+        Content-Type: application/json\r\n";
+    let fields = if body.is_empty() { "" } else { fields };
+    let bytes = format!("HTTP/1.0 {status} Whatever\r\n{fields}\r\n{body}").into_bytes();
+    let target = target.to_owned();
+    let sends = Step::PatroniSends { target: target.clone(), bytes, every_ms: None };
+    Some(vec![sends, Step::PatroniEnds(target)])
+}
+
+fn common(line: &str) -> Option<Step> {
+    if let Some(rest) = line.strip_prefix("the connection for ") {
+        let target = rest.strip_suffix(" is closed")?.into();
+        return Some(Step::Expect(Expectation::ConnectionClosed(target)));
+    }
+    if let Some(rest) = line.strip_prefix("the late ") {
+        let (who, bytes) = rest.split_once(" sends ")?;
+        return Some(Step::SendLate { who: name(who)?, bytes: literal(bytes)? });
+    }
+    if let Some(rest) = line.strip_prefix("there are ").or(line.strip_prefix("there is ")) {
+        let parts = rest.split(", ").map(|part| {
+            let (number, what) = part.split_once(' ')?;
+            count(&Counts::default(), what)?;
+            Some((number.parse().ok()?, what.to_owned()))
+        });
+        return Some(Step::Expect(Expectation::Counts(parts.collect::<Option<Vec<_>>>()?)));
+    }
+    match line {
+        "a connection is given up" => Some(Step::Expect(Expectation::GivenUp)),
+        "nothing happens" => Some(Step::Expect(Expectation::Nothing)),
+        "descriptors run out" => Some(Step::MakeRoom),
+        _ => None,
+    }
+}
+
+fn client(line: &str) -> Option<Step> {
+    let (who, deed) = line.split_once(' ')?;
+    let who = name(who)?;
+    let closed = |how| Expectation::Closed { who: who.clone(), how };
+    let step = match deed {
+        "half-closes" => Step::HalfClose(who),
+        "resets" => Step::Reset(who),
+        "stops reading" => Step::Take(who, Appetite::Bytes(0)),
+        "reads again" => Step::Take(who, Appetite::All),
+        "is half-closed" => Step::Expect(Expectation::HalfClosed(who)),
+        "is turned away" => Step::Expect(Expectation::TurnedAway(who)),
+        "is closed" => Step::Expect(closed(Closing::Clean)),
+        "is closed within an answer" => Step::Expect(closed(Closing::WithinAnswer)),
+        "is closed with bytes unread" => Step::Expect(closed(Closing::BytesUnread)),
+        _ => return client_about(who, deed),
+    };
+    Some(step)
+}
+
+fn client_about(who: String, deed: &str) -> Option<Step> {
+    let (verb, rest) = deed.split_once(' ')?;
+    match verb {
+        "asks" | "ask" => Some(Step::Send { who, bytes: request(rest)?, every_ms: None }),
+        "sends" | "send" => {
+            let (bytes, every_ms) = paced(rest)?;
+            Some(Step::Send { who, bytes, every_ms })
+        }
+        "takes" => {
+            let bytes = rest.strip_suffix(" bytes")?.parse().ok()?;
+            Some(Step::Take(who, Appetite::Bytes(bytes)))
+        }
+        "gets" | "get" => gets(who, rest).map(Step::Expect),
+        _ => None,
+    }
+}
+
+fn gets(who: String, rest: &str) -> Option<Expectation> {
+    if let Some(bytes) = rest.strip_prefix("exactly ") {
+        return Some(Expectation::GetsExactly { who, bytes: literal(bytes)? });
+    }
+    let (times, rest) = rest.split_once(" times ").unwrap_or(("1", rest));
+    let times = times.parse().ok()?;
+    let (status, body) = rest.split_once(' ').unwrap_or((rest, ""));
+    let status = status.parse().ok()?;
+    let details = if let Some(message) = body.strip_prefix("saying ") {
+        let body = format!("{{\"error\":\"{message}\"}}\n").into_bytes();
+        let json = Detail::Field("Content-Type".into(), "application/json".into());
+        vec![json, Detail::Body(body)]
+    } else if body.is_empty() {
+        Vec::new()
+    } else {
+        vec![Detail::Body(body.as_bytes().to_vec())]
+    };
+    Some(Expectation::Gets { who, times, status, details })
+}
+
+fn detail(text: &str) -> Option<Detail> {
+    if text == "empty body" {
+        return Some(Detail::Body(Vec::new()));
+    }
+    if let Some(body) = text.strip_prefix("body ") {
+        return Some(Detail::Body(literal(body)?));
+    }
+    if let Some(name) = text.strip_prefix("no ") {
+        return Some(Detail::NoField(name.into()));
+    }
+    let (name, value) = text.split_once(": ")?;
+    Some(Detail::Field(name.into(), value.into()))
+}
+
+/// `GET / HTTP/1.1 with Host: x; Connection: close`
+fn request(text: &str) -> Option<Vec<u8>> {
+    let (line, fields) = text.split_once(" with ").unwrap_or((text, ""));
+    let fields = fields.split("; ").filter(|field| !field.is_empty());
+    let fields: String = fields.map(|field| format!("{field}\r\n")).collect();
+    Some(format!("{line}\r\n{fields}\r\n").into_bytes())
+}
+
+/// A literal, and how long each of its bytes takes.
+fn paced(text: &str) -> Option<(Vec<u8>, Option<u64>)> {
+    match text.split_once(", a byte every ") {
+        Some((bytes, span)) => Some((literal(bytes)?, Some(duration_ms(span)?))),
+        None => Some((literal(text)?, None)),
+    }
+}
+
+/// `"GET /", 9000 times "x", " HTTP/1.1\r\n\r\n"`
+fn literal(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    loop {
+        let (times, quoted) = match rest.split_once(" times ") {
+            Some((number, quoted)) if !number.starts_with('"') => (number.parse().ok()?, quoted),
+            _ => (1, rest),
+        };
+        let (piece, after) = unquoted(quoted.strip_prefix('"')?)?;
+        bytes.extend(piece.repeat(times));
+        if after.is_empty() {
+            return Some(bytes);
+        }
+        rest = after.strip_prefix(", ")?;
+    }
+}
+
+/// The bytes up to the closing quote, and what follows it.
+fn unquoted(text: &str) -> Option<(Vec<u8>, &str)> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    loop {
+        let at = rest.find(['"', '\\'])?;
+        bytes.extend_from_slice(&rest.as_bytes()[..at]);
+        if rest.as_bytes()[at] == b'"' {
+            return Some((bytes, &rest[at + 1..]));
+        }
+        let escape = rest[at + 1..].chars().next()?;
+        rest = rest.get(at + 2..)?;
+        bytes.push(match escape {
+            'r' => b'\r',
+            'n' => b'\n',
+            't' => b'\t',
+            '0' => 0,
+            '"' | '\\' => escape as u8,
+            'x' => {
+                let digits = rest.get(..2)?;
+                rest = &rest[2..];
+                u8::from_str_radix(digits, 16).ok()?
+            }
+            _ => return None,
+        });
+    }
+}
+
+fn duration_ms(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_once(' ')?;
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(number),
+        "s" => Some(number * 1_000),
+        _ => None,
+    }
+}
+
+/// A client's name begins with a capital, so that no name is a word of the language.
+fn name(text: &str) -> Option<String> {
+    let plain = text.chars().all(|letter| letter.is_ascii_alphanumeric());
+    (plain && text.starts_with(|first: char| first.is_ascii_uppercase())).then(|| text.to_owned())
+}

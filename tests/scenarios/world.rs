@@ -1,0 +1,555 @@
+//! The network round the engine: what the shell would do, without sockets, in virtual time.
+//!
+//! Keeps to the shell's rules: a connection is served only after an input or an action for it,
+//! is read only while that is wanted, and after every input all actions are drained in order.
+//! Whatever breaks a rule that holds in every story is an error at once.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use patroniglue::backend::Failure;
+use patroniglue::engine::{Action, Counts, Engine, Settings};
+use patroniglue::http::write::VERSION;
+use patroniglue::routes::ROUTES;
+use patroniglue::slots::ConnId;
+use patroniglue::wheel::{Now, TICK_MS, Time};
+
+use crate::script::{Appetite, Closing, Door};
+
+/// The engine, and everybody it speaks to.
+pub struct World {
+    engine: Engine,
+    settings: Settings,
+    now_ms: u64,
+    /// What a read brings and a write takes, at the most.
+    piece_bytes: usize,
+    pub clients: BTreeMap<String, Client>,
+    pub fetches: Vec<Fetch>,
+    /// Whose the living connections are.
+    owners: BTreeMap<ConnId, Owner>,
+    /// Connections to serve.
+    queue: VecDeque<ConnId>,
+    pub door: Door,
+    /// Connections to Patroni that it did not accept, as long as no story has told of them.
+    pub tried: usize,
+    pub asked: VecDeque<String>,
+    pub connections_closed: VecDeque<String>,
+    pub given_up: usize,
+    stale_expected: u64,
+}
+
+/// A client, and what it saw and was not told of yet.
+pub struct Client {
+    id: ConnId,
+    /// On the way to the engine.
+    inbox: VecDeque<u8>,
+    end: End,
+    appetite: Appetite,
+    /// An answer that is not taken to its end, and how much of it is.
+    answer: Option<(Vec<u8>, usize)>,
+    pub seen: VecDeque<Seen>,
+    /// Has the engine had its last word?
+    gone: bool,
+}
+
+/// What a client saw.
+#[derive(Debug)]
+pub enum Seen {
+    Answer(Vec<u8>),
+    HalfClosed,
+    Closed(Closing),
+    TurnedAway,
+}
+
+/// A connection to Patroni.
+pub struct Fetch {
+    id: ConnId,
+    begun_ms: u64,
+    accepted: bool,
+    request: Vec<u8>,
+    pub target: Option<String>,
+    inbox: VecDeque<u8>,
+    end: End,
+    pub closed: bool,
+}
+
+/// What becomes of a direction of bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    /// FIN is behind the bytes on their way.
+    Ended,
+    /// The engine knows.
+    Told,
+}
+
+#[derive(Clone)]
+enum Owner {
+    Client(String),
+    Fetch(usize),
+}
+
+type Outcome = Result<(), String>;
+
+impl World {
+    pub fn new(settings: &Settings, piece_bytes: usize) -> World {
+        World {
+            engine: Engine::new(settings.clone()),
+            settings: settings.clone(),
+            now_ms: 0,
+            piece_bytes,
+            clients: BTreeMap::new(),
+            fetches: Vec::new(),
+            owners: BTreeMap::new(),
+            queue: VecDeque::new(),
+            door: Door::Open,
+            tried: 0,
+            asked: VecDeque::new(),
+            connections_closed: VecDeque::new(),
+            given_up: 0,
+            stale_expected: 0,
+        }
+    }
+
+    // ---- what clients do
+
+    pub fn connect(&mut self, name: &str) -> Outcome {
+        let accepted = self.engine.accept(self.now());
+        self.act()?;
+        let id = accepted.unwrap_or(ConnId { slot: u32::MAX, generation: u32::MAX });
+        let client = Client {
+            id,
+            inbox: VecDeque::new(),
+            end: End::Open,
+            appetite: Appetite::All,
+            answer: None,
+            seen: VecDeque::new(),
+            gone: accepted.is_none(),
+        };
+        let former = self.clients.insert(name.into(), client);
+        if former.is_some_and(|former| !former.gone) {
+            return Err(format!("{name} is connected already"));
+        }
+        if accepted.is_none() {
+            self.client(name)?.seen.push_back(Seen::TurnedAway);
+        } else if self.owners.insert(id, Owner::Client(name.into())).is_some() {
+            return Err(format!("{id:?} was given out twice"));
+        }
+        self.queue.push_back(id);
+        self.settle()
+    }
+
+    pub fn send(&mut self, name: &str, bytes: &[u8]) -> Outcome {
+        let client = self.client(name)?;
+        if !client.gone {
+            client.inbox.extend(bytes);
+            let id = client.id;
+            self.queue.push_back(id);
+        }
+        self.settle()
+    }
+
+    /// Bytes that overtook nothing: the connection has gone, its slot may be somebody else's.
+    pub fn send_late(&mut self, name: &str, bytes: &[u8]) -> Outcome {
+        let client = self.client(name)?;
+        if !client.gone {
+            return Err(format!("{name} has not gone"));
+        }
+        let id = client.id;
+        self.stale_expected += 1;
+        self.engine.receive(self.now(), id, bytes);
+        self.act()?;
+        self.settle()
+    }
+
+    pub fn half_close(&mut self, name: &str) -> Outcome {
+        let client = self.client(name)?;
+        client.end = End::Ended;
+        let id = client.id;
+        self.queue.push_back(id);
+        self.settle()
+    }
+
+    pub fn reset(&mut self, name: &str) -> Outcome {
+        let client = self.client(name)?;
+        if client.gone {
+            return Err(format!("{name} has gone already"));
+        }
+        let id = client.id;
+        client.inbox.clear();
+        self.engine.broken(self.now(), id, Failure::Reset);
+        self.act()?;
+        // its own doing: nobody is surprised
+        let client = self.client(name)?;
+        match client.seen.back() {
+            Some(Seen::Closed(_)) => drop(client.seen.pop_back()),
+            _ => return Err(format!("{name} reset the connection and it was not closed")),
+        }
+        self.settle()
+    }
+
+    pub fn take(&mut self, name: &str, appetite: Appetite) -> Outcome {
+        let client = self.client(name)?;
+        client.appetite = appetite;
+        let id = client.id;
+        self.queue.push_back(id);
+        self.settle()
+    }
+
+    pub fn make_room(&mut self) -> Outcome {
+        if !self.engine.make_room(self.now()) {
+            return Err("nobody could make room".into());
+        }
+        self.act()?;
+        self.settle()
+    }
+
+    // ---- what Patroni does
+
+    pub fn accept_waiting(&mut self) -> Outcome {
+        for at in 0..self.fetches.len() {
+            if !self.fetches[at].closed && !self.fetches[at].accepted {
+                self.accept_fetch(at)?;
+            }
+        }
+        self.settle()
+    }
+
+    /// Bytes of an answer; what comes after the engine's last word falls on the floor.
+    pub fn patroni_sends(&mut self, fetch: usize, bytes: &[u8]) -> Outcome {
+        let fetch = &mut self.fetches[fetch];
+        fetch.inbox.extend(bytes);
+        self.queue.push_back(fetch.id);
+        self.settle()
+    }
+
+    pub fn patroni_ends(&mut self, fetch: usize) -> Outcome {
+        let fetch = &mut self.fetches[fetch];
+        fetch.end = End::Ended;
+        self.queue.push_back(fetch.id);
+        self.settle()?;
+        self.ended_ones_are_closed()
+    }
+
+    pub fn patroni_resets(&mut self, fetch: usize) -> Outcome {
+        let fetch = &mut self.fetches[fetch];
+        fetch.end = End::Told;
+        let id = fetch.id;
+        self.engine.broken(self.now(), id, Failure::Reset);
+        self.act()?;
+        self.ended_ones_are_closed()?;
+        self.settle()
+    }
+
+    // ---- time
+
+    /// From deadline to deadline.
+    pub fn pass(&mut self, ms: u64) -> Outcome {
+        let until_ms = self.now_ms + ms;
+        let mut firings_at_once = 0;
+        while let Some(due) = self.engine.next_deadline() {
+            let due_ms = due.as_ms().max(self.now_ms);
+            if due_ms > until_ms {
+                break;
+            }
+            firings_at_once = if due_ms == self.now_ms { firings_at_once + 1 } else { 0 };
+            if firings_at_once > FIRINGS_AT_ONCE_MAX {
+                return Err("the same deadline comes again and again".into());
+            }
+            self.now_ms = due_ms;
+            self.settle()?;
+        }
+        self.now_ms = until_ms;
+        self.settle()
+    }
+
+    /// Everybody goes and Patroni is no more: a minute later nothing may be left.
+    pub fn end(&mut self) -> Outcome {
+        self.door = Door::Shut(Failure::Refused);
+        for id in self.owners.keys().copied().collect::<Vec<_>>() {
+            if self.owners.contains_key(&id) {
+                self.engine.broken(self.now(), id, Failure::Reset);
+                self.act()?;
+            }
+        }
+        self.pass(60_000)?;
+        let left = self.counts();
+        let nothing = Counts {
+            entries: ROUTES.len(),
+            stale_inputs: self.stale_expected,
+            ..Counts::default()
+        };
+        if left != nothing || !self.owners.is_empty() {
+            return Err(format!("when all is quiet there are left {left:?}"));
+        }
+        Ok(())
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.engine.counts()
+    }
+
+    pub fn client(&mut self, name: &str) -> Result<&mut Client, String> {
+        self.clients.get_mut(name).ok_or_else(|| format!("there is no {name}"))
+    }
+
+    // ---- the shell's part
+
+    /// A turn: serve what is queued, tick, serve what arose.
+    fn settle(&mut self) -> Outcome {
+        self.serve_queue()?;
+        self.engine.tick(self.now());
+        self.act()?;
+        self.serve_queue()?;
+        self.check()
+    }
+
+    fn serve_queue(&mut self) -> Outcome {
+        while let Some(id) = self.queue.pop_front() {
+            while let Some(owner) = self.owners.get(&id).cloned() {
+                let progress = match owner {
+                    Owner::Client(name) => self.serve_client(id, &name)?,
+                    Owner::Fetch(at) => self.serve_fetch(id, at)?,
+                };
+                if !progress {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_client(&mut self, id: ConnId, name: &str) -> Result<bool, String> {
+        let (now, wants_read) = (self.now(), self.engine.wants_read(id));
+        let count = self.piece_bytes;
+        let client = self.client(name)?;
+        let read = wants_read && !client.inbox.is_empty();
+        let ended = wants_read && !read && client.end == End::Ended;
+        if read {
+            let piece = taken(&mut client.inbox, count);
+            self.engine.receive(now, id, &piece);
+        } else if ended {
+            client.end = End::Told;
+            self.engine.eof(now, id);
+        }
+        self.act()?;
+        Ok(self.write_to_client(id, name)? || read || ended)
+    }
+
+    fn write_to_client(&mut self, id: ConnId, name: &str) -> Result<bool, String> {
+        let Some(client) = self.clients.get_mut(name) else { return Ok(false) };
+        let output = self.engine.output(id);
+        if client.gone || output.is_empty() {
+            return Ok(false);
+        }
+        let (answer, sent) = client.answer.get_or_insert_with(|| (output.to_vec(), 0));
+        let appetite = match &mut client.appetite {
+            Appetite::All => usize::MAX,
+            Appetite::Bytes(left) => *left,
+        };
+        let count = output.len().min(self.piece_bytes).min(appetite);
+        if count == 0 {
+            return Ok(false);
+        }
+        if answer.len() - *sent != output.len() || answer[*sent..][..count] != output[..count] {
+            return Err(format!("the rest of {name}'s answer changed on its way"));
+        }
+        if let Appetite::Bytes(left) = &mut client.appetite {
+            *left -= count;
+        }
+        *sent += count;
+        if *sent == answer.len() {
+            let answer = std::mem::take(answer);
+            client.answer = None;
+            client.seen.push_back(Seen::Answer(answer));
+        }
+        self.engine.sent(self.now(), id, count);
+        self.act()?;
+        Ok(true)
+    }
+
+    fn serve_fetch(&mut self, id: ConnId, at: usize) -> Result<bool, String> {
+        if !self.fetches[at].accepted {
+            return Ok(false);
+        }
+        let (now, wants_read) = (self.now(), self.engine.wants_read(id));
+        let count = self.engine.output(id).len().min(self.piece_bytes);
+        if count > 0 {
+            let bytes = &self.engine.output(id)[..count];
+            self.fetches[at].request.extend_from_slice(bytes);
+            self.engine.sent(now, id, count);
+            self.act()?;
+            self.read_request(at)?;
+            return Ok(true);
+        }
+        let fetch = &mut self.fetches[at];
+        if !wants_read {
+            return Ok(false);
+        }
+        if !fetch.inbox.is_empty() {
+            let piece = taken(&mut fetch.inbox, self.piece_bytes);
+            self.engine.receive(now, id, &piece);
+        } else if fetch.end == End::Ended {
+            fetch.end = End::Told;
+            self.engine.eof(now, id);
+        } else {
+            return Ok(false);
+        }
+        self.act()?;
+        Ok(true)
+    }
+
+    /// Promise 6: a GET of a target, and nothing else ever.
+    fn read_request(&mut self, at: usize) -> Outcome {
+        let fetch = &mut self.fetches[at];
+        let text = String::from_utf8_lossy(&fetch.request).into_owned();
+        if !text.ends_with("\r\n\r\n") {
+            return Ok(());
+        }
+        let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
+        let expected = format!(
+            "GET {target} HTTP/1.0\r\nHost: localhost:8008\r\nConnection: close\r\n\
+             User-Agent: patroniglue/{VERSION}\r\n\r\n"
+        );
+        if text != expected {
+            return Err(format!("Patroni was sent {text:?}"));
+        }
+        fetch.target = Some(target.clone());
+        self.asked.push_back(target);
+        Ok(())
+    }
+
+    /// Drains the actions, in order, to the last.
+    fn act(&mut self) -> Outcome {
+        while let Some(action) = self.engine.poll_action() {
+            match action {
+                Action::Connect(id) => self.connect_fetch(id)?,
+                Action::Wake(id) => {
+                    self.alive(id, action)?;
+                    self.queue.push_back(id);
+                }
+                Action::Finish(id) => {
+                    let Owner::Client(name) = self.alive(id, action)? else {
+                        return Err("a fetch was finished".into());
+                    };
+                    self.client(&name)?.seen.push_back(Seen::HalfClosed);
+                    self.queue.push_back(id);
+                }
+                Action::Close(id) => self.close(id, action)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn alive(&self, id: ConnId, action: Action) -> Result<Owner, String> {
+        self.owners.get(&id).cloned().ok_or_else(|| format!("{action:?} is about the dead"))
+    }
+
+    fn connect_fetch(&mut self, id: ConnId) -> Outcome {
+        let at = self.fetches.len();
+        if self.owners.insert(id, Owner::Fetch(at)).is_some() {
+            return Err(format!("{id:?} was given out twice"));
+        }
+        self.fetches.push(Fetch {
+            id,
+            begun_ms: self.now_ms,
+            accepted: false,
+            request: Vec::new(),
+            target: None,
+            inbox: VecDeque::new(),
+            end: End::Open,
+            closed: false,
+        });
+        match self.door {
+            Door::Open => return self.accept_fetch(at),
+            Door::Silent => {}
+            Door::Shut(why) => {
+                self.fetches[at].end = End::Told;
+                self.engine.connect_failed(self.now(), id, why);
+            }
+        }
+        self.tried += 1;
+        Ok(())
+    }
+
+    fn accept_fetch(&mut self, at: usize) -> Outcome {
+        self.fetches[at].accepted = true;
+        let id = self.fetches[at].id;
+        self.engine.connected(id);
+        self.queue.push_back(id);
+        Ok(())
+    }
+
+    fn close(&mut self, id: ConnId, action: Action) -> Outcome {
+        let owner = self.alive(id, action)?;
+        self.owners.remove(&id);
+        if !self.engine.output(id).is_empty() || self.engine.wants_read(id) {
+            return Err(format!("{id:?} was closed and goes on"));
+        }
+        match owner {
+            Owner::Client(name) => {
+                let client = self.client(&name)?;
+                client.gone = true;
+                let how = match (&client.answer, client.inbox.is_empty()) {
+                    (Some(_), _) => Closing::WithinAnswer,
+                    (None, true) => Closing::Clean,
+                    (None, false) => Closing::BytesUnread,
+                };
+                client.seen.push_back(Seen::Closed(how));
+            }
+            Owner::Fetch(at) => {
+                let fetch = &mut self.fetches[at];
+                fetch.closed = true;
+                match (&fetch.target, fetch.end) {
+                    (_, End::Told) => {}
+                    (Some(target), _) => self.connections_closed.push_back(target.clone()),
+                    (None, _) => self.given_up += 1,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What has to be true at any time (promise 1).
+    fn check(&self) -> Outcome {
+        let open: Vec<&Fetch> = self.fetches.iter().filter(|fetch| !fetch.closed).collect();
+        if open.len() > self.settings.fetches_max || open.len() != self.counts().fetches {
+            return Err(format!("{} connections to Patroni are open", open.len()));
+        }
+        if self.counts().stale_inputs != self.stale_expected {
+            return Err("an input was taken for a stale one".into());
+        }
+        for (at, fetch) in open.iter().enumerate() {
+            let same = |other: &&Fetch| other.target == fetch.target && fetch.target.is_some();
+            if open[..at].iter().any(same) {
+                return Err(format!("Patroni is asked for {:?} twice at once", fetch.target));
+            }
+            if self.now_ms > fetch.begun_ms + self.settings.timeout_ms + TICK_MS {
+                return Err(format!("the fetch of {:?} outlives its timeout", fetch.target));
+            }
+        }
+        Ok(())
+    }
+
+    fn ended_ones_are_closed(&self) -> Outcome {
+        let left = self.fetches.iter().find(|fetch| fetch.end != End::Open && !fetch.closed);
+        match left {
+            Some(fetch) => Err(format!("the connection for {:?} stays open", fetch.target)),
+            None => Ok(()),
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { time: Time::from_ms(self.now_ms), unix_ms: UNIX_MS_AT_START + self.now_ms }
+    }
+}
+
+/// Up to `count` bytes from the front.
+fn taken(bytes: &mut VecDeque<u8>, count: usize) -> Vec<u8> {
+    let count = bytes.len().min(count);
+    bytes.drain(..count).collect()
+}
+
+/// The example of RFC 9110, section 5.6.7: every story begins on Sun, 06 Nov 1994 08:49:37 GMT.
+const UNIX_MS_AT_START: u64 = 784_111_777_000;
+/// How often a deadline may turn out to be due at the time it is looked at.
+const FIRINGS_AT_ONCE_MAX: u32 = 100;
