@@ -203,12 +203,13 @@ def contrast(bench):
     """Five of the same clients on Patroni itself freeze it: what is checked above can fail."""
     # On a replica: its frozen API costs a server of the read port, but no write.
     node = bench.cluster.others(bench.cluster.leader())[0]
-    for kind in KINDS:
+    # over TLS, nonsense ends the handshake and with it the connection: only silence freezes it
+    for kind in ["silent"] if bench.cluster.settings.tls else KINDS:
         with Crowd(kind, 5, [node.patroni]):
             time.sleep(0.3)
             answer = ask(node.patroni, "OPTIONS", "/replica", 3.0)
         bench.report.check(f"five {kind} clients on the Patroni of {node.name} freeze it",
-                           answer.error == "timed out", f"{answer.status} {answer.error}")
+                           "timed out" in answer.error, f"{answer.status} {answer.error}")
         back = until(f"Patroni of {node.name}",
                      lambda: ask(node.patroni, "OPTIONS", "/replica", 1.0).status == 200, 10)
         bench.report.say(f"  it answers again {back:.1f} s after they left")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import psycopg2
 
 WRITE_EVERY_S = 0.05
+# How everybody but etcd is asked: by TLS with this context, or in plain text.
+SECURITY = None
 # Attempts begin each 50 ms even when earlier ones hang; so many may hang at once.
 WRITERS = 24
 
@@ -21,7 +23,7 @@ class Answer:
     took_s: float
 
 
-def ask(address, method, target, timeout_s=3.0):
+def ask(address, method, target, timeout_s=3.0, plain=False):
     """One request on a connection of its own; the answer ends where the server closes."""
     start = time.monotonic()
 
@@ -31,7 +33,7 @@ def ask(address, method, target, timeout_s=3.0):
     host, port = address
     head = f"{method} {target} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
     try:
-        with socket.create_connection(address, timeout_s) as connection:
+        with _secured(socket.create_connection(address, timeout_s), host, plain) as connection:
             connection.sendall(head.encode())
             received = b""
             while True:
@@ -53,6 +55,16 @@ def ask(address, method, target, timeout_s=3.0):
     headers = {name.strip().lower(): value.strip()
                for name, _, value in (line.partition(":") for line in lines)}
     return answer(int(words[1]), headers, body, "")
+
+
+def _secured(connection, host, plain):
+    if SECURITY is None or plain:
+        return connection
+    try:
+        return SECURITY.wrap_socket(connection, server_hostname=host)
+    except OSError:
+        connection.close()
+        raise
 
 
 def connect(host, port, timeout_s=2):

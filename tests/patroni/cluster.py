@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import psycopg2
 
 import clients
+import pki
 import warden
 
 PG_BIN = "/usr/lib/postgresql/15/bin"
@@ -33,6 +34,7 @@ class Settings:
     ttl: int = 20
     loop_wait: int = 2
     retry_timeout: int = 3
+    tls: bool = False  # the glue and Patroni speak it, and Patroni wants client certificates
     glue_cache: dict = field(default_factory=lambda: {"ttl": 1, "interval": 0.25})
 
 
@@ -103,6 +105,11 @@ class Cluster:
         self.network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
         self.etcd = (f"{self.network}.1", free_port(f"{self.network}.1"))
         self.nodes = [self._node(number) for number in range(1, NODES + 1)]
+        self.pki = None
+        if settings.tls:
+            hosts = [node.host for node in self.nodes]
+            self.pki = pki.Pki(f"{settings.directory}/pki", hosts)
+            clients.SECURITY = self.pki.context()
 
     def _node(self, number):
         host = f"{self.network}.{10 + number}"
@@ -134,7 +141,8 @@ class Cluster:
              f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
              f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
              f"--initial-cluster=e1={peer}"], f"{directory}/log", directory)
-        until("etcd", lambda: clients.ask(self.etcd, "GET", "/health").status == 200, 20)
+        until("etcd", lambda: clients.ask(self.etcd, "GET", "/health", plain=True).status
+              == 200, 20)
 
     def start_patroni(self, node):
         # JSON is YAML, and Patroni reads YAML.
@@ -152,7 +160,8 @@ class Cluster:
         postgres = f"{node.host}:{node.postgres_port}"
         return {
             "scope": SCOPE, "name": node.name,
-            "restapi": {"listen": restapi, "connect_address": restapi},
+            "restapi": {"listen": restapi, "connect_address": restapi, **self._restapi_tls()},
+            "ctl": self._ctl_tls(),
             "etcd3": {"host": "%s:%d" % self.etcd},
             "bootstrap": {
                 "dcs": {"ttl": settings.ttl, "loop_wait": settings.loop_wait,
@@ -171,6 +180,19 @@ class Cluster:
                 "parameters": {"unix_socket_directories": node.directory,
                                "dynamic_shared_memory_type": "mmap"}}}
 
+    def _restapi_tls(self):
+        if self.pki is None:
+            return {}
+        return {"certfile": self.pki.path("server.pem"), "keyfile": self.pki.path("server.key"),
+                "cafile": self.pki.path("ca.pem"), "verify_client": "required"}
+
+    def _ctl_tls(self):
+        """How patronictl and the other members speak to a member."""
+        if self.pki is None:
+            return {}
+        return {"certfile": self.pki.path("client.pem"), "keyfile": self.pki.path("client.key"),
+                "cacert": self.pki.path("ca.pem")}
+
     def start_glue(self, node):
         file = f"{node.directory}/patroniglue.yml"
         sections = {
@@ -178,6 +200,12 @@ class Cluster:
             "backend": {"host": node.host, "port": node.patroni_port, "scheme": "http",
                         "timeout": 3, "connections": 3},
             "cache": self.settings.glue_cache}
+        if self.pki is not None:
+            sections["frontend"] |= {"certfile": self.pki.path("server.pem"),
+                                     "keyfile": self.pki.path("server.key")}
+            sections["backend"] |= {"scheme": "https", "cafile": self.pki.path("ca.pem"),
+                                    "certfile": self.pki.path("client.pem"),
+                                    "keyfile": self.pki.path("client.key")}
         with open(file, "w", encoding="utf-8") as output:
             for name, keys in sections.items():
                 output.write(f"{name}:\n")

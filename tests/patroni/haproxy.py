@@ -70,7 +70,12 @@ class HAProxy:
 
     def _server_line(self, node):
         port = node.patroni_port if self.cluster.settings.direct else node.glue_port
-        return f"    server {node.name} {node.host}:{node.postgres_port} check port {port}"
+        line = f"    server {node.name} {node.host}:{node.postgres_port} check port {port}"
+        pki = self.cluster.pki
+        if pki is not None:
+            line += f" check-ssl verify required ca-file {pki.path('ca.pem')}"
+            line += f" crt {pki.path('client-both.pem')}"
+        return line
 
     def servers(self):
         """(port's name, node's name) -> Server."""

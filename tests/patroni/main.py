@@ -71,6 +71,8 @@ def parse():
                         help="this check alone; given again: these, in this order, of "
                         + " ".join(checks.CHECKS))
     parser.add_argument("--keep", action="store_true", help="leave the directory with all logs")
+    parser.add_argument("--tls", action="store_true",
+                        help="TLS everywhere, a private CA, Patroni with verify_client: required")
     parser.add_argument("--grace", type=int, default=0,
                         help="cache.grace of the glue; the usual checks are then those of it")
     for name in ("ttl", "loop_wait", "retry_timeout"):
@@ -105,6 +107,7 @@ def run(options, directory, report):
     settings = Settings(directory, options.binary, options.direct, options.ttl,
                         options.loop_wait, options.retry_timeout)
     settings.glue_cache["grace"] = options.grace
+    settings.tls = options.tls
     cluster = Cluster(settings)
     report.say(f"starting etcd and three Patroni nodes on {cluster.network}.*, ttl {settings.ttl},"
                f" loop_wait {settings.loop_wait}, retry_timeout {settings.retry_timeout}")

@@ -1,0 +1,50 @@
+"""A private CA, and certificates of it for every node and every client."""
+
+import os
+import shutil
+import ssl
+import subprocess
+
+import warden
+
+
+class Pki:
+    """Files in a directory that the servers may read."""
+
+    def __init__(self, directory, hosts):
+        self.directory = directory
+        os.mkdir(directory, 0o700)
+        self._openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "ca.key")
+        self._openssl("req", "-x509", "-new", "-key", "ca.key", "-subj", "/CN=test CA", "-days",
+                      "2", "-out", "ca.pem")
+        self._certificate("server", ",".join(f"IP:{host}" for host in hosts))
+        self._certificate("client", "DNS:client")
+        with open(self.path("client-both.pem"), "w", encoding="ascii") as both:
+            for name in ("client.pem", "client.key"):
+                both.write(open(self.path(name), encoding="ascii").read())
+        for name in os.listdir(directory):
+            shutil.chown(self.path(name), warden.USER, warden.USER)
+        shutil.chown(directory, warden.USER, warden.USER)
+
+    def path(self, name):
+        return f"{self.directory}/{name}"
+
+    def context(self):
+        """What a client needs that shows its certificate and checks the server's."""
+        context = ssl.create_default_context(cafile=self.path("ca.pem"))
+        context.load_cert_chain(self.path("client.pem"), self.path("client.key"))
+        return context
+
+    def _certificate(self, name, names):
+        self._openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
+        self._openssl("req", "-new", "-key", f"{name}.key", "-subj", f"/CN={name}", "-out",
+                      f"{name}.csr")
+        with open(self.path(f"{name}.ext"), "w", encoding="ascii") as extension:
+            extension.write(f"subjectAltName={names}\n")
+        self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+                      "-CAcreateserial", "-days", "2", "-extfile", f"{name}.ext", "-out",
+                      f"{name}.pem")
+
+    def _openssl(self, *arguments):
+        subprocess.run(["openssl", *arguments], cwd=self.directory, check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
