@@ -13,10 +13,14 @@
 //! the late A sends "bytes"              on a connection that has gone
 //! 300 ms pass                           5 s pass
 //! descriptors run out                   one client is to make room
+//! the daemon starts                     and reads Patroni's intervals, as it does not otherwise
+//! the wall clock jumps 5 s forward / back
+//! it drains / it drains no more         SIGUSR1 and SIGUSR2
 //! Patroni refuses / keeps silent to / accepts connections         from now on
 //! Patroni cannot be reached / cannot be resolved / cannot be connected for want of descriptors
 //! Patroni accepts who waits             connections it was silent to
-//! Patroni answers /target with 200 [body of JSON]                 and ends, as Patroni does
+//! Patroni answers /target with 200 [body of JSON]                 and ends, as Patroni does;
+//!                                       @now-2 in it is the Unix second two seconds ago
 //! Patroni sends "bytes"[, a byte every 100 ms] for /target
 //! Patroni ends /target                  Patroni resets /target
 //!
@@ -65,6 +69,9 @@ pub enum Step {
     Take(String, Appetite),
     Pass(u64),
     MakeRoom,
+    Start,
+    JumpMs(i64),
+    Drain(bool),
     Door(Door),
     AcceptWaiting,
     PatroniSends { target: String, bytes: Vec<u8>, every_ms: Option<u64> },
@@ -234,6 +241,11 @@ fn connection(line: &str) -> Option<Step> {
 }
 
 fn time(line: &str) -> Option<Step> {
+    if let Some(jump) = line.strip_prefix("the wall clock jumps ") {
+        let forward = jump.strip_suffix(" forward").map(|span| (span, 1));
+        let (span, sign) = forward.or(jump.strip_suffix(" back").map(|span| (span, -1)))?;
+        return Some(Step::JumpMs(duration_ms(span)? as i64 * sign));
+    }
     let span = line.strip_suffix(" pass").or_else(|| line.strip_suffix(" passes"))?;
     Some(Step::Pass(duration_ms(span)?))
 }
@@ -311,6 +323,9 @@ fn common(line: &str) -> Option<Step> {
         "a connection is given up" => Some(Step::Expect(Expectation::GivenUp)),
         "nothing happens" => Some(Step::Expect(Expectation::Nothing)),
         "descriptors run out" => Some(Step::MakeRoom),
+        "the daemon starts" => Some(Step::Start),
+        "it drains" => Some(Step::Drain(true)),
+        "it drains no more" => Some(Step::Drain(false)),
         _ => None,
     }
 }

@@ -65,6 +65,15 @@ impl Teller {
             Step::Take(who, appetite) => self.each(who, |world, name| world.take(name, *appetite)),
             Step::Pass(ms) => self.world.pass(*ms),
             Step::MakeRoom => self.world.make_room(),
+            Step::Start => self.world.start(),
+            Step::JumpMs(ms) => {
+                self.world.jump(*ms);
+                Ok(())
+            }
+            Step::Drain(draining) => {
+                self.world.drain(*draining);
+                Ok(())
+            }
             Step::Door(door) => {
                 self.world.door = *door;
                 Ok(())
@@ -73,7 +82,7 @@ impl Teller {
             Step::PatroniSends { target, bytes, every_ms } => {
                 let fetch = self.fetch(target)?;
                 match every_ms {
-                    None => self.world.patroni_sends(fetch, bytes),
+                    None => self.world.patroni_sends(fetch, &self.world.with_time(bytes)),
                     Some(ms) => {
                         self.drip(bytes, *ms, |world, byte| world.patroni_sends(fetch, byte))
                     }

@@ -20,6 +20,8 @@ pub struct World {
     engine: Engine,
     settings: Settings,
     now_ms: u64,
+    /// How far the wall clock has jumped, in all.
+    jumped_ms: i64,
     /// What a read brings and a write takes, at the most.
     piece_bytes: usize,
     pub clients: BTreeMap<String, Client>,
@@ -96,6 +98,7 @@ impl World {
             engine: Engine::new(settings.clone()),
             settings: settings.clone(),
             now_ms: 0,
+            jumped_ms: 0,
             piece_bytes,
             clients: BTreeMap::new(),
             fetches: Vec::new(),
@@ -201,6 +204,36 @@ impl World {
         }
         self.act()?;
         self.settle()
+    }
+
+    // ---- what the operator and the machine do
+
+    pub fn start(&mut self) -> Outcome {
+        self.engine.start(self.now());
+        self.act()?;
+        self.settle()
+    }
+
+    pub fn drain(&mut self, draining: bool) {
+        self.engine.drain(draining);
+    }
+
+    pub fn jump(&mut self, ms: i64) {
+        self.jumped_ms += ms;
+    }
+
+    /// `@now-2` becomes the Unix second two seconds ago.
+    pub fn with_time(&self, bytes: &[u8]) -> Vec<u8> {
+        let Ok(text) = std::str::from_utf8(bytes) else { return bytes.to_vec() };
+        let mut parts = text.split("@now");
+        let mut text = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let end = part.find(|char: char| !"+-0123456789".contains(char)).unwrap_or(part.len());
+            let offset: i64 = part[..end].parse().unwrap_or(0);
+            let seconds = (self.now().unix_ms / 1_000) as i64 + offset;
+            text.push_str(&format!("{seconds}{}", &part[end..]));
+        }
+        text.into_bytes()
     }
 
     // ---- what Patroni does
@@ -539,7 +572,8 @@ impl World {
     }
 
     fn now(&self) -> Now {
-        Now { time: Time::from_ms(self.now_ms), unix_ms: UNIX_MS_AT_START + self.now_ms }
+        let unix_ms = (UNIX_MS_AT_START + self.now_ms).saturating_add_signed(self.jumped_ms);
+        Now { time: Time::from_ms(self.now_ms), unix_ms }
     }
 }
 
