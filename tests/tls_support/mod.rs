@@ -4,7 +4,7 @@
 pub mod patroni;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -191,9 +191,25 @@ pub fn connect(config: &Arc<ClientConfig>, address: SocketAddr) -> TlsStream {
 
 /// One request on a kept connection, and its response.
 pub fn ask(stream: &mut (impl Read + Write), target: &str) -> std::io::Result<String> {
-    write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")?;
-    stream.flush()?;
+    // where this fails, why is there to be read
+    let _ = write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let _ = stream.flush();
     read_answer(stream)
+}
+
+/// Why there is no answer: the server's alert, or what is wrong with the server.
+pub fn refusal(stream: &mut TlsStream) -> String {
+    let error = ask(stream, "/primary").expect_err("it is refused");
+    if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) {
+        return error.to_string();
+    }
+    // writing failed first; the alert is there to be read
+    while stream.conn.read_tls(&mut stream.sock).is_ok_and(|count| count > 0) {
+        if let Err(error) = stream.conn.process_new_packets() {
+            return error.to_string();
+        }
+    }
+    error.to_string()
 }
 
 /// One response that has a `Content-Length`.
@@ -210,7 +226,7 @@ pub fn read_answer(stream: &mut impl Read) -> std::io::Result<String> {
             }
         }
         match stream.read(&mut piece)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
             count => bytes.extend_from_slice(&piece[..count]),
         }
     }
