@@ -240,6 +240,18 @@ impl<S: Read + Write> Stream<S> {
     pub fn unqueue(&mut self) {
         self.queued = false;
     }
+
+    /// Both directions are worth a try, as an event says it.
+    #[cfg(test)]
+    pub fn mark_ready(&mut self) {
+        (self.socket.readable, self.socket.writable) = (true, true);
+    }
+
+    /// What TLS holds back of what came and what is to be sent.
+    #[cfg(test)]
+    pub fn buffered_bytes(&self) -> usize {
+        self.tls.as_ref().map_or(0, |secured| secured.session.buffered_bytes())
+    }
 }
 
 impl<S: Read + Write + Source> Stream<S> {

@@ -5,3 +5,6 @@ mod session;
 
 pub use config::{ClientSide, ServerSide, Tls};
 pub use session::{Session, TlsError};
+
+#[cfg(test)]
+mod tests;

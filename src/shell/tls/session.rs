@@ -26,6 +26,8 @@ pub struct Session {
     peer_closed: bool,
     /// Something of the peer's was understood; before that, what is no TLS is plain HTTP.
     heard: bool,
+    /// It is over. rustls is not called again: it would look for records that are gone.
+    failed: Option<Box<TlsError>>,
 }
 
 /// Why a session failed.
@@ -71,12 +73,13 @@ impl Session {
 
     fn new(side: Side) -> Session {
         let (incoming, outgoing) = (Vec::new(), Vec::new());
-        Session { side, incoming, outgoing, peer_closed: false, heard: false }
+        Session { side, incoming, outgoing, peer_closed: false, heard: false, failed: None }
     }
 
     /// Records came: appends what they carry to `plain`. They are decrypted in place. After an
     /// error an alert may be ready to be sent.
     pub fn receive(&mut self, records: &mut [u8], plain: &mut Vec<u8>) -> Result<(), TlsError> {
+        self.check()?;
         let mut kept = std::mem::take(&mut self.incoming);
         let view = if kept.is_empty() {
             records
@@ -94,14 +97,14 @@ impl Session {
                 Step::PeerClosed => self.peer_closed = true,
                 Step::Wait => break,
                 Step::Failed(error) => {
-                    self.encode_alert();
-                    return Err(TlsError::of(&error, self.heard));
+                    self.side.encode_alert(&mut view[used..], &mut self.outgoing);
+                    return Err(self.fail(&error));
                 }
             }
         }
         if used < view.len() {
             if view.len() - used > INCOMING_BYTES_MAX {
-                return Err(TlsError::of(&Error::PeerSentOversizedRecord, true));
+                return Err(self.fail(&Error::PeerSentOversizedRecord));
             }
             self.incoming = view[used..].to_vec();
         }
@@ -110,6 +113,7 @@ impl Session {
 
     /// Appends `plain`, encrypted, to what is to be sent.
     pub fn encrypt(&mut self, plain: &[u8]) -> Result<(), TlsError> {
+        self.check()?;
         self.side.write(&mut self.incoming, &mut self.outgoing, |outgoing, traffic| {
             grow(outgoing, |buffer| traffic.encrypt(plain, buffer).map_err(too_small))
         })
@@ -117,6 +121,9 @@ impl Session {
 
     /// Appends close_notify to what is to be sent: this side has said all.
     pub fn close_notify(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
         // before the handshake's end there is nobody to say it to
         let _ = self.side.write(&mut self.incoming, &mut self.outgoing, |outgoing, traffic| {
             grow(outgoing, |buffer| traffic.queue_close_notify(buffer).map_err(too_small))
@@ -152,8 +159,19 @@ impl Session {
         self.peer_closed
     }
 
-    fn encode_alert(&mut self) {
-        while let (_, Step::Again) = self.side.step(&mut [], &mut Vec::new(), &mut self.outgoing) {}
+    #[cfg(test)]
+    pub(in crate::shell) fn buffered_bytes(&self) -> usize {
+        self.incoming.capacity() + self.outgoing.capacity()
+    }
+
+    fn fail(&mut self, error: &Error) -> TlsError {
+        let error = TlsError::of(error, self.heard);
+        self.failed = Some(Box::new(error.clone()));
+        error
+    }
+
+    fn check(&self) -> Result<(), TlsError> {
+        self.failed.as_ref().map_or(Ok(()), |error| Err(TlsError::clone(error)))
     }
 }
 
@@ -170,6 +188,22 @@ impl Side {
             }
             Side::Client(connection) => {
                 step(connection.process_tls_records(records), plain, outgoing)
+            }
+        }
+    }
+
+    /// After an error: what is to be said of it. `records` is what was not discarded before:
+    /// rustls remembers how much of that it has seen, and panics if it is not there. Once the
+    /// alert is encoded it would look at them again, and be upset by a second alert.
+    fn encode_alert(&mut self, records: &mut [u8], outgoing: &mut Vec<u8>) {
+        let mut used = 0;
+        loop {
+            let before = outgoing.len();
+            let (discard, step) = self.step(&mut records[used..], &mut Vec::new(), outgoing);
+            used += discard;
+            let record = &outgoing[before..];
+            if !matches!(step, Step::Again) || record.is_empty() || is_alert(record) {
+                return;
             }
         }
     }
@@ -191,6 +225,11 @@ impl Side {
         };
         outcome.map_err(|error| TlsError::of(&error, true))
     }
+}
+
+/// By its type or, if TLS 1.3 hides that, by a length that no other record has.
+fn is_alert(record: &[u8]) -> bool {
+    record[0] == ALERT_TYPE || record.len() == ALERT_BYTES_ENCRYPTED
 }
 
 /// `WriteTraffic` of either side.
@@ -347,3 +386,7 @@ impl fmt::Display for TlsError {
 
 /// A handshake message has up to 64 KiB (rustls' own limit), and the record behind it is cut.
 const INCOMING_BYTES_MAX: usize = 96 * 1024;
+/// RFC 8446, section 5.1.
+const ALERT_TYPE: u8 = 21;
+/// Header, level and description, type, tag (RFC 8446, section 5.2).
+const ALERT_BYTES_ENCRYPTED: usize = 5 + 2 + 1 + 16;

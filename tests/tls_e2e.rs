@@ -1,0 +1,441 @@
+//! TLS on both sides of the real binary: certificates, versions, failures by name, reloading.
+
+mod common;
+mod tls_support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use common::standin::{Mood, StandIn, at_once, primary};
+use common::{Glue, body, config, config_file, run, status_of, wait_for};
+use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, SupportedProtocolVersion};
+use tls_support::patroni::{Manner, TlsPatroni, server};
+use tls_support::{BOTH, Ca, Folder, Identity, ONLY_12, ONLY_13, TlsStream, Valid};
+use tls_support::{ask, client, connect, fixture, refusal, section};
+
+/// The daemon on TLS, with these lines of `frontend` besides.
+fn tls_glue(backend: SocketAddr, folder: &Folder, identity: &Identity, more: &[&str]) -> Glue {
+    let mut lines = identity.lines(folder, "server").to_vec();
+    lines.extend(more.iter().map(|line| (*line).to_owned()));
+    Glue::start(backend, &section("frontend", &lines))
+}
+
+/// The lines of `backend` that speak TLS with a Patroni of this CA.
+fn https(folder: &Folder, ca: &Ca) -> Vec<String> {
+    let cafile = folder.write("patroni-ca.pem", &ca.pem);
+    vec!["scheme: https".to_owned(), format!("cafile: {cafile}")]
+}
+
+fn assert_answers(stream: &mut TlsStream) {
+    let text = ask(stream, "/primary").expect("an answer");
+    assert_eq!(status_of(&text), 200, "{text}");
+    assert!(body(&text).contains("\"role\": \"primary\""), "{text}");
+}
+
+#[test]
+fn all_four_combinations_of_plain_and_tls() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let plain = StandIn::start(at_once(primary()));
+    let tls = TlsPatroni::start(server(&ca.issue(), BOTH, None));
+    let identity = ca.issue().lines(&folder, "server");
+    for (backend, lines) in [(plain.address, vec![]), (tls.address, https(&folder, &ca))] {
+        let mut more = section("backend", &lines);
+        let glue = Glue::start(backend, &more);
+        let (status, text) = glue.get("/primary");
+        assert_eq!(status, 200, "{text}");
+        more.extend(section("frontend", &identity));
+        let glue = Glue::start(backend, &more);
+        let config = Arc::new(client(&ca.pem, BOTH, None));
+        assert_answers(&mut connect(&config, glue.address));
+    }
+}
+
+#[test]
+fn keys_of_every_form_and_both_kinds() {
+    let patroni = StandIn::start(at_once(primary()));
+    let table = [
+        ("rsa.pem", "rsa.pkcs8.key"),
+        ("rsa.pem", "rsa.pkcs1.key"),
+        ("ecdsa.pem", "ecdsa.pkcs8.key"),
+        ("ecdsa.pem", "ecdsa.sec1.key"),
+        ("ecdsa.pem", "ecdsa-with-parameters.key"),
+    ];
+    for (pem, key) in table {
+        let lines = [format!("certfile: {}", fixture(pem)), format!("keyfile: {}", fixture(key))];
+        let glue = Glue::start(patroni.address, &section("frontend", &lines));
+        let root = std::fs::read_to_string(fixture(pem)).expect("a fixture");
+        for versions in [ONLY_12, ONLY_13] {
+            let config = Arc::new(client(&root, versions, None));
+            assert_answers(&mut connect(&config, glue.address));
+        }
+    }
+}
+
+#[test]
+fn the_chain_is_sent_and_the_backend_s_is_followed() {
+    let (folder, root) = (Folder::new(), Ca::new("root"));
+    let between = root.intermediate("middle").intermediate("low");
+    let patroni = TlsPatroni::start(server(&between.issue(), BOTH, None));
+    let mut more = https(&folder, &root);
+    let mut lines = section("backend", &more);
+    let identity = between.issue().lines(&folder, "server");
+    lines.extend(section("frontend", &identity));
+    let glue = Glue::start(patroni.address, &lines);
+    let config = Arc::new(client(&root.pem, BOTH, None));
+    let mut stream = connect(&config, glue.address);
+    assert_answers(&mut stream);
+    assert_eq!(stream.conn.peer_certificates().map(<[_]>::len), Some(3));
+    // an address instead of a name, and a name that is not the host's
+    for (names, line) in [(&["127.0.0.1"], None), (&["pg1.test"], Some("server-name: pg1.test"))] {
+        let identity = root.issue_for(names, Valid::Now);
+        let patroni = TlsPatroni::start(server(&identity, BOTH, None));
+        more.truncate(2);
+        more.extend(line.map(str::to_owned));
+        let glue = Glue::start(patroni.address, &section("backend", &more));
+        assert_eq!(glue.get("/primary").0, 200);
+    }
+}
+
+#[test]
+fn application_protocols_are_http_only() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = tls_glue(patroni.address, &folder, &ca.issue(), &[]);
+    let offers: [(&[&[u8]], Option<&[u8]>); 4] = [
+        (&[b"h2", b"http/1.1"], Some(b"http/1.1")),
+        (&[b"http/1.0"], Some(b"http/1.0")),
+        (&[], None),
+        (&[b"h2"], Some(b"refused")),
+    ];
+    for (offer, chosen) in offers {
+        let mut config = client(&ca.pem, BOTH, None);
+        config.alpn_protocols = offer.iter().map(|name| name.to_vec()).collect();
+        let mut stream = connect(&Arc::new(config), glue.address);
+        if chosen == Some(b"refused") {
+            let error = refusal(&mut stream);
+            assert!(error.contains("NoApplicationProtocol"), "{error}");
+        } else {
+            assert_answers(&mut stream);
+            assert_eq!(stream.conn.alpn_protocol(), chosen);
+        }
+    }
+}
+
+#[test]
+fn sessions_are_resumed_by_clients_and_with_patroni() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    for versions in [ONLY_12, ONLY_13] {
+        let patroni = TlsPatroni::start(server(&ca.issue(), versions, None));
+        let identity = ca.issue().lines(&folder, "server");
+        let lines = https(&folder, &ca);
+        let mut more = section("backend", &lines);
+        more.extend(section("frontend", &identity));
+        more.push(("cache", "ttl: 0"));
+        let glue = Glue::start(patroni.address, &more);
+        let config = Arc::new(client(&ca.pem, versions, None));
+        let mut kinds = Vec::new();
+        for _ in 0..3 {
+            let mut stream = connect(&config, glue.address);
+            assert_answers(&mut stream);
+            kinds.push(stream.conn.handshake_kind());
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+        let resumed = Some(HandshakeKind::Resumed);
+        assert_eq!(kinds, [Some(HandshakeKind::Full), resumed, resumed], "{versions:?}");
+        let seen = patroni.wait_for_seen(3);
+        assert!(!seen[0].resumed && seen[seen.len() - 1].resumed, "{seen:?}");
+    }
+}
+
+#[test]
+fn patroni_s_close_notify_is_answered_at_once() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    for versions in [ONLY_12, ONLY_13] {
+        let patroni = TlsPatroni::start(server(&ca.issue(), versions, None));
+        let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &ca)));
+        for target in ["/primary", "/replica", "/health", "/patroni"] {
+            assert_eq!(glue.get(target).0, 200);
+        }
+        let seen = patroni.wait_for_seen(4);
+        let slowest = seen.iter().map(|seen| seen.goodbye.expect("close_notify")).max();
+        println!("close_notify came after {slowest:?} at the most");
+        assert!(slowest < Some(Duration::from_millis(250)), "{seen:?}");
+    }
+}
+
+#[test]
+fn a_body_without_close_notify_is_a_cut_one() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let patroni = TlsPatroni::start(server(&ca.issue(), BOTH, None));
+    patroni.set_manner(Manner::Cuts);
+    let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &ca)));
+    // its JSON is whole: only TLS can tell
+    let (status, text) = glue.get("/primary");
+    assert_eq!(status, 503);
+    assert!(text.contains("{\"error\":\"Patroni's answer was cut short\"}"), "{text}");
+}
+
+#[test]
+fn a_client_certificate_is_wanted_and_checked() {
+    let (folder, ca, other) = (Folder::new(), Ca::new("root"), Ca::new("other"));
+    let patroni = StandIn::start(at_once(primary()));
+    let cafile = format!("cafile: {}", folder.write("clients.pem", &ca.pem));
+    let mut glue = tls_glue(patroni.address, &folder, &ca.issue(), &[&cafile]);
+    let (good, foreign) = (ca.issue(), other.issue());
+    let old = ca.issue_for(&["me"], Valid::Before);
+    for versions in [ONLY_12, ONLY_13] {
+        let table = [
+            (Some(&good), None),
+            (None, Some("CertificateRequired|HandshakeFailure")),
+            (Some(&foreign), Some("UnknownCA|UnknownCa")),
+            (Some(&old), Some("CertificateExpired")),
+        ];
+        for (identity, alert) in table {
+            let config = Arc::new(client(&ca.pem, versions, identity));
+            let mut stream = connect(&config, glue.address);
+            let Some(alert) = alert else {
+                assert_answers(&mut stream);
+                continue;
+            };
+            let text = refusal(&mut stream);
+            assert!(alert.split('|').any(|alert| text.contains(alert)), "{text}");
+        }
+    }
+    let line = glue.wait_for_line("no TLS with 127.0.0.1");
+    assert!(line.contains("peer sent no certificates"), "{line}");
+}
+
+#[test]
+fn only_13_where_only_13_is_wanted() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let patroni = StandIn::start(at_once(primary()));
+    let line = "tls-min-version: TLSv1.3";
+    let glue = tls_glue(patroni.address, &folder, &ca.issue(), &[line]);
+    assert_answers(&mut connect(&Arc::new(client(&ca.pem, BOTH, None)), glue.address));
+    let config = Arc::new(client(&ca.pem, ONLY_12, None));
+    let error = refusal(&mut connect(&config, glue.address));
+    assert!(error.contains("ProtocolVersion"), "{error}");
+}
+
+/// What the Go program's own example had.
+const GO_CIPHERS: &str = "tls-ciphers: [TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, \
+    TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, \
+    TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA, \
+    TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA]";
+
+#[test]
+fn the_go_program_s_cipher_list_serves_with_warnings() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let patroni = StandIn::start(at_once(primary()));
+    let lines = ["tls-min-version: TLSv1.1", GO_CIPHERS];
+    let mut glue = tls_glue(patroni.address, &folder, &ca.issue(), &lines);
+    glue.wait_for_line("frontend.tls-min-version: TLSv1.2 is the least that is spoken");
+    for name in ["TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA", "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA"] {
+        assert_eq!(glue.lines_with(&format!("tls-ciphers: {name} is not spoken")).len(), 1);
+    }
+    let known: [(&[&SupportedProtocolVersion], ProtocolVersion, &[CipherSuite]); 2] = [
+        (
+            ONLY_12,
+            ProtocolVersion::TLSv1_2,
+            &[
+                CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+                CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            ],
+        ),
+        // TLS 1.3's suites are not configured in Go
+        (
+            ONLY_13,
+            ProtocolVersion::TLSv1_3,
+            &[CipherSuite::TLS13_AES_256_GCM_SHA384, CipherSuite::TLS13_AES_128_GCM_SHA256],
+        ),
+    ];
+    for (versions, version, suites) in known {
+        let mut stream = connect(&Arc::new(client(&ca.pem, versions, None)), glue.address);
+        assert_answers(&mut stream);
+        assert_eq!(stream.conn.protocol_version(), Some(version));
+        let suite = stream.conn.negotiated_cipher_suite().expect("a suite").suite();
+        assert!(suites.contains(&suite), "{suite:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_files_and_names_is_one_line_at_the_start() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let [cert, key] = ca.issue().lines(&folder, "server");
+    let [_, other_key] = ca.issue().lines(&folder, "other");
+    let empty = folder.write("empty.pem", "");
+    let broken = "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n";
+    let broken = folder.write("broken.pem", broken);
+    let missing = folder.path("missing.pem");
+    let file =
+        |line: &str, name: &str| line.replace("server.pem", name).replace("server.key", name);
+    let rows: Vec<(Vec<String>, &str)> = vec![
+        (vec![cert.clone(), other_key.clone()], "other.key"),
+        (vec![file(&cert, "empty.pem"), key.clone()], "empty.pem: no certificate in it"),
+        (vec![cert.clone(), file(&key, "empty.pem")], "empty.pem: no private key in it"),
+        (vec![file(&cert, "broken.pem"), key.clone()], &broken),
+        (vec![cert.clone(), file(&key, "missing.pem")], &missing),
+        (vec![file(&cert, "server.pem/x"), key.clone()], "server.pem/x"),
+        (vec![cert.replace("pem", "key"), key.clone()], "server.key: no certificate in it"),
+        (vec![cert.clone(), cert.replace("cert", "key")], "server.pem: no private key in it"),
+        (vec![cert.clone(), key.clone(), format!("cafile: {empty}")], "empty.pem"),
+        (vec![cert.clone(), key.clone(), format!("cafile: {broken}")], "broken.pem"),
+        (vec![cert.clone()], "keyfile is missing"),
+        (vec![format!("cafile: {missing}")], "client certificates need TLS"),
+        (vec![cert.clone(), key.clone(), "tls-ciphers: [NULL_MD6]".into()], "NULL_MD6"),
+        (
+            vec![cert, key, "tls-ciphers: [TLS_RSA_WITH_AES_128_CBC_SHA]".into()],
+            "none of these is spoken",
+        ),
+    ];
+    for (lines, why) in rows {
+        let text = config("127.0.0.1", 1, &section("frontend", &lines));
+        let path = config_file(&text);
+        for check in [&[][..], &["-check"]] {
+            let name = path.display().to_string();
+            let arguments = [&["-config", &name], check].concat();
+            let (code, _, stderr) = run(&arguments);
+            assert_eq!((code, stderr.lines().count()), (Some(1), 1), "{lines:?}: {stderr}");
+            assert!(stderr.contains(why) && stderr.contains(".yml:"), "{why}: {stderr}");
+        }
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// A backend that says the same to everybody, whatever it is sent.
+fn parrot(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it");
+    thread::spawn(move || {
+        for mut socket in listener.incoming().flatten() {
+            let _ = socket.read(&mut [0; 4096]);
+            let _ = socket.write_all(bytes);
+        }
+    });
+    address
+}
+
+#[test]
+fn every_failure_of_the_backend_s_tls_is_named() {
+    let (folder, ca, other) = (Folder::new(), Ca::new("root"), Ca::new("other"));
+    let names = ["127.0.0.1"];
+    let start = |config| TlsPatroni::start(config).address;
+    let valid = |valid| start(server(&ca.issue_for(&names, valid), BOTH, None));
+    let wants = |versions| start(server(&ca.issue(), versions, Some(&ca.pem)));
+    // protocol_version, handshake_failure
+    let (version, refusal) = (&[0x15, 3, 3, 0, 2, 2, 70], &[0x15, 3, 3, 0, 2, 2, 40]);
+    let table = [
+        (valid(Valid::Before), "Patroni's certificate has expired"),
+        (valid(Valid::Later), "Patroni's certificate is not valid yet"),
+        (start(server(&ca.issue_for(&["x.test"], Valid::Now), BOTH, None)), "bears another name"),
+        (start(server(&other.issue(), BOTH, None)), "not signed by a CA of backend.cafile"),
+        (wants(ONLY_13), "wants one: backend.certfile"),
+        (wants(ONLY_12), "wants one: backend.certfile"),
+        (parrot(version), "no TLS version in common with Patroni"),
+        (parrot(refusal), "perhaps it wants backend.certfile"),
+        (parrot(b"HTTP/1.0 400 Bad Request\r\n\r\n"), "does not speak TLS on this port"),
+    ];
+    for (address, why) in table {
+        let lines = https(&folder, &ca);
+        let mut glue = Glue::start(address, &section("backend", &lines));
+        let (status, text) = glue.get("/primary");
+        assert_eq!(status, 503);
+        assert!(body(&text).starts_with("{\"error\":\"") && text.contains(why), "{why}: {text}");
+        let line = glue.wait_for_line(why);
+        assert!(line.contains("fetching "), "{line}");
+        assert_eq!(glue.lines_with(why).len(), 1);
+    }
+    // the public roots did not sign it, insecure does not ask, and a client certificate is shown
+    let address = start(server(&ca.issue(), BOTH, None));
+    let glue = Glue::start(address, &[("backend", "scheme: https")]);
+    assert!(glue.get("/primary").1.contains("not signed by a CA"));
+    let lines = [("backend", "scheme: https"), ("backend", "insecure: yes")];
+    let mut glue = Glue::start(address, &lines);
+    assert_eq!(glue.get("/primary").0, 200);
+    glue.wait_for_line("backend.insecure: Patroni's certificate is not checked");
+    for versions in [ONLY_12, ONLY_13] {
+        let patroni = TlsPatroni::start(server(&ca.issue(), versions, Some(&ca.pem)));
+        let mut lines = https(&folder, &ca);
+        lines.extend(ca.issue().lines(&folder, "client"));
+        let glue = Glue::start(patroni.address, &section("backend", &lines));
+        assert_eq!(glue.get("/primary").0, 200);
+        assert!(patroni.wait_for_seen(1)[0].has_certificate);
+    }
+}
+
+#[test]
+fn certificates_are_exchanged_while_running() {
+    let folder = Folder::new();
+    let (first, second) = (Ca::new("first"), Ca::new("second"));
+    let patroni = TlsPatroni::start(server(&second.issue(), BOTH, None));
+    let mut lines = https(&folder, &first);
+    lines.truncate(2);
+    let identity = first.issue().lines(&folder, "server");
+    let mut more = section("backend", &lines);
+    more.extend(section("frontend", &identity));
+    more.push(("cache", "ttl: 0"));
+    let mut glue = Glue::start(patroni.address, &more);
+    let trusting = |ca: &Ca| Arc::new(client(&ca.pem, BOTH, None));
+    let mut kept = connect(&trusting(&first), glue.address);
+    // the backend's CA is the wrong one still
+    assert_eq!(status_of(&ask(&mut kept, "/primary").expect("an answer")), 503);
+
+    // half of an exchange, a key without its certificate, is none
+    second.issue().lines(&folder, "server");
+    let good = std::fs::read_to_string(folder.path("server.key")).expect("it");
+    first.issue().lines(&folder, "server");
+    let chain = std::fs::read_to_string(folder.path("server.pem")).expect("it");
+    folder.write("server.key", &good);
+    glue.signal("HUP");
+    let line = glue.wait_for_line("not reloaded: ");
+    assert!(line.contains("server.key"), "{line}");
+    let mut fresh = connect(&trusting(&first), glue.address);
+    assert_eq!(status_of(&ask(&mut fresh, "/replica").expect("an answer")), 503);
+
+    let next = second.issue();
+    assert_ne!(next.chain, chain);
+    next.lines(&folder, "server");
+    folder.write("patroni-ca.pem", &second.pem);
+    glue.signal("HUP");
+    glue.wait_for_line(" reloaded /");
+    // what went wrong before is remembered for a second; who came with the old one goes on
+    let mut newest = connect(&trusting(&second), glue.address);
+    for stream in [&mut newest, &mut kept, &mut fresh] {
+        wait_for("Patroni's answer", || {
+            let text = ask(stream, "/primary").expect("an answer");
+            (status_of(&text) == 200).then_some(())
+        });
+    }
+    let error = refusal(&mut connect(&trusting(&first), glue.address));
+    assert!(error.contains("UnknownIssuer"), "{error}");
+}
+
+#[test]
+fn a_client_that_has_said_all_is_answered_and_costs_nothing_meanwhile() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let patroni = StandIn::start(Mood::Delays(Duration::from_millis(600), primary()));
+    let glue = tls_glue(patroni.address, &folder, &ca.issue(), &[]);
+    for versions in [ONLY_12, ONLY_13] {
+        let mut stream = connect(&Arc::new(client(&ca.pem, versions, None)), glue.address);
+        stream.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("it reads");
+        stream.conn.send_close_notify();
+        stream.flush().expect("it reads");
+        let before = cpu_ticks(glue.process_id());
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("a clean end");
+        assert_eq!(status_of(&text), 200, "{text}");
+        let ticks = cpu_ticks(glue.process_id()) - before;
+        assert!(ticks < 20, "{ticks} hundredths of a second of CPU while waiting");
+    }
+}
+
+/// User and system time, in hundredths of a second.
+fn cpu_ticks(process: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+}
