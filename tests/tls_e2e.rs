@@ -104,7 +104,9 @@ fn application_protocols_are_http_only() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = StandIn::start(at_once(primary()));
     let glue = tls_glue(patroni.address, &folder, &ca.issue(), &[]);
-    let offers: [(&[&[u8]], Option<&[u8]>); 4] = [
+    /// What is offered, and what is chosen.
+    type Offer<'a> = (&'a [&'a [u8]], Option<&'a [u8]>);
+    let offers: [Offer<'_>; 4] = [
         (&[b"h2", b"http/1.1"], Some(b"http/1.1")),
         (&[b"http/1.0"], Some(b"http/1.0")),
         (&[], None),
