@@ -12,7 +12,7 @@
 //!                        │          └── http   heads, bodies, and the one place that writes them
 //!                        ├── cache ── answer  what is known of each target, and who waits for it
 //!                        ├── routes           what may be asked
-//!                        ├── lease            what a node says of itself
+//!                        ├── lease            what a node says of itself, and how long that holds
 //!                        └── wheel            time, and what waits for it
 //! ```
 //!
