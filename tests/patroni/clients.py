@@ -190,7 +190,10 @@ class Shadow:
             # What Patroni said last before that time held until it said something else.
             held = [one for one in self._own if one[0] < since][-1:]
             within = [one for one in self._own if since <= one[0] <= ended]
-            if held and all(one[2] != good for one in held + within):
+            # Patroni may have changed its mind after our last question before that, and told the
+            # glue first: then our next one shows it.
+            after = [one for one in self._own if one[0] > ended][:1]
+            if held and all(one[2] != good for one in held + within + after):
                 same = [one[1] for one in self._own if one[0] < since and one[2] == good]
                 found.append((began - self._own[0][0], since - max(same, default=0.0)))
         return found

@@ -1,0 +1,101 @@
+//! The tools operators have speak with the TLS port: curl and `openssl s_client`.
+//!
+//! HAProxy's `check-ssl` does so in the real cluster's test, with client certificates.
+
+mod common;
+mod tls_support;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::Glue;
+use common::standin::{StandIn, at_once, primary};
+use tls_support::{Ca, Folder, section};
+
+struct House {
+    folder: Folder,
+    ca: Ca,
+    glue: Glue,
+    _patroni: StandIn,
+}
+
+/// The daemon on TLS; with `client_ca`, client certificates are wanted.
+fn house(client_ca: bool) -> House {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let patroni = StandIn::start(at_once(primary()));
+    let cafile = folder.write("ca.pem", &ca.pem);
+    let mut lines = ca.issue().lines(&folder, "server").to_vec();
+    if client_ca {
+        lines.push(format!("cafile: {cafile}"));
+    }
+    ca.issue().lines(&folder, "client");
+    let glue = Glue::start(patroni.address, &section("frontend", &lines));
+    House { folder, ca, glue, _patroni: patroni }
+}
+
+/// What a tool printed, with this on its standard input; `None`: it is not here.
+fn tool(name: &str, arguments: &[&str], input: &[u8]) -> Option<String> {
+    let mut command = Command::new(name);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        assert!(std::env::var_os("CI").is_none(), "CI has {name}");
+        eprintln!("skipped: {name} is not here");
+        return None;
+    };
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // the tool may have ended before it reads
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Some(text(&output.stdout) + &text(&output.stderr))
+}
+
+impl House {
+    /// The name the certificates bear, with the port.
+    fn connect(&self) -> String {
+        format!("localhost:{}", self.glue.address.port())
+    }
+}
+
+#[test]
+fn curl_speaks_both_versions_and_shows_its_certificate() {
+    for client_ca in [false, true] {
+        let house = house(client_ca);
+        let url = format!("https://{}/primary", house.connect());
+        let ca = house.folder.path("ca.pem");
+        assert!(!house.ca.pem.is_empty());
+        for version in ["1.2", "1.3"] {
+            let mut arguments = vec!["-sS", "--ipv4", "--max-time", "20", "--tls-max", version];
+            arguments.extend(["--cacert", &ca, "-w", " %{http_code}", &url]);
+            let Some(text) = tool("curl", &arguments, b"") else { return };
+            assert_eq!(text.ends_with("} 200"), !client_ca, "TLS {version}: {text}");
+            let (cert, key) = (house.folder.path("client.pem"), house.folder.path("client.key"));
+            arguments.extend(["--cert", &cert, "--key", &key]);
+            let text = tool("curl", &arguments, b"").expect("it was here before");
+            assert!(text.ends_with("} 200"), "TLS {version}: {text}");
+        }
+    }
+}
+
+#[test]
+fn openssl_speaks_both_versions_and_resumes() {
+    let house = house(false);
+    let (ca, connect) = (house.folder.path("ca.pem"), house.connect());
+    let common = ["s_client", "-4", "-connect", &connect, "-CAfile", &ca, "-verify_return_error"];
+    let request = b"GET /primary HTTP/1.0\r\n\r\n";
+    for version in ["-tls1_2", "-tls1_3"] {
+        let arguments = [&common[..], &[version, "-ign_eof", "-alpn", "http/1.1"]].concat();
+        let Some(text) = tool("openssl", &arguments, request) else { return };
+        for expected in ["Verify return code: 0 (ok)", "HTTP/1.1 200 OK", "protocol: http/1.1"] {
+            assert!(text.contains(expected), "{version}: {expected}: {text}");
+        }
+    }
+    let arguments = [&common[..], &["-tls1_2", "-reconnect"]].concat();
+    let text = tool("openssl", &arguments, b"").expect("it was here before");
+    let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
+    assert_eq!((count("New, "), count("Reused, ")), (1, 5), "{text}");
+    let arguments = [&common[..], &["-tls1_1"]].concat();
+    let text = tool("openssl", &arguments, b"").expect("it was here before");
+    assert!(!text.contains("New, TLSv1.1"), "{text}");
+}
