@@ -10,6 +10,7 @@
 //! A asks GET / HTTP/1.1 [with Host: x; Connection: close]         (connects and asks …, too)
 //! A sends "bytes", 9 times "bytes"[, a byte every 100 ms]         \r \n \t \0 \" \\ \x7f
 //! A half-closes / resets / stops reading / takes 10 bytes / reads again
+//! A half-closes, seen at once           although nothing is read from it
 //! the late A sends "bytes"              on a connection that has gone
 //! 300 ms pass                           5 s pass
 //! descriptors run out                   one client is to make room
@@ -65,6 +66,7 @@ pub enum Step {
     Send { who: String, bytes: Vec<u8>, every_ms: Option<u64> },
     SendLate { who: String, bytes: Vec<u8> },
     HalfClose(String),
+    HalfCloseSeen(String),
     Reset(String),
     Take(String, Appetite),
     Pass(u64),
@@ -336,6 +338,7 @@ fn client(line: &str) -> Option<Step> {
     let closed = |how| Expectation::Closed { who: who.clone(), how };
     let step = match deed {
         "half-closes" => Step::HalfClose(who),
+        "half-closes, seen at once" => Step::HalfCloseSeen(who),
         "resets" => Step::Reset(who),
         "stops reading" => Step::Take(who, Appetite::Bytes(0)),
         "reads again" => Step::Take(who, Appetite::All),

@@ -61,6 +61,7 @@ impl Teller {
             }
             Step::SendLate { who, bytes } => self.world.send_late(who, bytes),
             Step::HalfClose(who) => self.each(who, World::half_close),
+            Step::HalfCloseSeen(who) => self.each(who, World::half_close_seen),
             Step::Reset(who) => self.each(who, World::reset),
             Step::Take(who, appetite) => self.each(who, |world, name| world.take(name, *appetite)),
             Step::Pass(ms) => self.world.pass(*ms),

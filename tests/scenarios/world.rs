@@ -172,6 +172,17 @@ impl World {
         self.settle()
     }
 
+    /// The shell does not do this; the engine is to bear it all the same.
+    pub fn half_close_seen(&mut self, name: &str) -> Outcome {
+        let client = self.client(name)?;
+        client.end = End::Told;
+        let id = client.id;
+        self.engine.eof(self.now(), id);
+        self.act()?;
+        self.queue.push_back(id);
+        self.settle()
+    }
+
     pub fn reset(&mut self, name: &str) -> Outcome {
         let client = self.client(name)?;
         if client.gone {
