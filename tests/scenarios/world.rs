@@ -464,7 +464,12 @@ impl World {
 
     /// Drains the actions, in order, to the last.
     fn act(&mut self) -> Outcome {
+        let mut actions = 0;
         while let Some(action) = self.engine.poll_action() {
+            actions += 1;
+            if actions > ACTIONS_AT_ONCE_MAX {
+                return Err(format!("the actions have no end: {action:?}"));
+            }
             match action {
                 Action::Connect(id) => self.connect_fetch(id)?,
                 Action::Wake(id) => {
@@ -598,3 +603,5 @@ fn taken(bytes: &mut VecDeque<u8>, count: usize) -> Vec<u8> {
 const UNIX_MS_AT_START: u64 = 784_111_777_000;
 /// How often a deadline may turn out to be due at the time it is looked at.
 const FIRINGS_AT_ONCE_MAX: u32 = 100;
+/// More than a crowd of clients that is answered in one go needs.
+const ACTIONS_AT_ONCE_MAX: u32 = 10_000;
