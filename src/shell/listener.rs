@@ -128,6 +128,7 @@ fn listen(address: SocketAddr) -> io::Result<Socket> {
     }
     // inherited by every accepted socket (tcp(7)), so that no client costs a call for it
     socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -136,5 +137,8 @@ fn listen(address: SocketAddr) -> io::Result<Socket> {
 
 /// Clients that may knock at once; the kernel cuts it to `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
+/// What the kernel keeps for a client that does not read, before it is the daemon's to wait; it
+/// takes twice that for its own accounts (socket(7)). Left to itself it would grow to megabytes.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// How long nobody is let in when descriptors have run out.
 const PAUSE_MS: u64 = 100;

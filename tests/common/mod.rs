@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its own part
 
 pub mod standin;
+pub mod strace;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

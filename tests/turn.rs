@@ -1,0 +1,102 @@
+//! What one turn of the loop lets a single client have, counted in system calls.
+
+mod common;
+
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use common::standin::{StandIn, at_once, json, primary};
+use common::strace::{name_of_call, trace};
+use common::{Glue, read_response};
+
+/// Writes one turn made: how many, and how many bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turn {
+    writes: usize,
+    bytes: usize,
+}
+
+fn turns(text: &str) -> Vec<Turn> {
+    let mut turns = vec![Turn::default()];
+    for line in text.lines() {
+        match name_of_call(line) {
+            Some("epoll_wait") => turns.push(Turn::default()),
+            Some("sendto") => {
+                let result = line.rsplit("= ").next().and_then(|rest| rest.trim().parse().ok());
+                let turn = turns.last_mut().expect("at least one");
+                turn.writes += 1;
+                turn.bytes += result.unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    turns
+}
+
+fn most(turns: &[Turn], what: impl Fn(&Turn) -> usize) -> usize {
+    turns.iter().map(what).max().unwrap_or(0)
+}
+
+/// Writes until the other side takes no more.
+fn write_all_it_takes(client: &mut TcpStream, requests: &[u8], times: usize) {
+    client.set_write_timeout(Some(Duration::from_millis(300))).expect("a timeout");
+    for _ in 0..times {
+        match client.write_all(requests) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            other => other.expect("it is open"),
+        }
+    }
+}
+
+#[test]
+fn who_never_reads_takes_a_small_piece_of_each_turn() {
+    let patroni = StandIn::start(at_once(json(200, &format!("[\"{}\"]", "x".repeat(900_000)))));
+    let glue = Glue::start(patroni.address, &[("cache", "ttl: 600")]);
+    glue.get("/history");
+    let mut deaf: Vec<TcpStream> = (0..3).map(|_| glue.connect()).collect();
+    let requests = "GET /history HTTP/1.1\r\n\r\n".repeat(5);
+    let text = trace(&glue, || {
+        for client in &mut deaf {
+            write_all_it_takes(client, requests.as_bytes(), 1);
+        }
+        assert_eq!(glue.get("/patroni").0, 200);
+        assert_eq!(glue.get("/health").0, 200);
+    });
+    let Some(text) = text else { return };
+    let turns = turns(&text);
+    let total: usize = turns.iter().map(|turn| turn.bytes).sum();
+    println!(
+        "{total} bytes in {} turns, at most {:?}",
+        turns.len(),
+        most(&turns, |turn| turn.bytes)
+    );
+    assert!(total > 300_000, "the kernel takes some of it: {total}");
+    assert!(most(&turns, |turn| turn.bytes) <= deaf.len() * 2 * BYTES_EACH + SURPLUS_BYTES);
+}
+
+#[test]
+fn who_asks_without_end_takes_a_small_piece_of_each_turn() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Glue::start(patroni.address, &[("cache", "ttl: 600")]);
+    glue.get("/health");
+    let mut client = glue.connect();
+    let requests = "GET /health HTTP/1.1\r\n\r\n".repeat(ASKED);
+    let text = trace(&glue, || {
+        write_all_it_takes(&mut client, requests.as_bytes(), 1);
+        (0..ASKED).for_each(|_| assert!(read_response(&mut client).starts_with("HTTP/1.1 200")));
+    });
+    let Some(text) = text else { return };
+    let turns = turns(&text);
+    let (writes, most) =
+        (turns.iter().map(|turn| turn.writes).sum::<usize>(), { most(&turns, |turn| turn.writes) });
+    println!("{writes} writes in {} turns, at most {most}", turns.len());
+    assert_eq!(writes, ASKED);
+    assert!(most <= 2 * WRITES_EACH, "{most}");
+}
+
+/// The loop's budget for one stream; it may be served twice in a turn.
+const BYTES_EACH: usize = 64 * 1024;
+const WRITES_EACH: usize = 16;
+const SURPLUS_BYTES: usize = 20_000;
+const ASKED: usize = 1_000;
