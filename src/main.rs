@@ -92,24 +92,45 @@ impl Flags {
     }
 }
 
-/// Go's flag package takes `-x` for `--x`, `-x=FILE` for `-x FILE` and `-x=true` for a switch;
-/// pico-args would take the first for a bundle of short ones. The file behind `-config` is left
-/// as it is.
-fn two_dashes(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+/// Go's flag package takes `-x` for `--x`, which pico-args would take for a bundle of short ones,
+/// `-x=FILE` for `-x FILE`, a switch with a value, and of what is said twice the last.
+fn two_dashes(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut rewritten: Vec<OsString> = Vec::new();
-    for argument in arguments {
-        let is_value = rewritten.last().is_some_and(|former| former == "--config");
-        let flag = argument.to_str().filter(|text| !is_value && text.len() > 1);
+    let mut config = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let flag = argument.to_str();
         let name = flag.and_then(|text| text.strip_prefix("--").or(text.strip_prefix('-')));
-        match name.map(|name| name.split_once('=').unwrap_or((name, ""))) {
-            None => rewritten.push(argument),
-            Some((_, "false")) => {}
-            Some((name, "" | "true")) => rewritten.push(format!("--{name}").into()),
-            Some((name, value)) => rewritten.extend([format!("--{name}").into(), value.into()]),
+        let (name, value) = match name.map(|name| (name, name.split_once('='))) {
+            Some((_, Some((name, value)))) => (name, Some(value)),
+            Some((name, None)) => (name, None),
+            None => ("", None),
+        };
+        let switch = SWITCHES.contains(&name).then(|| truth(value.unwrap_or("true"))).flatten();
+        if name == "config" {
+            config = vec!["--config".into()];
+            config.extend(value.map(OsString::from).or_else(|| arguments.next()));
+        } else if let Some(on) = switch {
+            let name = format!("--{name}").into();
+            rewritten.retain(|former| *former != name);
+            rewritten.extend(on.then_some(name));
+        } else {
+            rewritten.push(argument);
         }
     }
+    rewritten.extend(config);
     rewritten
 }
+
+/// The spellings of Go's `strconv.ParseBool`.
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+const SWITCHES: [&str; 7] = ["check", "verbose", "debug", "quiet", "version", "help", "h"];
 
 const USAGE: &str = "\
 usage: patroniglue [-config FILE] [-check] [-verbose | -debug | -quiet]

@@ -10,12 +10,15 @@ fn flags_with_one_dash_and_with_two() {
     let file = config_file("frontend: {port: 8009}\n");
     let file = file.to_str().expect("a name");
     let equals = format!("-config={file}");
-    let table: [&[&str]; 5] = [
+    let table: [&[&str]; 8] = [
         &["-check", "-config", file],
         &["--check", "--config", file],
         &["-check", &equals],
         &["-config", file, "-check=true", "-debug=false"],
         &["-check", "-config", file, "-quiet", "-verbose", "-debug"],
+        &["-check=1", "-config", file, "-debug=F", "-help=0"],
+        &["-config", "nowhere", "-check", "-check", &equals],
+        &["-help", "-check=false", "-check=T", "-help=false", "-config", file],
     ];
     for arguments in table {
         let (code, stdout, stderr) = run(arguments);
@@ -28,8 +31,10 @@ fn flags_with_one_dash_and_with_two() {
     let version = format!("patroniglue {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(run(&["-version"]), (Some(0), version, String::new()));
     assert!(run(&["-help"]).1.starts_with("usage: patroniglue"));
-    for arguments in [&["-nonsense"][..], &["-check", "surplus"], &["-config"]] {
-        let (code, stdout, stderr) = run(arguments);
+    let file_and = |surplus: &'static str| vec!["-config", file, surplus];
+    let wrong = ["-nonsense", "-nonsense=false", "surplus", "-check=maybe", "-", "--", "-config"];
+    for arguments in wrong.map(file_and) {
+        let (code, stdout, stderr) = run(&arguments);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(stderr.contains("usage: patroniglue"), "{stderr}");
     }

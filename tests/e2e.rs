@@ -295,6 +295,20 @@ fn connections_are_kept_half_closed_and_closed_as_asked() {
 }
 
 #[test]
+fn who_says_more_than_is_read_has_the_answer_and_a_clean_end() {
+    let patroni = StandIn::start(Mood::Delays(Duration::from_millis(300), primary()));
+    let glue = Glue::start(patroni.address, &[]);
+    let mut client = glue.connect();
+    client.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("it reads");
+    wait_for("the fetch", || (!patroni.requests().is_empty()).then_some(()));
+    client.write_all(&b"GET /replica HTTP/1.1\r\n\r\n".repeat(2_000)).expect("room");
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).expect("FIN, not RST");
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    assert_eq!((status_of(&text), text.matches("HTTP/1.1 ").count()), (200, 1));
+}
+
+#[test]
 fn nobody_waits_for_somebody_silent() {
     let body = "x".repeat(900 * 1024);
     let patroni = StandIn::start(at_once(json(200, &format!("\"{body}\""))));

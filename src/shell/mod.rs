@@ -291,10 +291,7 @@ impl Daemon {
     /// it. Who is answered and closed at once never gets here.
     fn rest(&mut self, now: Now, id: ConnId) {
         let Some(stream) = self.streams.get_mut(id) else { return };
-        let waits_for_tls = stream.is_handshaking() || stream.has_outgoing();
-        let waits = self.engine.wants_read(id) || !self.engine.output(id).is_empty();
-        let waits = waits || waits_for_tls;
-        if waits && stream.register(self.poll.registry(), token_of(id)).is_err() {
+        if stream.register(self.poll.registry(), token_of(id)).is_err() {
             self.engine.broken(now, id, Failure::NoDescriptor);
             self.act(now);
         }
@@ -322,7 +319,10 @@ impl Daemon {
 
     fn close(&mut self, id: ConnId) {
         let mut stream = self.streams.remove(id);
-        stream.iter_mut().for_each(Stream::say_goodbye);
+        if let Some(stream) = &mut stream {
+            stream.say_goodbye();
+            stream.discard(&mut self.buffers);
+        }
         if stream.is_none_or(|stream| stream.is_connecting()) {
             // it never answered: the next fetch begins with the next address
             self.connector.give_up(id);

@@ -197,6 +197,17 @@ impl<S: Read + Write> Stream<S> {
         }
     }
 
+    /// Reads what is known to be left, and drops it: closing with unread input would send RST,
+    /// which can take away an answer that the peer has not read yet (RFC 9112 9.6).
+    pub fn discard(&mut self, buffers: &mut Buffers) {
+        for _ in 0..DISCARDED_READS_MAX {
+            let left = !self.connecting && self.socket.readable;
+            if !left || self.socket.read(&mut buffers.wire).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Says why and hangs up, as far as that goes without waiting. Over TLS there is nobody to
     /// say it to yet.
     pub fn turn_away(mut self, response: &[u8], buffers: &mut Buffers) {
@@ -386,6 +397,8 @@ pub fn connect_failure(error: &io::Error) -> Failure {
 
 /// One read takes at most this: sixteen usual requests, or the head that is refused as too large.
 const READ_BYTES: usize = 16 * 1024;
+/// What is read before a close, to no end, is at most this: what a client had sent by then.
+const DISCARDED_READS_MAX: usize = 8;
 /// One TLS record's worth (RFC 8446, section 5.1).
 const PLAIN_BYTES_PER_WRITE: usize = 16 * 1024;
 
