@@ -1,5 +1,6 @@
 """What is checked on the cluster, one function each, in the order in which they are run."""
 
+import collections
 import contextlib
 import itertools
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import clients
 import lease
+from checkers import Checkers
 from clients import Promotion, Shadow, ask
 from cluster import Cluster, until
 from crowd import KINDS, Crowd
@@ -16,6 +18,8 @@ from haproxy import HAProxy
 
 CROWD_S = 12.0
 FREEZE_S = 15.0
+CHECKERS_S = 20.0
+CHECKS_PER_SECOND = 200
 POLL_EVERY_S = 0.1
 
 # Every route of the contract but /config and /failsafe, and forms in which clients ask for them.
@@ -219,8 +223,10 @@ def contrast(bench):
 def freeze(bench):
     """Five silent clients on the leader's Patroni for 15 s: what becomes of the writes."""
     leader = bench.cluster.leader()
+    direct = bench.cluster.settings.direct
     before = bench.haproxy.servers()
     start = time.monotonic()
+    listener = None if direct else lease.Listener(leader)
     with Crowd("silent", 5, [leader.patroni]):
         bench.report.say(f"five silent clients on the Patroni of {leader.name},"
                          f" {FREEZE_S:.0f} s")
@@ -231,15 +237,49 @@ def freeze(bench):
                 bench.report.say(f"HAProxy took {leader.name} out {down:.1f} s after they came")
             time.sleep(0.1)
     bench.haproxy.until_it_knows(leader, 20)
+    if listener is not None:
+        listener.stop()
+        lease.never_older(bench, leader, listener.said, "frozen")
     times = (bench.haproxy.servers()["write", leader.name].times_down
              - before["write", leader.name].times_down)
     length = sum(one.length for one in bench.writer.outages(start))
     bench.report.check(f"{length:.1f} s of write outage, {times} times DOWN, then all is as before",
                        bench.cluster.leader() is leader)
-    if bench.cluster.settings.direct:
+    if direct:
         bench.report.check("straight at Patroni that is an outage of seconds", length > 3.0,
                            f"{length:.1f} s")
     no_standby(bench, start)
+
+
+def checkers(bench):
+    """Two hundred checks a second at the leader for 20 s: nobody notices, Patroni least of all."""
+    leader = bench.cluster.leader()
+    direct = bench.cluster.settings.direct
+    start, begun = time.monotonic(), time.time()
+    before = bench.haproxy.servers()
+    address = leader.patroni if direct else leader.glue
+    with Checkers(CHECKS_PER_SECOND, address, bench.cluster.pki) as crowd:
+        time.sleep(CHECKERS_S)
+    seconds = time.monotonic() - start
+    time.sleep(1)  # Patroni's log comes in pieces
+    asked = collections.Counter(target for when, target, _ in leader.answers() if when >= begun)
+    asked = {target: round(count / seconds, 2) for target, count in asked.items()}
+    times = (bench.haproxy.servers()["write", leader.name].times_down
+             - before["write", leader.name].times_down)
+    length = sum(one.length for one in bench.writer.outages(start))
+    bench.report.say(f"{crowd.result}; {length:.1f} s of write outage, {times} times DOWN;"
+                     f" requests a second at Patroni: {asked}")
+    if direct:
+        bench.haproxy.until_it_knows(leader, 30)
+        return
+    statuses = set(crowd.result["statuses"])
+    bench.report.check("each of them had the right answer",
+                       statuses == {"/primary 200", "/replica 503"}
+                       and crowd.result["asked"] >= 0.9 * CHECKS_PER_SECOND * CHECKERS_S,
+                       str(crowd.result))
+    bench.report.check("Patroni was asked at most twice a second and route",
+                       asked and max(asked.values()) <= 2, str(asked))
+    bench.report.check("no write outage, the leader was never DOWN", length == 0 and times == 0)
 
 
 # Another primary
@@ -359,11 +399,12 @@ CHECKS = {
     "switchover": (switchover, False),
     "kill": (kill_leader, False),
     "freeze": (freeze, False),
+    "checkers": (checkers, False),
     "silent": (lease.silent_patroni, True),
     "stopped": (lease.stopped_shortly, True),
     "lost": (lease.stopped_for_good, True),
 }
 # Those that need an old answer: with --grace.
-GRACE = ["primary", "silent", "stopped", "switchover", "lost"]
+GRACE = ["primary", "silent", "stopped", "checkers", "switchover", "lost"]
 # Those that are run where none is named. kill is the last: it leaves a node dead.
 USUAL = ["primary", "routes", "crowds", "contrast", "switchover", "kill"]

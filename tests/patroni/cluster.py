@@ -1,8 +1,10 @@
 """The cluster under test: one etcd, three Patroni nodes with a glue beside each."""
 
+import datetime
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +22,7 @@ import warden
 PG_BIN = "/usr/lib/postgresql/15/bin"
 SCOPE = "test"
 NODES = 3
+ANSWERED = re.compile(r'(\S+ \S+) DEBUG: .*"(?:GET|OPTIONS) (\S+) HTTP/1\.0" (\d+)')
 
 
 class Unready(Exception):
@@ -68,6 +71,14 @@ class Node:
 
     def connect(self, timeout_s=2):
         return clients.connect(self.host, self.postgres_port, timeout_s)
+
+    def answers(self):
+        """(when, target, status) of each request that its Patroni answered, by its log; only those
+        in HTTP/1.0, which of all who ask here only the glue and HAProxy speak."""
+        with open(f"{self.directory}/patroni.log", encoding="utf-8", errors="replace") as lines:
+            found = list(filter(None, map(ANSWERED.match, lines)))
+        return [(datetime.datetime.fromisoformat(one[1].replace(",", ".")).timestamp(),
+                 one[2], int(one[3])) for one in found]
 
     def postmaster(self):
         """Process id, shared memory id; None where no postmaster runs in this data directory."""
@@ -163,6 +174,8 @@ class Cluster:
             "restapi": {"listen": restapi, "connect_address": restapi, **self._restapi_tls()},
             "ctl": self._ctl_tls(),
             "etcd3": {"host": "%s:%d" % self.etcd},
+            # a line for each request, from which they are counted
+            "log": {"loggers": {"patroni.api": "DEBUG"}},
             "bootstrap": {
                 "dcs": {"ttl": settings.ttl, "loop_wait": settings.loop_wait,
                         "retry_timeout": settings.retry_timeout,

@@ -2,6 +2,8 @@
 
 import csv
 import socket
+import threading
+import time
 from dataclasses import dataclass
 
 import warden
@@ -94,6 +96,19 @@ class HAProxy:
     def up(self, port):
         return sorted(name for (where, name), server in self.servers().items()
                       if where == port and server.up)
+
+    def watch_for_down(self, port, node):
+        """A list that gets the time.time() at which this server is no longer up, and when to
+        end."""
+        seen, done = [], threading.Event()
+
+        def look():
+            while not seen and not done.wait(0.05):
+                if node.name not in self.up(port):
+                    seen.append(time.time())
+
+        threading.Thread(target=look, daemon=True).start()
+        return seen, done
 
     def until_it_knows(self, leader, limit_s):
         """Waits until the write port leads to this leader alone, the read port to the others."""

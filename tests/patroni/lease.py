@@ -12,6 +12,11 @@ from cluster import until
 from crowd import Crowd
 
 ASK_EVERY_S = 0.05
+# How long Patroni is stopped so that another node leads: half a minute beyond its ttl.
+STOPPED_BEYOND_TTL_S = 30
+# HAProxy asks each second, waits a second for an answer, and the third failure takes it out; asked
+# straight, a stopped Patroni is DOWN after 5.4 to 6.0 s.
+DOWN_AFTER_S = 6.5
 # A load balancer's request is answered a moment after the decision, and both clocks round.
 MOMENT_S = 0.05
 
@@ -45,16 +50,30 @@ class Listener(threading.Thread):
         self.join(6)
 
 
-def sure_until(bench, node):
-    """D: until when the lease surely holds, by what the glue knew last; and until when it may
-    serve that at all."""
+@dataclass(frozen=True)
+class Terms:
+    """Until when an answer may be served, by the wall clock."""
+    lease: float  # D: until then the lease surely holds, by what the glue knew last
+    fresh: float  # its ttl ends, at the latest
+    sure: float  # it is served until then at the least
+    last: float  # and until then at the most
+
+
+def terms(bench, node):
+    """Those of the answer that the glue has."""
     settings = bench.cluster.settings
+    before = time.time()
     answer = ask(node.glue, "GET", "/primary")
     seen = json.loads(answer.body)["dcs_last_seen"]
     lease = seen + settings.ttl - settings.loop_wait - settings.retry_timeout
-    cache = settings.glue_cache
-    asked = time.time() - int(answer.headers["age"]) - 1
-    return lease, min(lease, asked + cache["ttl"] + cache.get("grace", 0))
+    ttl, grace = settings.glue_cache["ttl"], settings.glue_cache["grace"]
+    # Age is whole seconds, rounded down
+    age = int(answer.headers["age"])
+    asked_first, asked_last = before - age - 1, time.time() - age
+    # past its ttl never past D; within it never past the lease itself, which is later than D
+    return Terms(lease, asked_last + ttl,
+                 max(min(lease, asked_first + ttl + grace), asked_first + ttl),
+                 max(min(lease, asked_last + ttl + grace), asked_last + ttl))
 
 
 def silent_patroni(bench):
@@ -83,15 +102,22 @@ def stopped_shortly(bench):
     for seconds in (4, 8):
         leader = bench.cluster.leader()
         start = time.monotonic()
-        said, lease, old = _stop_for(bench, leader, seconds)
-        _never_past(bench, said, lease, f"stopped for {seconds} s")
-        early = [one for one in said if one.answered < old and one.status != 200]
-        bench.report.check(f"stopped for {seconds} s: 200 for the {old - said[0].asked:.1f} s for"
-                           " which it may be served", not early, str(early[:3]))
+        before = bench.haproxy.servers()["write", leader.name]
+        said, until_when = _stop_for(bench, leader, seconds)
+        _never_past(bench, said, until_when, f"stopped for {seconds} s")
+        early = [one for one in said if one.answered < until_when.sure and one.status != 200]
+        served = until_when.sure - said[0].asked
+        bench.report.check(f"stopped for {seconds} s: 200 for the {served:.1f} s for which it is"
+                           " surely served", not early, str(early[:3]))
         length = sum(one.length for one in bench.writer.outages(start))
-        if old > said[0].asked + seconds:
-            bench.report.check(f"stopped for {seconds} s: no write outage", length == 0,
-                               f"{length:.1f} s")
+        after = bench.haproxy.servers()["write", leader.name]
+        times = after.times_down - before.times_down
+        bench.report.say(f"stopped for {seconds} s: {length:.1f} s of write outage,"
+                         f" {times} times DOWN")
+        # the third failed check takes it out: two may fail
+        if served + 2 > seconds:
+            bench.report.check(f"stopped for {seconds} s: no write outage, never DOWN",
+                               length == 0 and times == 0, f"{length:.1f} s, {times} times")
         until("the leader again", lambda: bench.cluster.leader() is leader, 10)
         bench.haproxy.until_it_knows(leader, 20)
 
@@ -102,14 +128,14 @@ def stopped_for_good(bench):
     old = bench.cluster.leader()
     watch = Promotion(bench.cluster.others(old))
     start = time.monotonic()
-    said, lease, _ = _stop_for(bench, old, settings.ttl + 15)
+    said, until_when = _stop_for(bench, old, settings.ttl + STOPPED_BEYOND_TTL_S)
     watch.stop()
-    _never_past(bench, said, lease, "stopped for good")
+    _never_past(bench, said, until_when, "stopped for good")
     bench.report.check("another node was promoted meanwhile", watch.at is not None)
     if watch.at is None:
         return
     bench.report.say(f"{watch.node.name} was promoted after {watch.at - start:.1f} s, "
-                     f"D was {lease - said[0].asked:.1f} s after the stop")
+                     f"D was {until_when.lease - said[0].asked:.1f} s after the stop")
     wrong = [one for one in bench.writer.since(watch.at)
              if one.written and one.server == (old.host, old.postgres_port)]
     bench.report.check(f"not one write reached {old.name} after {watch.node.name} was promoted",
@@ -119,28 +145,52 @@ def stopped_for_good(bench):
 
 
 def _stop_for(bench, node, seconds):
-    """What the glue said meanwhile, D, and until when it could say 200 at the most."""
+    """What the glue said meanwhile, and the terms of what it had."""
     until("/config read by the glue", lambda: ask(node.glue, "GET", "/primary").status == 200, 5)
     listener = Listener(node)
     time.sleep(0.5)
     os.kill(node.patroni_process.pid, signal.SIGSTOP)
+    down, done = bench.haproxy.watch_for_down("write", node)
     try:
         stopped = time.time()
-        lease, old = sure_until(bench, node)
+        until_when = terms(bench, node)
         bench.report.say(f"Patroni of {node.name} is stopped for {seconds} s, D is"
-                         f" {lease - stopped:.1f} s away")
+                         f" {until_when.lease - stopped:.1f} s away")
         time.sleep(seconds)
         said = [one for one in listener.said if one.asked >= stopped]
     finally:
         os.kill(node.patroni_process.pid, signal.SIGCONT)
+        done.set()
         listener.stop()
-    return said, lease, old
+    never_older(bench, node, said, f"stopped for {seconds} s")
+    limit = until_when.last + DOWN_AFTER_S
+    if down or time.time() > limit:
+        after = f"{down[0] - stopped:.1f} s after the stop" if down else "never"
+        bench.report.check(
+            f"DOWN {after}: {DOWN_AFTER_S:.1f} s after the last 200 at the latest",
+            down and down[0] <= limit, f"that was {until_when.last - stopped:.1f} s after the stop")
+    return said, until_when
 
 
-def _never_past(bench, said, lease, when):
-    late = [one for one in said if one.status == 200 and one.asked >= lease + MOMENT_S]
-    good = sum(one.status == 200 for one in said)
-    bench.report.check(f"{when}: {good} of {len(said)} answers were 200, none at D or after it",
-                       good > 0 and not late,
-                       f"{len(late)}, the last {max((o.asked - lease for o in late), default=0):.2f}"
-                       " s after it")
+def never_older(bench, node, said, when):
+    """By Patroni's own log: each 200 is one that it gave at most ttl and grace before."""
+    cache = bench.cluster.settings.glue_cache
+    allowed = cache["ttl"] + cache["grace"]
+    time.sleep(1)  # the log comes in pieces
+    gave = [at for at, target, status in node.answers() if target == "/primary" and status == 200]
+    good = [one for one in said if one.status == 200]
+    ages = [one.asked - max((at for at in gave if at <= one.answered + MOMENT_S), default=0.0)
+            for one in good]
+    oldest = max(ages, default=0.0)
+    bench.report.check(f"{when}: the oldest 200 was {oldest:.2f} s old, ttl and grace are"
+                       f" {allowed} s", ages and oldest <= allowed + MOMENT_S)
+
+
+def _never_past(bench, said, until_when, when):
+    good = [one for one in said if one.status == 200]
+    late = [one for one in good if one.asked >= until_when.last + MOMENT_S]
+    late_by = max((one.asked - until_when.last for one in late), default=0)
+    grace = bench.cluster.settings.glue_cache["grace"]
+    bound = "at D or after it" if grace else "older than its ttl"
+    bench.report.check(f"{when}: {len(good)} of {len(said)} answers were 200, none {bound}",
+                       good and not late, f"{len(late)}, the last {late_by:.2f} s after it")

@@ -16,7 +16,7 @@ from cluster import Cluster, Settings, Unready, until
 from haproxy import HAProxy
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-LIMIT_S = 480
+LIMIT_S = 600
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
