@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A server of one thread per connection, as Patroni had it.
 pub struct StandIn {
@@ -19,6 +19,8 @@ pub enum Mood {
     Says(Vec<Vec<u8>>, Duration),
     /// After the pause, this; then the end.
     Delays(Duration, Vec<u8>),
+    /// After the pause, a primary's answer that says when it was asked for, in Unix milliseconds.
+    Stamps(Duration),
     /// Nothing, and no end, while this mood lasts.
     Silent,
     /// These bytes, and then nothing and no end.
@@ -93,7 +95,8 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> std::io::Result<()> {
         shared.requests.push(text.clone());
         (shared.mood.clone(), shared.season)
     };
-    if text.starts_with("GET /config ") && matches!(mood, Mood::Says(..) | Mood::Delays(..)) {
+    let answers = matches!(mood, Mood::Says(..) | Mood::Delays(..) | Mood::Stamps(_));
+    if text.starts_with("GET /config ") && answers {
         return stream.write_all(&json(200, "{\"ttl\": 30, \"loop_wait\": 10}"));
     }
     match mood {
@@ -107,6 +110,12 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> std::io::Result<()> {
         Mood::Delays(pause, bytes) => {
             thread::sleep(pause);
             stream.write_all(&bytes)
+        }
+        Mood::Stamps(pause) => {
+            let stamp = format!("{{\"asked_at\": {}, ", unix_ms());
+            thread::sleep(pause);
+            let answer = String::from_utf8_lossy(&primary()).replacen('{', &stamp, 1);
+            stream.write_all(answer.as_bytes())
         }
         Mood::Silent => wait_for_end(&mut stream, shared, season),
         Mood::Hangs(bytes) => {
@@ -155,10 +164,15 @@ pub fn json(status: u16, body: &str) -> Vec<u8> {
 
 /// The answer of a healthy primary that saw the DCS just now.
 pub fn primary() -> Vec<u8> {
-    let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seen = unix.unwrap_or_default().as_secs();
+    let seen = unix_ms() / 1000;
     let status = "\"state\": \"running\", \"role\": \"primary\", \"timeline\": 2";
     json(200, &format!("{{{status}, \"dcs_last_seen\": {seen}}}"))
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis() as u64
 }
 
 pub fn at_once(bytes: Vec<u8>) -> Mood {
