@@ -71,7 +71,8 @@ fn steady_clients_never_wait_for_patroni_and_see_nothing_old() {
         of(1.0),
         fetches as f64 / seconds
     );
-    assert!(of(0.99) < PATRONI / 2, "it waits for Patroni: {:?}", of(0.99));
+    let waited = seen.iter().filter(|one| one.took > PATRONI / 2).count();
+    assert!(waited <= WAITED_MAX, "{waited} of {} waited for Patroni", seen.len());
     // the two clocks round
     assert!(oldest <= TTL_MS + 1, "{oldest} ms");
     assert!(fetches as f64 <= seconds / 0.75 + 2.0, "{fetches} in {seconds} s");
@@ -85,3 +86,6 @@ const TTL_MS: u64 = 1_000;
 const CLIENTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(10);
 const ASKED: u32 = 500;
+/// For a machine that does something else for a moment. Without a fetch ahead each client waits
+/// once a second: five times as many.
+const WAITED_MAX: usize = 5;
