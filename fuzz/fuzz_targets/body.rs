@@ -16,6 +16,21 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
     assert_eq!(whole, decoded(framing, bytes, usize::from(step) + 1));
     if let Ok((body, taken)) = whole {
         assert!(body.len() <= taken && taken <= bytes.len());
+        // written anew as chunks, and as a length: the same, to the last byte
+        let mut chunked = Vec::new();
+        for chunk in body.chunks(usize::from(step) + 1) {
+            chunked.extend_from_slice(format!("{:x};a=\"b\"\r\n", chunk.len()).as_bytes());
+            chunked.extend_from_slice(chunk);
+            chunked.extend_from_slice(b"\r\n");
+        }
+        chunked.extend_from_slice(b"0\r\nTrailer: x\r\n\r\n");
+        let bytes = chunked.len();
+        assert_eq!(decoded(Framing::Chunked, &chunked, 7), Ok((body.clone(), bytes)));
+        let length = body.len();
+        let framing = Framing::Length(length as u64);
+        chunked = body.clone();
+        chunked.extend_from_slice(b"surplus");
+        assert_eq!(decoded(framing, &chunked, 5), Ok((body, length)));
     }
 });
 

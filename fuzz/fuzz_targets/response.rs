@@ -2,10 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use patroniglue::answer::Answer;
+use patroniglue::answer::{Answer, Form, Handling, Rendered};
 use patroniglue::backend::{Failure, Fetch, Subject};
-use patroniglue::http::RESPONSE_BODY_BYTES_MAX;
-use patroniglue::wheel::Time;
+use patroniglue::http::{Method, Persistence, RESPONSE_BODY_BYTES_MAX};
+use patroniglue::wheel::{Now, Time};
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (step, bytes) = input;
@@ -16,6 +16,12 @@ fuzz_target!(|input: (u8, &[u8])| {
     if let Ok(answer) = whole {
         assert!((200..=599).contains(&answer.status));
         assert!(answer.body.len() <= RESPONSE_BODY_BYTES_MAX);
+        // what a client gets of it is understood as the same answer
+        let form =
+            Form { method: Method::Get, persistence: Persistence::Close, handling: Handling::Hit };
+        let now = Now { time: Time::ZERO, unix_ms: 1_700_000_000_000 };
+        let given_on = Rendered::new(answer.clone()).form(now, form);
+        assert_eq!(fetched(&given_on, given_on.len()), Ok(answer));
     }
 });
 
