@@ -101,6 +101,10 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
         return Err(BadRequest::TargetTooLong);
     }
     let fields = RequestFields::read(parsed.headers)?;
+    // RFC 9110, section 10.1.1: HTTP/1.0 cannot wait for a 100, whatever it says
+    if fields.expectation && minor > 0 {
+        return Err(BadRequest::Expectation);
+    }
     let method = Method::from_token(method);
     Ok(Some(RequestHead {
         method,
@@ -142,6 +146,7 @@ struct RequestFields<'a> {
     hosts: u32,
     content_length: Option<u64>,
     transfer_encoding: Option<&'a [u8]>,
+    expectation: bool,
     close: bool,
     keep_alive: bool,
 }
@@ -152,6 +157,7 @@ impl<'a> RequestFields<'a> {
             hosts: 0,
             content_length: None,
             transfer_encoding: None,
+            expectation: false,
             close: false,
             keep_alive: false,
         };
@@ -184,7 +190,7 @@ impl<'a> RequestFields<'a> {
                 return Err(BadRequest::Malformed);
             }
         } else if is("expect") {
-            return Err(BadRequest::Expectation);
+            self.expectation = true;
         }
         Ok(())
     }
@@ -320,6 +326,7 @@ mod tests {
             ("HEAD /primary HTTP/1.1\r\nconnection: close\r\n\r\n", Method::Head, "/primary", Close),
             ("GET /replica?lag=1 HTTP/1.1\r\nhost: x\r\n\r\n", Method::Get, "/replica?lag=1", Persistent),
             ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", Method::Get, "/", KeepAlive),
+            ("GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n", Method::Get, "/", Close),
             ("GET / HTTP/1.1\r\nConnection: foo, CLOSE\r\n\r\n", Method::Get, "/", Close),
             ("GET / HTTP/1.1\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n", Method::Get, "/", Close),
             ("\r\nGET / HTTP/1.1\r\n\r\n", Method::Get, "/", Persistent),
