@@ -263,13 +263,18 @@ fn target_path(method: Method, target: &str) -> Result<&str, BadRequest> {
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return Err(BadRequest::Malformed);
     }
-    match rest.find(['/', '?']) {
-        Some(0) => Err(BadRequest::Malformed), // no authority
-        Some(at) if rest.as_bytes()[at] == b'/' => Ok(&rest[at..]),
-        Some(_) => Err(BadRequest::Malformed), // "http://host?query": nobody sends it
-        None if rest.is_empty() => Err(BadRequest::Malformed),
-        None => Ok("/"),
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if authority.is_empty() || !is_authority(authority.as_bytes()) {
+        return Err(BadRequest::Malformed);
     }
+    // an empty path is `/` (RFC 9110, section 4.2.3), and that route has no parameters
+    Ok(if path.starts_with('/') { path } else { "/" })
+}
+
+/// Host and port, or nothing (RFC 3986, section 3.2). Userinfo is an error: it makes one host
+/// look like another (RFC 9110, section 4.2.4).
+fn is_authority(value: &[u8]) -> bool {
+    value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
 /// Which limit a head broke that fills the whole allowance.
@@ -333,6 +338,7 @@ mod tests {
             ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", Method::Options, "*", Persistent),
             ("GET http://h:1/leader?a HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/leader?a", Persistent),
             ("GET HTTPS://h HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/", Persistent),
+            ("GET http://h?/x HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/", Persistent),
             ("BREW / HTTP/1.1\r\n\r\n", Method::Unknown, "/", Persistent),
             ("CONNECT h:1 HTTP/1.1\r\n\r\n", Method::Connect, "h:1", Persistent),
         ];
@@ -393,7 +399,9 @@ mod tests {
             "GET ftp://h/ HTTP/1.1\r\n\r\n",
             "GET http:///x HTTP/1.1\r\n\r\n",
             "GET http:// HTTP/1.1\r\n\r\n",
-            "GET http://h?x HTTP/1.1\r\n\r\n",
+            "GET http://?x HTTP/1.1\r\n\r\n",
+            "GET http://user@h/ HTTP/1.1\r\n\r\n",
+            "GET http://h\\x HTTP/1.1\r\n\r\n",
             "GET /#x HTTP/1.1\r\n\r\n",
             "GET /\u{e4} HTTP/1.1\r\n\r\n",
             "GE\0T / HTTP/1.1\r\n\r\n",
