@@ -175,6 +175,10 @@ impl<'a> RequestFields<'a> {
     fn note(&mut self, header: &Header<'a>) -> Result<(), BadRequest> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("host") {
+            // RFC 9112, section 3.2: an invalid Host must be refused, an empty one is none
+            if !is_authority(header.value) {
+                return Err(BadRequest::Malformed);
+            }
             self.hosts += 1;
         } else if is("connection") {
             self.close |= has_token(header.value, "close");
@@ -356,6 +360,9 @@ mod tests {
         #[rustfmt::skip]
         let table = [
             ("Host: a\r\nHost: a\r\n", Malformed),
+            ("Host: a, b\r\n", Malformed),
+            ("Host: a/b\r\n", Malformed),
+            ("Host: a@b\r\n", Malformed),
             ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", Malformed),
             ("Content-Length: 1\r\nContent-Length: 2\r\n", Malformed),
             ("Content-Length: 1\r\nContent-Length: 1\r\n", Malformed),
