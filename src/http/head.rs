@@ -109,7 +109,7 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
     Ok(Some(RequestHead {
         method,
         target: target_path(method, path)?,
-        persistence: fields.persistence(minor),
+        persistence: fields.persistence(method, minor),
         framing: fields.framing(minor)?,
         head_bytes,
     }))
@@ -199,8 +199,10 @@ impl<'a> RequestFields<'a> {
         Ok(())
     }
 
-    fn persistence(&self, minor: u8) -> Persistence {
-        match (self.close, minor, self.keep_alive) {
+    fn persistence(&self, method: Method, minor: u8) -> Persistence {
+        // behind a CONNECT may follow, too early, what was meant for the tunnel: no requests
+        let close = self.close || method == Method::Connect;
+        match (close, minor, self.keep_alive) {
             (true, _, _) | (_, 0, false) => Persistence::Close,
             (false, 0, true) => Persistence::KeepAlive,
             (false, _, _) => Persistence::Persistent,
@@ -344,7 +346,7 @@ mod tests {
             ("GET HTTPS://h HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/", Persistent),
             ("GET http://h?/x HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/", Persistent),
             ("BREW / HTTP/1.1\r\n\r\n", Method::Unknown, "/", Persistent),
-            ("CONNECT h:1 HTTP/1.1\r\n\r\n", Method::Connect, "h:1", Persistent),
+            ("CONNECT h:1 HTTP/1.1\r\n\r\n", Method::Connect, "h:1", Close),
         ];
         for (text, method, target, persistence) in table {
             let head = accepted(text);
