@@ -286,10 +286,10 @@ fn is_authority(value: &[u8]) -> bool {
 /// Which limit a head broke that fills the whole allowance.
 fn oversize(bytes: &[u8]) -> BadRequest {
     let line = bytes.split(|byte| *byte == b'\r').find(|line| !line.trim_ascii().is_empty());
-    match line {
-        Some(line) if line.len() > TARGET_BYTES_MAX + REQUEST_LINE_REST_BYTES => {
-            BadRequest::TargetTooLong
-        }
+    // a method without an end is no target
+    let target = line.and_then(|line| line.trim_ascii_start().split(|byte| *byte == b' ').nth(1));
+    match target {
+        Some(target) if target.len() > TARGET_BYTES_MAX => BadRequest::TargetTooLong,
         _ => BadRequest::HeadTooLarge,
     }
 }
@@ -306,9 +306,6 @@ fn decimal(value: &[u8]) -> Option<u64> {
     }
     std::str::from_utf8(value).ok()?.parse().ok()
 }
-
-/// Room for the method and the version beside the target in a request line.
-const REQUEST_LINE_REST_BYTES: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -428,6 +425,8 @@ mod tests {
         assert_eq!(refusal(&format!("GET /{long} HTTP/1.1\r\n\r\n")), BadRequest::TargetTooLong);
         let endless = format!("GET /{}", "x".repeat(REQUEST_HEAD_BYTES_MAX));
         assert_eq!(refusal(&endless), BadRequest::TargetTooLong);
+        let method = "X".repeat(REQUEST_HEAD_BYTES_MAX);
+        assert_eq!(refusal(&format!("{method} / HTTP/1.1\r\n\r\n")), BadRequest::HeadTooLarge);
         let field = format!("A: {}\r\n", "x".repeat(REQUEST_HEAD_BYTES_MAX));
         assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{field}")), BadRequest::HeadTooLarge);
         assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{field}\r\n")), BadRequest::HeadTooLarge);
