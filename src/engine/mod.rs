@@ -8,6 +8,7 @@ mod clients;
 mod fetches;
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use crate::backend::{Failure, Fetch};
 use crate::cache::{Cache, EntryId, Limits};
@@ -443,6 +444,14 @@ impl Engine {
         }
         self.clients -= 1;
         self.actions.push_back(Action::Close(id));
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts { clients, fetches, queued, waiters, timers, entries, stale_inputs } = self;
+        write!(f, "{clients} clients, {fetches} fetches, {queued} queued, {waiters} waiters, ")?;
+        write!(f, "{timers} timers, {entries} entries, {stale_inputs} stale inputs")
     }
 }
 

@@ -47,15 +47,19 @@ enum State {
     Data(u64),
     DataReturn,
     DataLineFeed,
-    /// Section 7.1.2: bytes of this line, and of all trailer lines.
+    /// Section 7.1.2: bytes of this line's name so far, and of all trailer lines.
+    TrailerName {
+        name_bytes: usize,
+        bytes: usize,
+    },
+    /// Behind the colon: bytes of all trailer lines.
     Trailer {
-        line_bytes: usize,
         bytes: usize,
     },
     TrailerLineFeed {
-        line_bytes: usize,
         bytes: usize,
     },
+    LastLineFeed,
     Done,
 }
 
@@ -131,22 +135,34 @@ impl BodyDecoder {
                 Ok(State::Extension { size, bytes: bytes + 1 })
             }
             (State::SizeLineFeed { size: 0 }, b'\n') => {
-                Ok(State::Trailer { line_bytes: 0, bytes: 0 })
+                Ok(State::TrailerName { name_bytes: 0, bytes: 0 })
             }
             (State::SizeLineFeed { size }, b'\n') => Ok(State::Data(size)),
             (State::DataReturn, b'\r') => Ok(State::DataLineFeed),
             (State::DataLineFeed, b'\n') => Ok(State::Size { size: 0, digits: 0 }),
-            (State::Trailer { line_bytes, bytes }, b'\r') => {
-                Ok(State::TrailerLineFeed { line_bytes, bytes })
+            (State::TrailerName { .. } | State::Trailer { .. }, _) => self.trailer_byte(byte),
+            (State::TrailerLineFeed { bytes }, b'\n') => {
+                Ok(State::TrailerName { name_bytes: 0, bytes })
             }
-            (State::Trailer { line_bytes, bytes }, _)
-                if bytes < TRAILER_BYTES_MAX && is_field_byte(byte) =>
+            (State::LastLineFeed, b'\n') => Ok(State::Done),
+            _ => Err(BadFraming),
+        }
+    }
+
+    /// A trailer is a field, though nobody reads it: what is none may be the next request, for
+    /// somebody who does not know trailers.
+    fn trailer_byte(&self, byte: u8) -> Result<State, BadFraming> {
+        match (self.state, byte) {
+            (State::TrailerName { name_bytes: 0, .. }, b'\r') => Ok(State::LastLineFeed),
+            (State::TrailerName { name_bytes: 1.., bytes }, b':') => Ok(State::Trailer { bytes }),
+            (State::TrailerName { name_bytes, bytes }, _)
+                if bytes < TRAILER_BYTES_MAX && is_token_byte(byte) =>
             {
-                Ok(State::Trailer { line_bytes: line_bytes + 1, bytes: bytes + 1 })
+                Ok(State::TrailerName { name_bytes: name_bytes + 1, bytes: bytes + 1 })
             }
-            (State::TrailerLineFeed { line_bytes: 0, .. }, b'\n') => Ok(State::Done),
-            (State::TrailerLineFeed { bytes, .. }, b'\n') => {
-                Ok(State::Trailer { line_bytes: 0, bytes })
+            (State::Trailer { bytes }, b'\r') => Ok(State::TrailerLineFeed { bytes }),
+            (State::Trailer { bytes }, _) if bytes < TRAILER_BYTES_MAX && is_field_byte(byte) => {
+                Ok(State::Trailer { bytes: bytes + 1 })
             }
             _ => Err(BadFraming),
         }
@@ -167,6 +183,11 @@ fn size_byte(size: u64, digits: u32, byte: u8) -> Result<State, BadFraming> {
 /// What may stand in an extension or a trailer: a field's bytes, no control ones.
 fn is_field_byte(byte: u8) -> bool {
     byte == b'\t' || byte >= b' ' && byte != 0x7f
+}
+
+/// What a field's name is made of (RFC 9110, section 5.6.2).
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Hexadecimal digits of a chunk's size: 4 GiB are more than any limit here.
@@ -221,18 +242,21 @@ mod tests {
     #[test]
     fn broken_framing_is_refused() {
         let long_extension = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(EXTENSION_BYTES_MAX + 1));
-        let long_trailer = format!("0\r\n{}\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX + 1));
+        let long_trailer = format!("0\r\nX: {}\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX + 1));
         #[rustfmt::skip]
         let table = [
             "", "5", "5\r\nhell", "5\r\nhello", "5\r\nhello\r\n", "5\r\nhello\r\n0\r\n", "\r\n",
             "5\nhello\n0\n\n", "5\r\nhelloo\r\n0\r\n\r\n", "x\r\n", "-1\r\n", "0x5\r\nhello\r\n0\r\n\r\n",
             "123456789\r\n", ";a\r\n", "5;a\nhello\r\n0\r\n\r\n", "5;\0\r\nhello\r\n0\r\n\r\n",
-            "0\r\nX: y\n\r\n", " 5\r\nhello\r\n0\r\n\r\n", &long_extension, &long_trailer,
+            "0\r\nX: y\n\r\n", "0\r\nX\r\n\r\n", "0\r\n: y\r\n\r\n", "0\r\nX : y\r\n\r\n",
+            "0\r\nX: y\r\n z\r\n\r\n", "0\r\nGET / HTTP/1.1\r\n\r\n", " 5\r\nhello\r\n0\r\n\r\n", &long_extension, &long_trailer,
         ];
         for text in table {
             let outcome = decode(Framing::Chunked, text.as_bytes(), 64);
             assert_eq!(outcome, Err(BadFraming), "{text:?}");
         }
+        let long_name = format!("0\r\n{}: y\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX + 1));
+        assert_eq!(decode(Framing::Chunked, long_name.as_bytes(), 64), Err(BadFraming));
         assert_eq!(decode(Framing::Length(5), b"hell", 9), Err(BadFraming));
     }
 }

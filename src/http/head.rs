@@ -101,11 +101,15 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
         return Err(BadRequest::TargetTooLong);
     }
     let fields = RequestFields::read(parsed.headers)?;
+    // RFC 9110, section 10.1.1: HTTP/1.0 cannot wait for a 100, whatever it says
+    if fields.expectation && minor > 0 {
+        return Err(BadRequest::Expectation);
+    }
     let method = Method::from_token(method);
     Ok(Some(RequestHead {
         method,
         target: target_path(method, path)?,
-        persistence: fields.persistence(minor),
+        persistence: fields.persistence(method, minor),
         framing: fields.framing(minor)?,
         head_bytes,
     }))
@@ -142,6 +146,7 @@ struct RequestFields<'a> {
     hosts: u32,
     content_length: Option<u64>,
     transfer_encoding: Option<&'a [u8]>,
+    expectation: bool,
     close: bool,
     keep_alive: bool,
 }
@@ -152,6 +157,7 @@ impl<'a> RequestFields<'a> {
             hosts: 0,
             content_length: None,
             transfer_encoding: None,
+            expectation: false,
             close: false,
             keep_alive: false,
         };
@@ -169,6 +175,10 @@ impl<'a> RequestFields<'a> {
     fn note(&mut self, header: &Header<'a>) -> Result<(), BadRequest> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("host") {
+            // RFC 9112, section 3.2: an invalid Host must be refused, an empty one is none
+            if !is_authority(header.value) {
+                return Err(BadRequest::Malformed);
+            }
             self.hosts += 1;
         } else if is("connection") {
             self.close |= has_token(header.value, "close");
@@ -184,13 +194,15 @@ impl<'a> RequestFields<'a> {
                 return Err(BadRequest::Malformed);
             }
         } else if is("expect") {
-            return Err(BadRequest::Expectation);
+            self.expectation = true;
         }
         Ok(())
     }
 
-    fn persistence(&self, minor: u8) -> Persistence {
-        match (self.close, minor, self.keep_alive) {
+    fn persistence(&self, method: Method, minor: u8) -> Persistence {
+        // behind a CONNECT may follow, too early, what was meant for the tunnel: no requests
+        let close = self.close || method == Method::Connect;
+        match (close, minor, self.keep_alive) {
             (true, _, _) | (_, 0, false) => Persistence::Close,
             (false, 0, true) => Persistence::KeepAlive,
             (false, _, _) => Persistence::Persistent,
@@ -257,22 +269,27 @@ fn target_path(method: Method, target: &str) -> Result<&str, BadRequest> {
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
         return Err(BadRequest::Malformed);
     }
-    match rest.find(['/', '?']) {
-        Some(0) => Err(BadRequest::Malformed), // no authority
-        Some(at) if rest.as_bytes()[at] == b'/' => Ok(&rest[at..]),
-        Some(_) => Err(BadRequest::Malformed), // "http://host?query": nobody sends it
-        None if rest.is_empty() => Err(BadRequest::Malformed),
-        None => Ok("/"),
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    if authority.is_empty() || !is_authority(authority.as_bytes()) {
+        return Err(BadRequest::Malformed);
     }
+    // an empty path is `/` (RFC 9110, section 4.2.3), and that route has no parameters
+    Ok(if path.starts_with('/') { path } else { "/" })
+}
+
+/// Host and port, or nothing (RFC 3986, section 3.2). Userinfo is an error: it makes one host
+/// look like another (RFC 9110, section 4.2.4).
+fn is_authority(value: &[u8]) -> bool {
+    value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
 /// Which limit a head broke that fills the whole allowance.
 fn oversize(bytes: &[u8]) -> BadRequest {
     let line = bytes.split(|byte| *byte == b'\r').find(|line| !line.trim_ascii().is_empty());
-    match line {
-        Some(line) if line.len() > TARGET_BYTES_MAX + REQUEST_LINE_REST_BYTES => {
-            BadRequest::TargetTooLong
-        }
+    // a method without an end is no target
+    let target = line.and_then(|line| line.trim_ascii_start().split(|byte| *byte == b' ').nth(1));
+    match target {
+        Some(target) if target.len() > TARGET_BYTES_MAX => BadRequest::TargetTooLong,
         _ => BadRequest::HeadTooLarge,
     }
 }
@@ -289,9 +306,6 @@ fn decimal(value: &[u8]) -> Option<u64> {
     }
     std::str::from_utf8(value).ok()?.parse().ok()
 }
-
-/// Room for the method and the version beside the target in a request line.
-const REQUEST_LINE_REST_BYTES: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -320,14 +334,16 @@ mod tests {
             ("HEAD /primary HTTP/1.1\r\nconnection: close\r\n\r\n", Method::Head, "/primary", Close),
             ("GET /replica?lag=1 HTTP/1.1\r\nhost: x\r\n\r\n", Method::Get, "/replica?lag=1", Persistent),
             ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", Method::Get, "/", KeepAlive),
+            ("GET / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n", Method::Get, "/", Close),
             ("GET / HTTP/1.1\r\nConnection: foo, CLOSE\r\n\r\n", Method::Get, "/", Close),
             ("GET / HTTP/1.1\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n", Method::Get, "/", Close),
             ("\r\nGET / HTTP/1.1\r\n\r\n", Method::Get, "/", Persistent),
             ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", Method::Options, "*", Persistent),
             ("GET http://h:1/leader?a HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/leader?a", Persistent),
             ("GET HTTPS://h HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/", Persistent),
+            ("GET http://h?/x HTTP/1.1\r\nHost: h\r\n\r\n", Method::Get, "/", Persistent),
             ("BREW / HTTP/1.1\r\n\r\n", Method::Unknown, "/", Persistent),
-            ("CONNECT h:1 HTTP/1.1\r\n\r\n", Method::Connect, "h:1", Persistent),
+            ("CONNECT h:1 HTTP/1.1\r\n\r\n", Method::Connect, "h:1", Close),
         ];
         for (text, method, target, persistence) in table {
             let head = accepted(text);
@@ -343,6 +359,9 @@ mod tests {
         #[rustfmt::skip]
         let table = [
             ("Host: a\r\nHost: a\r\n", Malformed),
+            ("Host: a, b\r\n", Malformed),
+            ("Host: a/b\r\n", Malformed),
+            ("Host: a@b\r\n", Malformed),
             ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", Malformed),
             ("Content-Length: 1\r\nContent-Length: 2\r\n", Malformed),
             ("Content-Length: 1\r\nContent-Length: 1\r\n", Malformed),
@@ -386,7 +405,9 @@ mod tests {
             "GET ftp://h/ HTTP/1.1\r\n\r\n",
             "GET http:///x HTTP/1.1\r\n\r\n",
             "GET http:// HTTP/1.1\r\n\r\n",
-            "GET http://h?x HTTP/1.1\r\n\r\n",
+            "GET http://?x HTTP/1.1\r\n\r\n",
+            "GET http://user@h/ HTTP/1.1\r\n\r\n",
+            "GET http://h\\x HTTP/1.1\r\n\r\n",
             "GET /#x HTTP/1.1\r\n\r\n",
             "GET /\u{e4} HTTP/1.1\r\n\r\n",
             "GE\0T / HTTP/1.1\r\n\r\n",
@@ -404,6 +425,8 @@ mod tests {
         assert_eq!(refusal(&format!("GET /{long} HTTP/1.1\r\n\r\n")), BadRequest::TargetTooLong);
         let endless = format!("GET /{}", "x".repeat(REQUEST_HEAD_BYTES_MAX));
         assert_eq!(refusal(&endless), BadRequest::TargetTooLong);
+        let method = "X".repeat(REQUEST_HEAD_BYTES_MAX);
+        assert_eq!(refusal(&format!("{method} / HTTP/1.1\r\n\r\n")), BadRequest::HeadTooLarge);
         let field = format!("A: {}\r\n", "x".repeat(REQUEST_HEAD_BYTES_MAX));
         assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{field}")), BadRequest::HeadTooLarge);
         assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{field}\r\n")), BadRequest::HeadTooLarge);

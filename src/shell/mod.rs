@@ -455,6 +455,7 @@ impl Daemon {
     }
 
     fn reload(&mut self) {
+        info!("holding: {}", self.engine.counts());
         let Some(path) = &self.options.config_file else { return };
         let (config, tls) = match files::read_config(path) {
             Ok(read) => read,

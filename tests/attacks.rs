@@ -1,0 +1,185 @@
+//! The known attacks on HTTP/1.1, each sent whole, byte by byte and alone to the real binary.
+//!
+//! The tables are `tests/attacks/*.txt`. Behind each attack follows an ordinary request: where the
+//! connection is kept exactly that is answered next, where it is closed nothing more is.
+
+mod common;
+#[path = "attacks/table.rs"]
+mod table;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+use common::standin::{StandIn, at_once, primary};
+use common::{Glue, header, status_of};
+use table::{Case, EVIL};
+
+/// How an attack is sent; the error says what came of it instead.
+type Send = fn(&Glue, &Case) -> Result<(), String>;
+const WAYS: [(&str, Send); 3] =
+    [("whole", whole), ("byte by byte", byte_by_byte), ("alone", alone)];
+/// What follows every attack.
+const BEHIND: &str = "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+/// What takes longer was no decision, but a deadline of the daemon's.
+const SLOW: Duration = Duration::from_secs(4);
+/// Fetched before the attacks begin, so that Patroni is asked nothing by those that get it.
+const WARM: [&str; 3] = ["/", "/primary", "/health"];
+
+#[test]
+fn every_attack_has_its_answer_and_nothing_behind_it_is_smuggled() {
+    let patroni = StandIn::start(at_once(primary()));
+    let glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
+    WARM.iter().for_each(|route| assert_eq!(glue.get(route).0, 200));
+    let cases = table::read();
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let asked_before = patroni.requests().len();
+        for (way, send) in WAYS {
+            let begun = Instant::now();
+            if let Err(why) = send(&glue, case) {
+                wrong.push(format!("{}, {}, {way}: {why}", case.reference, case.name));
+            }
+            if begun.elapsed() > SLOW {
+                wrong.push(format!("{}, {}, {way}: too slow", case.reference, case.name));
+            }
+        }
+        for request in &patroni.requests()[asked_before..] {
+            if !may_be_asked(request, case) {
+                let target = request.lines().next().unwrap_or_default();
+                wrong.push(format!("{}, {}: Patroni saw {target}", case.reference, case.name));
+            }
+        }
+    }
+    println!("{} attacks, each in three ways", cases.len());
+    assert!(wrong.is_empty(), "{} outcomes are wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(cases.len() >= 200, "{} cases", cases.len());
+    let evil = EVIL.split(" HTTP").next().expect("a request line");
+    assert!(!patroni.requests().iter().any(|request| request.starts_with(evil)));
+}
+
+/// A GET of what the case allows, with nothing in it of the client's.
+fn may_be_asked(request: &str, case: &Case) -> bool {
+    let lines: Vec<&str> = request.split("\r\n").collect();
+    let asks = WARM.iter().copied().chain(case.asks.as_deref());
+    let known = asks.map(|target| format!("GET {target} HTTP/1.0")).any(|line| line == lines[0]);
+    let fields = ["Host: 127.0.0.1:", "Connection: close", "User-Agent: patroniglue/", "", ""];
+    let ours = lines.len() == 1 + fields.len()
+        && lines[1..].iter().zip(fields).all(|(line, field)| line.starts_with(field));
+    known && ours
+}
+
+fn connect(glue: &Glue) -> TcpStream {
+    let client = glue.connect();
+    client.set_read_timeout(Some(SLOW)).expect("a timeout");
+    client
+}
+
+/// Attack and ordinary request in one write, then the client's end.
+fn whole(glue: &Glue, case: &Case) -> Result<(), String> {
+    let mut client = connect(glue);
+    // what is refused may be closed before all of it was sent
+    let _ = client.write_all(&[&case.bytes, BEHIND.as_bytes()].concat());
+    finish(client, case)
+}
+
+/// The same, each byte in a segment of its own.
+fn byte_by_byte(glue: &Glue, case: &Case) -> Result<(), String> {
+    let mut client = connect(glue);
+    client.set_nodelay(true).expect("an option");
+    let bytes = [&case.bytes, BEHIND.as_bytes()].concat();
+    let _ = bytes.iter().try_for_each(|byte| client.write_all(&[*byte]));
+    finish(client, case)
+}
+
+fn finish(mut client: TcpStream, case: &Case) -> Result<(), String> {
+    let _ = client.shutdown(Shutdown::Write);
+    let bytes = to_the_end(&mut client);
+    let answers = answers(&bytes, case).ok_or_else(|| cut(&bytes))?;
+    let behind = if case.kept { &[200][..] } else { &[] };
+    expect(&answers, &[&case.statuses, behind].concat(), case)
+}
+
+/// The attack alone; what follows is sent only when its answers have come.
+fn alone(glue: &Glue, case: &Case) -> Result<(), String> {
+    let mut client = connect(glue);
+    let _ = client.write_all(&case.bytes);
+    if case.statuses.is_empty() {
+        let _ = client.shutdown(Shutdown::Write);
+    }
+    if !case.kept {
+        // the daemon ends by itself
+        let bytes = to_the_end(&mut client);
+        let answers = answers(&bytes, case).ok_or_else(|| cut(&bytes))?;
+        return expect(&answers, &case.statuses, case);
+    }
+    let mut bytes = Vec::new();
+    while answers(&bytes, case).is_none_or(|answers| answers.len() < case.statuses.len()) {
+        let mut piece = [0; 4096];
+        match client.read(&mut piece) {
+            Ok(count) if count > 0 => bytes.extend_from_slice(&piece[..count]),
+            other => return Err(format!("{other:?} behind {}", cut(&bytes))),
+        }
+    }
+    client.write_all(BEHIND.as_bytes()).map_err(|error| error.to_string())?;
+    bytes.extend_from_slice(&to_the_end(&mut client));
+    let answers = answers(&bytes, case).ok_or_else(|| cut(&bytes))?;
+    expect(&answers, &[&case.statuses[..], &[200]].concat(), case)
+}
+
+struct Answer {
+    status: u16,
+    closes: bool,
+    allows: bool,
+}
+
+/// The statuses, and at each answer what its head says of the connection and of methods.
+fn expect(answers: &[Answer], statuses: &[u16], case: &Case) -> Result<(), String> {
+    let got: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    if got != statuses {
+        return Err(format!("answered {got:?} instead of {statuses:?}"));
+    }
+    for (at, answer) in answers.iter().enumerate() {
+        let last_of_attack = !case.kept && at + 1 == case.statuses.len();
+        let behind = at >= case.statuses.len();
+        if answer.closes != (last_of_attack || behind) {
+            return Err(format!("Connection: close at answer {at}: {}", answer.closes));
+        }
+        if answer.status == 405 && !answer.allows {
+            return Err("405 without Allow".into());
+        }
+    }
+    Ok(())
+}
+
+/// Takes the answers apart; `None`: the last one is not whole.
+fn answers(bytes: &[u8], case: &Case) -> Option<Vec<Answer>> {
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    let mut rest = text.as_str();
+    let mut answers = Vec::new();
+    while !rest.is_empty() {
+        let head_end = rest.find("\r\n\r\n")? + 4;
+        let head = &rest[..head_end];
+        let length: usize = header(head, "Content-Length")?.parse().ok()?;
+        // what is refused as no request is answered with a body, whatever its method would be
+        let bodiless = answers.is_empty() && case.kept && case.bytes.starts_with(b"HEAD ");
+        answers.push(Answer {
+            status: status_of(head),
+            closes: header(head, "Connection") == Some("close"),
+            allows: header(head, "Allow").is_some(),
+        });
+        rest = rest.get(head_end + if bodiless { 0 } else { length }..)?;
+    }
+    Some(answers)
+}
+
+fn cut(bytes: &[u8]) -> String {
+    format!("no whole answer: {:?}", String::from_utf8_lossy(bytes))
+}
+
+fn to_the_end(client: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // an RST is an end as well, behind what was answered
+    let _ = client.read_to_end(&mut bytes);
+    bytes
+}
