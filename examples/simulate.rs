@@ -8,14 +8,13 @@ mod sim;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use pico_args::Arguments;
-
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_env();
-    let mut number = |flag: &'static str| -> Option<u64> {
-        arguments.opt_value_from_str(flag).expect("a number follows the flag")
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let number = |flag: &str| -> Option<u64> {
+        let at = words.iter().position(|word| word.trim_start_matches('-') == flag)?;
+        Some(words.get(at + 1).and_then(|word| word.parse().ok()).expect("a number follows"))
     };
-    let (seed, seeds, from) = (number("-seed"), number("-seeds"), number("-from"));
+    let (seed, seeds, from) = (number("seed"), number("seeds"), number("from"));
     match seed {
         Some(seed) => replay(seed),
         None => search(from.unwrap_or(0), seeds.unwrap_or(SEEDS_USUAL)),

@@ -9,7 +9,7 @@ fn no_seed_breaks_a_promise() {
         if let Err(failed) = sim::run(seed) {
             let (log, _) = sim::trace(seed);
             let from = log.len().saturating_sub(LINES_SHOWN);
-            panic!("seed {seed}: {}\n{}", failed.error, log[from..].join("\n"));
+            panic!("seed {}: {}\n{}", failed.seed, failed.error, log[from..].join("\n"));
         }
     }
 }

@@ -51,7 +51,6 @@ struct Failed {
 /// An answer that the engine gives, and to what.
 pub struct Given<'a> {
     pub clock: Clock,
-    pub asked_ms: u64,
     pub asked_step: u64,
     pub method: &'a str,
     pub target: &'a str,

@@ -336,7 +336,3 @@ pub fn is_replica_family(target: &str) -> bool {
 pub fn is_health(target: &str) -> bool {
     path_of(target) == "/health"
 }
-
-pub fn is_known(target: &str) -> bool {
-    ROUTES.contains(&path_of(target))
-}

@@ -151,40 +151,51 @@ impl World {
 
     // ---- out
 
-    /// Carries out all actions, in order.
+    /// Carries out all actions, in order. An input on the way adds to them, as in the shell.
     pub fn act(&mut self, cause: Cause) -> Outcome {
         self.take_records()?;
-        let mut actions = 0;
         while let Some(action) = self.engine.poll_action() {
-            actions += 1;
-            if actions > ACTIONS_AT_ONCE_MAX {
+            if self.actions.len() > ACTIONS_AT_ONCE_MAX {
                 return Err(format!("the actions have no end: {action:?}"));
             }
-            self.trace(|| format!("    -> {action:?}"));
-            match action {
-                Action::Connect(id) => self.connect(id)?,
-                Action::Wake(id) => {
-                    self.alive(id, action)?;
-                    self.queue.push_back(id);
-                    self.look_at_client(id)?;
-                }
-                Action::Finish(id) => {
-                    let Owner::Client(at) = self.alive(id, action)? else {
-                        return Err("a fetch was finished".into());
-                    };
-                    if !self.clients[at].ending() {
-                        return Err("a client was half-closed out of turn".into());
-                    }
-                    self.queue.push_back(id);
-                }
-                Action::Close(id) => match self.alive(id, action)? {
-                    Owner::Client(at) => self.close_client(id, at, cause)?,
-                    Owner::Fetch(at) => self.close_fetch(id, at, cause)?,
-                },
-            }
-            self.hash_action(action);
+            self.actions.push_back((action, cause, self.step));
         }
+        if self.acting_step.is_some() {
+            return Ok(());
+        }
+        while let Some((action, cause, step)) = self.actions.pop_front() {
+            self.acting_step = Some(step);
+            self.trace(|| format!("    -> {action:?}"));
+            self.hash_action(action);
+            self.carry_out(action, cause, step)?;
+        }
+        self.acting_step = None;
         self.take_records()
+    }
+
+    fn carry_out(&mut self, action: Action, cause: Cause, step: u64) -> Outcome {
+        match action {
+            Action::Connect(id) => self.connect(id)?,
+            Action::Wake(id) => {
+                self.alive(id, action)?;
+                self.queue.push_back(id);
+                self.look_at_client(id)?;
+            }
+            Action::Finish(id) => {
+                let Owner::Client(at) = self.alive(id, action)? else {
+                    return Err("a fetch was finished".into());
+                };
+                if !self.clients[at].ending() {
+                    return Err("a client was half-closed out of turn".into());
+                }
+                self.queue.push_back(id);
+            }
+            Action::Close(id) => match self.alive(id, action)? {
+                Owner::Client(at) => self.close_client(id, at, cause)?,
+                Owner::Fetch(at) => self.close_fetch(id, at, cause, step)?,
+            },
+        }
+        Ok(())
     }
 
     fn hash_action(&mut self, action: Action) {
@@ -314,7 +325,7 @@ impl World {
         Ok(())
     }
 
-    fn close_fetch(&mut self, id: ConnId, at: usize, cause: Cause) -> Outcome {
+    fn close_fetch(&mut self, id: ConnId, at: usize, cause: Cause, step: u64) -> Outcome {
         self.open_fetches.retain(|open| *open != at);
         self.busy_ms = self.busy_ms.map(|_| self.now_ms);
         self.fetches[at].closed = true;
@@ -327,7 +338,7 @@ impl World {
                 Some(Err(why))
             }
             Cause::Input(who, ..) if who == id => fetch.plan.take(),
-            _ if self.memory.contradicted_step == self.step => return Ok(()),
+            _ if self.memory.contradicted_step == step => return Ok(()),
             _ => return Err(format!("a fetch was given up at {cause:?}")),
         };
         let Some(outcome) = outcome else {
@@ -337,7 +348,7 @@ impl World {
         if outcome.is_ok() && by_itself && !complete {
             return Err("a fetch ended before its answer".into());
         }
-        self.end_fetch(at, outcome, cause == Cause::Tick)
+        self.end_fetch(at, outcome, cause == Cause::Tick, step)
     }
 
     fn end_fetch(
@@ -345,9 +356,10 @@ impl World {
         at: usize,
         outcome: Result<super::patroni::Said, Failure>,
         timed_out: bool,
+        step: u64,
     ) -> Outcome {
         let fetch = &self.fetches[at];
-        let (ms, step) = (self.now_ms, self.step);
+        let ms = self.now_ms;
         let queued = self.busy_ms.is_some_and(|busy_ms| busy_ms + self.settings.timeout_ms > ms);
         let early = ms < fetch.connect_ms + self.settings.timeout_ms;
         if timed_out && early && !queued && self.memory.contradicted_step == 0 {
@@ -474,7 +486,6 @@ impl World {
             full || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
         let given = Given {
             clock: self.clock(),
-            asked_ms,
             asked_step,
             method,
             target,
@@ -644,7 +655,7 @@ fn brief(input: &Input) -> String {
 const ROUTES: usize = 24;
 const SERVE_BUDGET: u32 = 16;
 const READ_BYTES: usize = 16 * 1024;
-const ACTIONS_AT_ONCE_MAX: u32 = 10_000;
+const ACTIONS_AT_ONCE_MAX: usize = 10_000;
 /// The promises' numbers.
 const REQUEST_MS_MAX: u64 = 5_000;
 const IDLE_MS_MAX: u64 = 30_000;

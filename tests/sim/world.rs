@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use patroniglue::backend::Failure;
-use patroniglue::engine::{Counts, Engine, Settings};
+use patroniglue::engine::{Action, Counts, Engine, Settings};
 use patroniglue::slots::ConnId;
 use patroniglue::wheel::Time;
 
@@ -30,6 +30,9 @@ pub struct World {
     sequence: u64,
     pub owners: BTreeMap<ConnId, Owner>,
     pub queue: VecDeque<ConnId>,
+    /// What is to be done, why, and since which input.
+    pub actions: VecDeque<(Action, Cause, u64)>,
+    pub acting_step: Option<u64>,
     pub dead: Vec<ConnId>,
     pub clients: Vec<Client>,
     pub fetches: Vec<Fetch>,
@@ -165,6 +168,8 @@ impl World {
             sequence: 0,
             owners: BTreeMap::new(),
             queue: VecDeque::new(),
+            actions: VecDeque::new(),
+            acting_step: None,
             dead: Vec::new(),
             clients: Vec::new(),
             fetches: Vec::new(),
