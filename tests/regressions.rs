@@ -68,3 +68,18 @@ fn who_gets_the_rest_of_its_answer_at_the_end_goes_with_it() {
     assert_eq!(story.actions(), [Action::Close(client)]);
     assert!(story.engine.is_finished());
 }
+
+/// After a sleep longer than the timer wheel's horizon the five seconds of the end were over at
+/// once, and who waited for an answer was closed without one.
+#[test]
+fn the_end_leaves_its_five_seconds_after_a_long_sleep_too() {
+    let mut story = Story::new(LIMITS);
+    story.ms = 60_000;
+    let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+    story.engine.finish(story.now());
+    story.engine.tick(story.now());
+    let actions = story.actions();
+    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+    story.engine.connect_failed(story.now(), fetch, Failure::Refused);
+    assert!(story.engine.output(client).starts_with(b"HTTP/1.1 503"));
+}
