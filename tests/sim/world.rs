@@ -366,6 +366,9 @@ impl World {
             let busy = (!self.queue.is_empty()).then_some(self.now_ms);
             let next_ms = [deadline_ms, event_ms, busy].into_iter().flatten().min();
             let next_ms = next_ms.unwrap_or(u64::MAX).max(self.now_ms);
+            if deadline_ms.is_none_or(|ms| ms > self.now_ms) {
+                self.check_turn()?; // the loop is about to sleep
+            }
             if next_ms > until_ms {
                 self.now_ms = self.now_ms.max(until_ms);
                 return Ok(());
@@ -408,7 +411,7 @@ impl World {
         for event in arrivals {
             self.handle(event)?;
         }
-        self.check_turn()
+        Ok(())
     }
 
     pub fn serve_queue(&mut self) -> Outcome {
