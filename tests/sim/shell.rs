@@ -112,7 +112,11 @@ impl World {
         let split = self.random.chance(splits);
         let count = if split { 1 + self.random.skewed(most as u64 - 1) as usize } else { most };
         let piece: Vec<u8> = match self.pipe(id) {
-            Some(pipe) => pipe.inbox.drain(..count).collect(),
+            Some(pipe) => {
+                let piece = pipe.inbox.make_contiguous()[..count].to_vec();
+                pipe.inbox.drain(..count);
+                piece
+            }
             None => return Ok(false),
         };
         self.note_received(id, count);
@@ -338,7 +342,10 @@ impl World {
                 Some(Err(why))
             }
             Cause::Input(who, ..) if who == id => fetch.plan.take(),
-            _ if self.memory.contradicted_step == step => return Ok(()),
+            _ if self.memory.contradicted_step == step => {
+                self.busy_ms = Some(self.now_ms); // it waits for its turn again
+                return Ok(());
+            }
             _ => return Err(format!("a fetch was given up at {cause:?}")),
         };
         let Some(outcome) = outcome else {
@@ -588,8 +595,8 @@ impl World {
         let client = &self.clients[at];
         let id = client.id;
         let output = self.engine.output(id);
-        let rest = client.current.as_ref().map_or(&[][..], |answer| &answer.bytes[answer.sent..]);
-        if output != rest {
+        let rest = client.current.as_ref().map_or(0, |answer| answer.bytes.len() - answer.sent);
+        if output.len() != rest {
             return Err(format!("client {at}'s answer changed on its way, or nobody was told"));
         }
         let wakes = (!output.is_empty() && client.pipe.window > 0)
