@@ -472,16 +472,16 @@ impl World {
         method: &str,
         target: &str,
     ) -> Outcome {
-        if answer.cache.is_none() {
-            let drained = self.draining_step.is_some_and(|step| step <= asked_step)
-                && (super::client::is_leader_family(target)
-                    || super::client::is_replica_family(target));
-            let full = target.contains('?');
-            return if answer.status == 503 && (drained || full) {
-                Ok(())
-            } else {
-                Err("an answer of our own that nobody expected".into())
-            };
+        let of_a_role = super::client::is_leader_family(target)
+            || super::client::is_replica_family(target);
+        let drained = of_a_role && self.draining_step.is_some_and(|step| step < asked_step);
+        if answer.cache.is_none() != drained {
+            let full = target.contains('?') && answer.cache.is_none() && answer.status == 503;
+            let why = if drained { "it is drained" } else { "an answer of our own" };
+            return if full { Ok(()) } else { Err(why.into()) };
+        }
+        if drained {
+            return if answer.status == 503 { Ok(()) } else { Err("it is drained".into()) };
         }
         let (now_ms, settings) = (self.now_ms, &self.settings);
         let slow = self.open_fetches.iter().any(|fetch| {
