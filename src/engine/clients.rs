@@ -24,6 +24,7 @@ struct Own {
 impl Engine {
     pub(super) fn client_step(&mut self, now: Now, id: ConnId, step: Step) {
         match step {
+            Step::Continue if self.finishing && self.is_idle(id) => self.close(id),
             Step::Continue => {}
             Step::Ask(request) => self.ask(now, id, request),
             Step::Refuse(why) => self.refuse(now, id, Own::refusal(why)),
@@ -133,6 +134,12 @@ impl Engine {
         let Peer::Client(frontend, _) = &mut connection.peer else { return None };
         let request = frontend.waiting()?;
         Some((frontend, request))
+    }
+
+    fn is_idle(&self, id: ConnId) -> bool {
+        let connection = self.connections.get(id);
+        matches!(connection, Some(Connection { peer: Peer::Client(frontend, _), .. })
+            if frontend.is_idle())
     }
 
     fn remember(&mut self, now: Now, id: ConnId, request: Request) {

@@ -27,7 +27,8 @@ impl Engine {
     pub(super) fn begin_fetch(&mut self, now: Now, entry: EntryId) {
         self.cache.begin(now.time, entry);
         if self.settings.limits.grace_ms > 0 {
-            self.wheel.schedule(now.time.plus_ms(PATIENCE_MS), Timer::Patience(entry));
+            let at = now.time.plus_ms(PATIENCE_MS);
+            self.wheel.schedule(at, Timer::Patience(entry, at));
         }
         let deadline = now.time.plus_ms(self.settings.timeout_ms);
         self.queue_fetch(now, Subject::Entry(entry), deadline);
@@ -161,7 +162,7 @@ impl Engine {
         self.answer_waiters(now, entry, waiters, [Handling::Miss, Handling::Collapsed]);
         self.schedule_sweep(now.time);
         if let Some(at) = self.cache.refresh_at(entry) {
-            self.wheel.schedule(at, Timer::Refresh(entry));
+            self.wheel.schedule(at, Timer::Refresh(entry, at));
         }
     }
 

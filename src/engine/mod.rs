@@ -144,12 +144,13 @@ enum Timer {
     Connection(ConnId),
     /// The last fetch failed: the next is due.
     Retry(EntryId),
-    /// The answer is about to expire: the next fetch is due.
-    Refresh(EntryId),
-    /// A fetch has been on its way for long.
-    Patience(EntryId),
+    /// The answer is about to expire: the next fetch is due then.
+    Refresh(EntryId, Time),
+    /// A fetch has been on its way for long, then.
+    Patience(EntryId, Time),
     Sweep,
-    Finish,
+    /// The last clients have to go then.
+    Finish(Time),
 }
 
 impl Engine {
@@ -284,18 +285,22 @@ impl Engine {
     pub fn tick(&mut self, now: Now) {
         self.observe_clock(now);
         while let Some(timer) = self.wheel.pop(now.time) {
+            if let Some(at) = timer.held().filter(|at| *at > now.time) {
+                self.wheel.schedule(at, timer); // it fired early: it was beyond the horizon
+                continue;
+            }
             match timer {
                 Timer::Connection(id) => self.look_at_deadline(now, id),
                 Timer::Retry(entry) => self.retry(now, entry),
-                Timer::Refresh(entry) => self.refresh(now, entry),
-                Timer::Patience(entry) => self.release(now, entry),
+                Timer::Refresh(entry, _) => self.refresh(now, entry),
+                Timer::Patience(entry, _) => self.release(now, entry),
                 Timer::Sweep => {
                     self.sweeping = false;
                     if self.cache.sweep(now) > 0 {
                         self.schedule_sweep(now.time);
                     }
                 }
-                Timer::Finish => self.close_clients(|_| true),
+                Timer::Finish(_) => self.close_clients(|_| true),
             }
         }
     }
@@ -317,7 +322,8 @@ impl Engine {
     pub fn finish(&mut self, now: Now) {
         self.finishing = true;
         self.close_clients(|frontend| frontend.is_idle());
-        self.wheel.schedule(now.time.plus_ms(FINISH_MS_MAX), Timer::Finish);
+        let at = now.time.plus_ms(FINISH_MS_MAX);
+        self.wheel.schedule(at, Timer::Finish(at));
     }
 
     // ---- out: what to do
@@ -452,6 +458,16 @@ impl fmt::Display for Counts {
         let Counts { clients, fetches, queued, waiters, timers, entries, stale_inputs } = self;
         write!(f, "{clients} clients, {fetches} fetches, {queued} queued, {waiters} waiters, ")?;
         write!(f, "{timers} timers, {entries} entries, {stale_inputs} stale inputs")
+    }
+}
+
+impl Timer {
+    /// The time it is for, if nobody else holds that.
+    fn held(self) -> Option<Time> {
+        match self {
+            Timer::Refresh(_, at) | Timer::Patience(_, at) | Timer::Finish(at) => Some(at),
+            Timer::Connection(_) | Timer::Retry(_) | Timer::Sweep => None,
+        }
     }
 }
 

@@ -1,0 +1,85 @@
+//! What the simulator found, each as a small story of its own.
+
+use patroniglue::backend::Failure;
+use patroniglue::cache::Limits;
+use patroniglue::engine::{Action, Engine, Settings};
+use patroniglue::slots::ConnId;
+use patroniglue::wheel::{Now, Time};
+
+/// The engine, and a clock to set.
+struct Story {
+    engine: Engine,
+    ms: u64,
+    unix_ms: u64,
+}
+
+impl Story {
+    fn new(limits: Limits) -> Story {
+        let engine = Engine::new(Settings {
+            limits,
+            interval_ms: 250,
+            timeout_ms: 3_000,
+            fetches_max: 3,
+            clients_max: 10,
+            host: "patroni:8008".into(),
+            records: false,
+        });
+        Story { engine, ms: 0, unix_ms: 1_700_000_000_000 }
+    }
+
+    fn now(&self) -> Now {
+        Now { time: Time::from_ms(self.ms), unix_ms: self.unix_ms }
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.engine.poll_action()).collect()
+    }
+
+    fn client(&mut self, bytes: &[u8]) -> ConnId {
+        let id = self.engine.accept(self.now()).expect("there is room");
+        self.engine.receive(self.now(), id, bytes);
+        id
+    }
+
+    fn take(&mut self, id: ConnId, count: usize) -> Vec<u8> {
+        let bytes = self.engine.output(id)[..count].to_vec();
+        self.engine.sent(self.now(), id, count);
+        bytes
+    }
+}
+
+const LIMITS: Limits = Limits { ttl_ms: 1_000, grace_ms: 0, variants_max: 64 };
+
+/// A kept client whose answer was being sent when the daemon was told to end stayed, idle, until
+/// the five seconds were over, and the daemon with it.
+#[test]
+fn who_gets_the_rest_of_its_answer_at_the_end_goes_with_it() {
+    let mut story = Story::new(LIMITS);
+    let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+    let actions = story.actions();
+    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+    story.engine.connect_failed(story.now(), fetch, Failure::Refused);
+    story.actions();
+    story.take(client, 10);
+    story.engine.finish(story.now());
+    assert_eq!(story.actions(), []);
+    let rest = story.engine.output(client).len();
+    story.take(client, rest);
+    assert_eq!(story.actions(), [Action::Close(client)]);
+    assert!(story.engine.is_finished());
+}
+
+/// After a sleep longer than the timer wheel's horizon the five seconds of the end were over at
+/// once, and who waited for an answer was closed without one.
+#[test]
+fn the_end_leaves_its_five_seconds_after_a_long_sleep_too() {
+    let mut story = Story::new(LIMITS);
+    story.ms = 60_000;
+    let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+    story.engine.finish(story.now());
+    story.engine.tick(story.now());
+    let actions = story.actions();
+    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+    story.engine.connect_failed(story.now(), fetch, Failure::Refused);
+    assert!(story.engine.output(client).starts_with(b"HTTP/1.1 503"));
+}

@@ -1,0 +1,110 @@
+//! What goes wrong in a seed, and how often: each seed has some faults off and others wild.
+
+use patroniglue::cache::Limits;
+use patroniglue::engine::Settings;
+
+use super::random::Random;
+
+/// What may go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    // the network, both sides
+    Splits,
+    ShortWrites,
+    Delays,
+    // clients
+    ClientResets,
+    ClientEnds,
+    SlowTakers,
+    BadRequests,
+    Pipelining,
+    Bodies,
+    Variants,
+    Silent,
+    Drips,
+    AnyRoute,
+    // Patroni's API
+    Refused,
+    ConnectSilent,
+    NoDescriptor,
+    Hangs,
+    SlowAnswers,
+    Garbage,
+    Huge,
+    Cut,
+    PatroniResets,
+    Framing,
+    OddStatus,
+    UnreadableConfig,
+    NoSeen,
+    // the cluster
+    FreezeApi,
+    FreezeLoop,
+    FreezeProcess,
+    Switchover,
+    Flags,
+    Retiming,
+    DcsSlow,
+    // the machine
+    StaleInputs,
+    SpuriousTicks,
+    Shuffle,
+    Late,
+    Suspend,
+    WallJumps,
+    Drain,
+    Finish,
+    Capacity,
+}
+
+const FAULTS: usize = Fault::Capacity as usize + 1;
+
+/// How often each fault happens, in thousandths of its occasions.
+pub struct Faults {
+    permille: [u64; FAULTS],
+}
+
+impl Faults {
+    pub fn new(random: &mut Random) -> Faults {
+        let calm = random.chance(100);
+        let wild = random.between(100, 700);
+        let permille = [0; FAULTS].map(|_: u64| {
+            if calm || !random.chance(wild) { 0 } else { random.pick(&[20, 100, 300, 600]) }
+        });
+        Faults { permille }
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn heal(&mut self) {
+        self.permille = [0; FAULTS];
+    }
+
+    pub fn level(&self, fault: Fault) -> u64 {
+        self.permille[fault as usize]
+    }
+
+    pub fn is_on(&self, fault: Fault) -> bool {
+        self.level(fault) > 0
+    }
+
+    pub fn hit(&self, random: &mut Random, fault: Fault) -> bool {
+        random.chance(self.level(fault))
+    }
+}
+
+/// The engine's settings in a seed.
+pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
+    let ttl_ms = random.pick(&[0, 20, 50, 100, 500, 1_000, 1_000, 2_000, 5_000, 30_000, 60_000]);
+    let grace_ms = random.pick(&[0, 0, 0, 500, 2_000, 10_000, 20_000, 30_000]);
+    let capacity = faults.is_on(Fault::Capacity);
+    let variants_max = if capacity { random.between(0, 3) } else { 64 } as usize;
+    Settings {
+        limits: Limits { ttl_ms, grace_ms, variants_max },
+        interval_ms: random.pick(&[50, 250, 250, 1_000, 5_000]),
+        timeout_ms: random.pick(&[100, 500, 1_000, 3_000, 3_000, 3_000, 10_000]),
+        fetches_max: random.pick(&[1, 2, 3, 3, 5]),
+        clients_max: if capacity { random.between(1, 8) } else { 1_000 } as usize,
+        host: "patroni:8008".into(),
+        records: random.chance(500),
+    }
+}

@@ -1,0 +1,380 @@
+//! A model of Patroni: one node of a cluster, its HA loop, its lease in the DCS, and its REST API.
+//!
+//! Knows the truth that a client of the API can only guess: who holds the lease, and until when.
+
+use super::faults::{Fault, Faults};
+use super::random::Random;
+
+/// The two clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    pub ms: u64,
+    pub unix_ms: u64,
+}
+
+/// What happens in the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// The HA loop turns: it reads the DCS, then renews the lease.
+    Cycle,
+    Read,
+    Renew,
+    /// Has the lease run out?
+    LeaseEnd,
+    Freeze(Freeze),
+    Thaw,
+    Switchover,
+    Takeover,
+    Postgres(&'static str),
+    Flags,
+    Retime,
+    Down(bool),
+}
+
+/// What of Patroni stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freeze {
+    Api,
+    Loop,
+    Process,
+}
+
+/// Patroni's intervals, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    pub ttl: u64,
+    pub loop_wait: u64,
+    pub retry_timeout: u64,
+}
+
+/// What an answer says of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub state: &'static str,
+    pub role: &'static str,
+    pub timeline: Option<u64>,
+    pub seen: Option<u64>,
+    /// `pause`, `cluster_unlocked`, `failsafe_mode_is_active`.
+    pub flags: [bool; 3],
+}
+
+/// A whole answer, and what was true when it was made.
+#[derive(Clone, Debug)]
+pub struct Said {
+    pub target: String,
+    pub status: u16,
+    pub content_type: Option<&'static str>,
+    pub body: Vec<u8>,
+    pub node: Option<Node>,
+    pub timing: Option<Timing>,
+    /// What the HA loop itself saw of the DCS last.
+    pub loop_seen: u64,
+}
+
+pub struct Patroni {
+    pub timing: Timing,
+    pub retimed_ms: u64,
+    we_hold: bool,
+    lease_until_ms: u64,
+    standby_cluster: bool,
+    leads: bool,
+    /// Patroni believes itself that it leads up to here, by the wall clock.
+    leader_until_unix_ms: u64,
+    state: &'static str,
+    timeline: u64,
+    flags: [bool; 3],
+    seen: u64,
+    loop_seen: u64,
+    cycle_ms: u64,
+    pub freeze: Option<Freeze>,
+    stalled: Option<Happening>,
+    pub down: bool,
+    serial: u64,
+    pub todo: Vec<(u64, Happening)>,
+}
+
+impl Patroni {
+    pub fn new(random: &mut Random, clock: Clock) -> Patroni {
+        let leads = random.chance(800);
+        let timing = random.pick(&TIMINGS);
+        let lease_ms = timing.ttl * 1_000;
+        let mut patroni = Patroni {
+            timing,
+            retimed_ms: 0,
+            we_hold: leads,
+            lease_until_ms: clock.ms + lease_ms,
+            standby_cluster: random.chance(150),
+            leads,
+            leader_until_unix_ms: clock.unix_ms + lease_ms,
+            state: "running",
+            timeline: 1,
+            flags: [false; 3],
+            seen: clock.unix_ms / 1_000,
+            loop_seen: clock.unix_ms / 1_000,
+            cycle_ms: clock.ms,
+            freeze: None,
+            stalled: None,
+            down: false,
+            serial: random.below(500),
+            todo: Vec::new(),
+        };
+        patroni.later(clock, random.below(timing.loop_wait * 1_000), Happening::Cycle);
+        patroni.todo.push((patroni.lease_until_ms, Happening::LeaseEnd));
+        patroni
+    }
+
+    /// The old primary still takes writes, and its lease is over: another may take them too.
+    pub fn is_split(&self, ms: u64) -> bool {
+        self.leads && self.state == "running" && (!self.we_hold || ms >= self.lease_until_ms)
+    }
+
+    pub fn happens(&mut self, what: Happening, clock: Clock, random: &mut Random, faults: &Faults) {
+        let loop_stands = matches!(self.freeze, Some(Freeze::Loop | Freeze::Process));
+        match what {
+            Happening::Cycle | Happening::Read | Happening::Renew if loop_stands => {
+                self.stalled = Some(what);
+            }
+            Happening::Cycle => {
+                self.cycle_ms = clock.ms;
+                self.later(clock, self.dcs_delay(random, faults), Happening::Read);
+            }
+            Happening::Read => self.read(clock, random, faults),
+            Happening::Renew => self.renew(clock),
+            Happening::LeaseEnd => {
+                if self.we_hold && clock.ms >= self.lease_until_ms {
+                    self.we_hold = false;
+                }
+            }
+            Happening::Freeze(freeze) if self.freeze.is_none() => self.freeze = Some(freeze),
+            Happening::Freeze(_) => {}
+            Happening::Thaw => {
+                self.freeze = None;
+                if let Some(stalled) = self.stalled.take() {
+                    self.later(clock, 0, stalled);
+                }
+            }
+            Happening::Switchover => self.step_down(clock, random),
+            Happening::Takeover => self.take_over(clock),
+            Happening::Postgres(state) => self.state = state,
+            Happening::Flags => {
+                let none = [false; 3];
+                let some = [0; 3].map(|_: u8| random.chance(400));
+                self.flags = if self.flags == none { some } else { none };
+            }
+            Happening::Retime => {
+                self.timing = random.pick(&TIMINGS);
+                self.retimed_ms = clock.ms;
+            }
+            Happening::Down(down) => self.down = down,
+        }
+    }
+
+    /// All is well again, and stays so.
+    pub fn heal(&mut self, clock: Clock) {
+        self.down = false;
+        self.flags = [false; 3];
+        self.state = "running";
+        self.freeze = None;
+        if let Some(stalled) = self.stalled.take() {
+            self.later(clock, 0, stalled);
+        }
+    }
+
+    fn later(&mut self, clock: Clock, delay_ms: u64, what: Happening) {
+        self.todo.push((clock.ms + delay_ms, what));
+    }
+
+    fn dcs_delay(&self, random: &mut Random, faults: &Faults) -> u64 {
+        let slow = faults.hit(random, Fault::DcsSlow);
+        random.between(0, if slow { self.timing.retry_timeout * 1_000 } else { 20 })
+    }
+
+    fn read(&mut self, clock: Clock, random: &mut Random, faults: &Faults) {
+        self.seen = clock.unix_ms / 1_000;
+        self.loop_seen = self.seen;
+        match (self.leads, self.we_hold && clock.ms < self.lease_until_ms) {
+            (true, true) => {
+                let delay_ms = self.dcs_delay(random, faults);
+                self.later(clock, delay_ms, Happening::Renew);
+                return;
+            }
+            (true, false) => self.step_down(clock, random),
+            (false, _) => {}
+        }
+        self.next_cycle(clock);
+    }
+
+    fn renew(&mut self, clock: Clock) {
+        if self.we_hold && clock.ms < self.lease_until_ms {
+            self.hold(clock);
+        }
+        self.next_cycle(clock);
+    }
+
+    fn next_cycle(&mut self, clock: Clock) {
+        let next_ms = (self.cycle_ms + self.timing.loop_wait * 1_000).max(clock.ms);
+        self.todo.push((next_ms, Happening::Cycle));
+    }
+
+    fn hold(&mut self, clock: Clock) {
+        let lease_ms = self.timing.ttl * 1_000;
+        self.we_hold = true;
+        self.lease_until_ms = clock.ms + lease_ms;
+        self.leader_until_unix_ms = clock.unix_ms + lease_ms;
+        self.todo.push((self.lease_until_ms, Happening::LeaseEnd));
+    }
+
+    /// PostgreSQL stops first, then the lease is given up.
+    fn step_down(&mut self, clock: Clock, random: &mut Random) {
+        if self.leads {
+            (self.leads, self.we_hold) = (false, false);
+            self.leader_until_unix_ms = 0;
+            self.state = "stopping";
+            self.timeline += 1;
+            let first = random.between(1, 3_000);
+            self.later(clock, first, Happening::Postgres("starting"));
+            self.later(clock, first + random.between(1, 3_000), Happening::Postgres("running"));
+        }
+    }
+
+    fn take_over(&mut self, clock: Clock) {
+        let stands = matches!(self.freeze, Some(Freeze::Loop | Freeze::Process));
+        if !self.leads && self.state == "running" && !stands {
+            self.leads = true;
+            self.timeline += 1;
+            self.hold(clock);
+        }
+    }
+
+    // ---- the API
+
+    /// Answers now; some questions have the DCS read.
+    pub fn say(
+        &mut self,
+        target: &str,
+        clock: Clock,
+        random: &mut Random,
+        faults: &Faults,
+    ) -> Said {
+        let path = target.split('?').next().unwrap_or_default();
+        let reads = match path {
+            "/cluster" => true,
+            "/history" | "/config" => random.chance(500),
+            _ => false,
+        };
+        if reads {
+            self.seen = clock.unix_ms / 1_000;
+        }
+        self.serial += 1;
+        let mut said = Said {
+            target: target.into(),
+            status: self.status(path, clock),
+            content_type: Some("application/json"),
+            body: Vec::new(),
+            node: None,
+            timing: None,
+            loop_seen: self.loop_seen,
+        };
+        if faults.hit(random, Fault::OddStatus) {
+            said.status = random.pick(&[200, 201, 404, 412, 500, 502, 503, 599]);
+        }
+        self.body(path, &mut said, random, faults);
+        said
+    }
+
+    fn status(&self, path: &str, clock: Clock) -> u16 {
+        let leads = self.leads && clock.unix_ms < self.leader_until_unix_ms;
+        let running = self.state == "running";
+        let well = match path {
+            "/" | "/primary" | "/read-write" | "/master" => leads && !self.standby_cluster,
+            "/leader" => leads,
+            "/standby-leader" | "/standby_leader" => leads && self.standby_cluster,
+            "/replica" | "/async" | "/asynchronous" => !self.leads && running,
+            "/read-only" | "/read-only-sync" => running,
+            "/health" | "/readiness" => running,
+            path if path.starts_with("/sync") || path == "/quorum" => false,
+            path if path.starts_with("/read-only") => running,
+            _ => true,
+        };
+        if well { 200 } else { 503 }
+    }
+
+    /// Every body is told from every other by its number, and by its length from its neighbours'.
+    fn body(&self, path: &str, said: &mut Said, random: &mut Random, faults: &Faults) {
+        let number = self.serial;
+        let pad = "x".repeat((number % 509) as usize);
+        let text = match path {
+            "/liveness" | "/readiness" => {
+                said.content_type = None;
+                String::new()
+            }
+            "/metrics" => {
+                said.content_type = Some("text/plain; version=0.0.4");
+                format!("# {number} {pad}\npatroni_primary 1\n")
+            }
+            "/cluster" | "/history" => {
+                format!("{{\"members\": [], \"n\": {number}, \"p\": \"{pad}\"}}")
+            }
+            "/config" if faults.hit(random, Fault::UnreadableConfig) => {
+                said.status = random.pick(&[401, 500, 503]);
+                "{}".into()
+            }
+            "/config" => {
+                said.status = 200;
+                said.timing = Some(self.timing);
+                let Timing { ttl, loop_wait, retry_timeout } = self.timing;
+                format!(
+                    "{{\"ttl\": {ttl}, \"loop_wait\": {loop_wait}, \
+                     \"retry_timeout\": {retry_timeout}, \"maximum_lag_on_failover\": 1}}"
+                )
+            }
+            _ => {
+                let node = self.node(random, faults);
+                let text = node_json(&node, number, &pad);
+                said.node = Some(node);
+                text
+            }
+        };
+        said.body = text.into_bytes();
+    }
+
+    fn node(&self, random: &mut Random, faults: &Faults) -> Node {
+        let role = match (self.leads, self.standby_cluster) {
+            (true, false) => "primary",
+            (true, true) => "standby_leader",
+            (false, _) => "replica",
+        };
+        Node {
+            state: self.state,
+            role,
+            timeline: (self.state == "running").then_some(self.timeline),
+            seen: (!faults.hit(random, Fault::NoSeen)).then_some(self.seen),
+            flags: self.flags,
+        }
+    }
+}
+
+fn node_json(node: &Node, number: u64, pad: &str) -> String {
+    let mut text = format!("{{\"state\": \"{}\", \"role\": \"{}\"", node.state, node.role);
+    if let Some(timeline) = node.timeline {
+        text.push_str(&format!(", \"timeline\": {timeline}"));
+    }
+    if let Some(seen) = node.seen {
+        text.push_str(&format!(", \"dcs_last_seen\": {seen}"));
+    }
+    let names = ["pause", "cluster_unlocked", "failsafe_mode_is_active"];
+    for (name, _) in names.iter().zip(node.flags).filter(|(_, is_set)| *is_set) {
+        text.push_str(&format!(", \"{name}\": true"));
+    }
+    text.push_str(&format!(", \"xlog\": {{\"location\": {number}}}, \"p\": \"{pad}\"}}"));
+    text
+}
+
+/// Within what Patroni accepts: `loop_wait + 2 * retry_timeout <= ttl`.
+const TIMINGS: [Timing; 5] = [
+    Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 },
+    Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 },
+    Timing { ttl: 20, loop_wait: 2, retry_timeout: 3 },
+    Timing { ttl: 20, loop_wait: 1, retry_timeout: 3 },
+    Timing { ttl: 60, loop_wait: 10, retry_timeout: 5 },
+];

@@ -1,0 +1,674 @@
+//! The shell's part: inputs go in by its rules, every action is carried out and judged.
+
+use patroniglue::backend::Failure;
+use patroniglue::engine::Action;
+use patroniglue::http::write::VERSION;
+use patroniglue::slots::ConnId;
+use patroniglue::wheel::{Now, TICK_MS, Time};
+
+use super::checks::{Brought, Given, Outcome};
+use super::client::{Answer, Expected, Persistence};
+use super::faults::Fault;
+use super::world::{Answering, End, Event, Fetch, Owner, World};
+
+/// What the engine is told.
+#[derive(Debug)]
+pub enum Input {
+    Receive(Vec<u8>),
+    Sent(usize),
+    Eof,
+    Broken(Failure),
+    Connected,
+    ConnectFailed(Failure),
+}
+
+/// Whose fault it is if something is closed now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    Input(ConnId, &'static str, Option<Failure>),
+    Tick,
+    Accept,
+    Other,
+}
+
+impl World {
+    // ---- in
+
+    /// One input, and all that it leads to.
+    pub fn input(&mut self, id: ConnId, input: Input) -> Outcome {
+        self.step += 1;
+        self.trace(|| format!("{id:?} <- {}", brief(&input)));
+        self.hash.number(self.now_ms ^ (u64::from(id.slot) << 40) ^ u64::from(id.generation) << 52);
+        let now = self.now();
+        let cause = match input {
+            Input::Receive(bytes) => {
+                self.hash.bytes(&bytes);
+                self.engine.receive(now, id, &bytes);
+                ("receive", None)
+            }
+            Input::Sent(count) => {
+                self.engine.sent(now, id, count);
+                ("sent", None)
+            }
+            Input::Eof => {
+                self.engine.eof(now, id);
+                ("eof", None)
+            }
+            Input::Broken(why) => {
+                self.engine.broken(now, id, why);
+                ("broken", Some(why))
+            }
+            Input::Connected => {
+                self.engine.connected(id);
+                ("connected", None)
+            }
+            Input::ConnectFailed(why) => {
+                self.engine.connect_failed(now, id, why);
+                ("connect_failed", Some(why))
+            }
+        };
+        self.act(Cause::Input(id, cause.0, cause.1))?;
+        self.look_at_client(id)
+    }
+
+    pub fn tick(&mut self) -> Outcome {
+        self.step += 1;
+        self.engine.tick(self.now());
+        self.note_clock();
+        self.act(Cause::Tick)
+    }
+
+    /// Reads and writes as long as both sides want it, within a budget.
+    pub fn serve(&mut self, id: ConnId) -> Outcome {
+        for _ in 0..SERVE_BUDGET {
+            if !self.owners.contains_key(&id) || !(self.read(id)? | self.write(id)?) {
+                return Ok(());
+            }
+        }
+        self.queue.push_back(id);
+        Ok(())
+    }
+
+    fn read(&mut self, id: ConnId) -> Result<bool, String> {
+        let wanted = self.engine.wants_read(id) && !self.engine.is_connecting(id);
+        if !wanted {
+            return Ok(false);
+        }
+        let splits = self.faults.level(Fault::Splits);
+        let Some(pipe) = self.pipe(id) else { return Ok(false) };
+        let length = pipe.inbox.len();
+        if length == 0 {
+            let input = match pipe.end {
+                End::Open | End::Told => return Ok(false),
+                End::Fin => Input::Eof,
+                End::Rst => Input::Broken(Failure::Reset),
+            };
+            pipe.end = End::Told;
+            self.note_eof(id);
+            self.input(id, input)?;
+            return Ok(true);
+        }
+        let most = length.min(READ_BYTES);
+        let split = self.random.chance(splits);
+        let count = if split { 1 + self.random.skewed(most as u64 - 1) as usize } else { most };
+        let piece: Vec<u8> = match self.pipe(id) {
+            Some(pipe) => {
+                let piece = pipe.inbox.make_contiguous()[..count].to_vec();
+                pipe.inbox.drain(..count);
+                piece
+            }
+            None => return Ok(false),
+        };
+        self.note_received(id, count);
+        self.input(id, Input::Receive(piece))?;
+        Ok(true)
+    }
+
+    fn write(&mut self, id: ConnId) -> Result<bool, String> {
+        let output = self.engine.output(id).len();
+        if output == 0 || !self.owners.contains_key(&id) || self.engine.is_connecting(id) {
+            return Ok(false);
+        }
+        let short = self.faults.hit(&mut self.random, Fault::ShortWrites);
+        let Some(pipe) = self.pipe(id) else { return Ok(false) };
+        if pipe.end == End::Rst {
+            pipe.end = End::Told;
+            self.input(id, Input::Broken(Failure::Reset))?;
+            return Ok(true);
+        }
+        let most = output.min(pipe.window);
+        if most == 0 {
+            return Ok(false);
+        }
+        let count = if short { 1 + self.random.below(most as u64) as usize } else { most };
+        let count = count.min(most);
+        if let Some(pipe) = self.pipe(id) {
+            pipe.window -= count;
+        }
+        let bytes = self.engine.output(id)[..count].to_vec();
+        self.hash.bytes(&bytes);
+        self.note_sent(id, &bytes)?;
+        self.input(id, Input::Sent(count))?;
+        self.after_sent(id)?;
+        Ok(true)
+    }
+
+    // ---- out
+
+    /// Carries out all actions, in order. An input on the way adds to them, as in the shell.
+    pub fn act(&mut self, cause: Cause) -> Outcome {
+        self.take_records()?;
+        while let Some(action) = self.engine.poll_action() {
+            if self.actions.len() > ACTIONS_AT_ONCE_MAX {
+                return Err(format!("the actions have no end: {action:?}"));
+            }
+            self.actions.push_back((action, cause, self.step));
+        }
+        if self.acting_step.is_some() {
+            return Ok(());
+        }
+        while let Some((action, cause, step)) = self.actions.pop_front() {
+            self.acting_step = Some(step);
+            self.trace(|| format!("    -> {action:?}"));
+            self.hash_action(action);
+            self.carry_out(action, cause, step)?;
+        }
+        self.acting_step = None;
+        self.take_records()
+    }
+
+    fn carry_out(&mut self, action: Action, cause: Cause, step: u64) -> Outcome {
+        match action {
+            Action::Connect(id) => self.connect(id)?,
+            Action::Wake(id) => {
+                self.alive(id, action)?;
+                self.queue.push_back(id);
+                self.look_at_client(id)?;
+            }
+            Action::Finish(id) => {
+                let Owner::Client(at) = self.alive(id, action)? else {
+                    return Err("a fetch was finished".into());
+                };
+                if !self.clients[at].ending() {
+                    return Err("a client was half-closed out of turn".into());
+                }
+                self.queue.push_back(id);
+            }
+            Action::Close(id) => match self.alive(id, action)? {
+                Owner::Client(at) => self.close_client(id, at, cause)?,
+                Owner::Fetch(at) => self.close_fetch(id, at, cause, step)?,
+            },
+        }
+        Ok(())
+    }
+
+    fn hash_action(&mut self, action: Action) {
+        let (kind, id) = match action {
+            Action::Connect(id) => (1, id),
+            Action::Wake(id) => (2, id),
+            Action::Finish(id) => (3, id),
+            Action::Close(id) => (4, id),
+        };
+        self.hash.number(kind << 60 | u64::from(id.slot) << 32 | u64::from(id.generation));
+    }
+
+    fn alive(&self, id: ConnId, action: Action) -> Result<Owner, String> {
+        self.owners.get(&id).copied().ok_or_else(|| format!("{action:?} is about the dead"))
+    }
+
+    /// Every answer has a record, if they are wanted.
+    fn take_records(&mut self) -> Outcome {
+        while let Some(record) = self.engine.poll_record() {
+            if !self.settings.records {
+                return Err("a record that nobody wants".into());
+            }
+            self.records += 1;
+            if record.elapsed_ms > self.now_ms {
+                return Err(format!("{record:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn bury(&mut self, id: ConnId) -> Outcome {
+        self.owners.remove(&id);
+        if self.dead.len() >= 8 {
+            self.dead.remove(0);
+        }
+        self.dead.push(id);
+        if !self.engine.output(id).is_empty() || self.engine.wants_read(id) {
+            return Err(format!("{id:?} was closed and goes on"));
+        }
+        Ok(())
+    }
+
+    // ---- Patroni's side
+
+    fn connect(&mut self, id: ConnId) -> Outcome {
+        let at = self.fetches.len();
+        if self.owners.insert(id, Owner::Fetch(at)).is_some() {
+            return Err(format!("{id:?} was given out twice"));
+        }
+        self.fetches.push(Fetch::new(id, self.now_ms, self.step));
+        self.open_fetches.push(at);
+        if self.open_fetches.len() > self.settings.fetches_max {
+            return Err(format!("promise 1: {} fetches at once", self.open_fetches.len()));
+        }
+        if self.open_fetches.len() == self.settings.fetches_max {
+            self.busy_ms = Some(self.now_ms);
+        }
+        let random = &mut self.random;
+        let refused = self.patroni.down || self.faults.hit(random, Fault::Refused);
+        let failure = if refused {
+            Some(Failure::Refused)
+        } else if self.faults.hit(random, Fault::NoDescriptor) {
+            Some(random.pick(&[Failure::NoDescriptor, Failure::Unreachable, Failure::Unresolved]))
+        } else {
+            None
+        };
+        match failure {
+            Some(why) if self.random.chance(500) => self.input(id, Input::ConnectFailed(why)),
+            Some(why) => {
+                let delay_ms = self.random.skewed(100);
+                self.later(delay_ms, Event::ConnectFailed(id, why));
+                Ok(())
+            }
+            None if self.faults.hit(&mut self.random, Fault::ConnectSilent) => Ok(()),
+            None => {
+                let delay_ms = self.delay(3);
+                self.later(delay_ms, Event::Connected(id));
+                Ok(())
+            }
+        }
+    }
+
+    /// Promise 6: nothing but a GET of a known route ever reaches Patroni.
+    pub fn read_request(&mut self, at: usize) -> Outcome {
+        let text = String::from_utf8_lossy(&self.fetches[at].request).into_owned();
+        if !text.ends_with("\r\n\r\n") {
+            return Ok(());
+        }
+        let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
+        let expected = format!(
+            "GET {target} HTTP/1.0\r\nHost: patroni:8008\r\nConnection: close\r\n\
+             User-Agent: patroniglue/{VERSION}\r\n\r\n"
+        );
+        let wanted = self.asked_for.contains(&target);
+        if text != expected || !(wanted || target == "/config") {
+            return Err(format!("promise 6: Patroni was sent {text:?}"));
+        }
+        let twice = self
+            .open_fetches
+            .iter()
+            .any(|other| *other != at && self.fetches[*other].target.as_deref() == Some(&target));
+        if twice {
+            return Err(format!("promise 1: {target} is fetched twice at once"));
+        }
+        self.check_need(at, &target)?;
+        self.fetches[at].target = Some(target);
+        let slow = self.faults.hit(&mut self.random, Fault::SlowAnswers);
+        let most_ms = if slow { self.settings.timeout_ms * 3 / 2 } else { 20 };
+        let delay_ms = self.random.skewed(most_ms);
+        self.later(delay_ms, Event::Execute(at));
+        Ok(())
+    }
+
+    /// Promise 1: at most once per route and ttl, and a failing one not faster than is said.
+    fn check_need(&self, at: usize, target: &str) -> Outcome {
+        let (asked_ms, ttl_ms) = (self.fetches[at].connect_ms, self.settings.limits.ttl_ms);
+        let ahead_ms = ttl_ms - ttl_ms / 4;
+        let plain = !target.contains('?') && !super::client::is_leader_family(target);
+        if let Some(brought) = self.memory.latest(target).filter(|_| plain) {
+            let young = asked_ms < brought.asked_ms + ahead_ms;
+            let lives = brought.asked_step > self.memory.contradicted_step
+                || brought.done_step == self.memory.contradicted_step;
+            if young && lives && self.memory.failed_ms(target).is_none() {
+                return Err(format!("promise 1: {target} was asked for too soon"));
+            }
+        }
+        Ok(())
+    }
+
+    fn close_fetch(&mut self, id: ConnId, at: usize, cause: Cause, step: u64) -> Outcome {
+        self.open_fetches.retain(|open| *open != at);
+        self.busy_ms = self.busy_ms.map(|_| self.now_ms);
+        self.fetches[at].closed = true;
+        self.bury(id)?;
+        let fetch = &mut self.fetches[at];
+        let complete = fetch.delivered >= fetch.planned_bytes && fetch.pipe.inbox.is_empty();
+        let outcome = match cause {
+            Cause::Tick => Some(Err(Failure::TimedOut)),
+            Cause::Input(who, "broken" | "connect_failed", Some(why)) if who == id => {
+                Some(Err(why))
+            }
+            Cause::Input(who, ..) if who == id => fetch.plan.take(),
+            _ if self.memory.contradicted_step == step => {
+                self.busy_ms = Some(self.now_ms); // it waits for its turn again
+                return Ok(());
+            }
+            _ => return Err(format!("a fetch was given up at {cause:?}")),
+        };
+        let Some(outcome) = outcome else {
+            return Err("a fetch ended before Patroni said anything".into());
+        };
+        let by_itself = matches!(cause, Cause::Input(_, "receive", _));
+        if outcome.is_ok() && by_itself && !complete {
+            return Err("a fetch ended before its answer".into());
+        }
+        self.end_fetch(at, outcome, cause == Cause::Tick, step)
+    }
+
+    fn end_fetch(
+        &mut self,
+        at: usize,
+        outcome: Result<super::patroni::Said, Failure>,
+        timed_out: bool,
+        step: u64,
+    ) -> Outcome {
+        let fetch = &self.fetches[at];
+        let ms = self.now_ms;
+        let queued = self.busy_ms.is_some_and(|busy_ms| busy_ms + self.settings.timeout_ms > ms);
+        let early = ms < fetch.connect_ms + self.settings.timeout_ms;
+        if timed_out && early && !queued && self.memory.contradicted_step == 0 {
+            return Err("promise 1: a fetch was given up before its time".into());
+        }
+        match outcome {
+            Ok(said) => {
+                let brought = Brought {
+                    said,
+                    asked_ms: fetch.connect_ms,
+                    asked_step: fetch.connect_step,
+                    done: self.clock(),
+                    done_step: step,
+                    timing: None,
+                };
+                self.note_clock();
+                let contradicts = self.memory.fetched(brought);
+                self.trace(|| {
+                    format!("       fetched{}", if contradicts { ", contradicting" } else { "" })
+                });
+            }
+            Err(why) => {
+                let target = self.fetches[at].target.clone();
+                self.memory.failed(target.as_deref(), why, ms, step);
+                self.trace(|| format!("       {target:?} failed: {why:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    // ---- the clients' side
+
+    /// Has the engine begun to answer this client?
+    pub fn look_at_client(&mut self, id: ConnId) -> Outcome {
+        let Some(Owner::Client(at)) = self.owners.get(&id).copied() else { return Ok(()) };
+        self.note_asked(at);
+        let output = self.engine.output(id);
+        if output.is_empty() || self.clients[at].current.is_some() {
+            return Ok(());
+        }
+        let bytes = output.to_vec();
+        self.trace(|| format!("    {id:?} is told {:?}", String::from_utf8_lossy(&bytes)));
+        self.check_answer(at, &bytes).map_err(|error| {
+            format!("{error}; client {at} got {:?}", String::from_utf8_lossy(&bytes))
+        })?;
+        let client = &mut self.clients[at];
+        client.answered += 1;
+        client.asked = None;
+        client.first_byte_ms = None;
+        let closes = client.closes_now;
+        client.current = Some(Answering { bytes, sent: 0, since_ms: self.now_ms, closes });
+        self.answers += 1;
+        Ok(())
+    }
+
+    /// Is this the answer to that request?
+    fn check_answer(&mut self, at: usize, bytes: &[u8]) -> Outcome {
+        let client = &self.clients[at];
+        if client.ended_ms.is_some() {
+            return Err("an answer after the last".into());
+        }
+        let message = client.script.get(client.answered);
+        let message = message.ok_or("an answer to no request")?.clone();
+        // before the request is complete nobody looks at its method
+        let method = if client.asked.is_some() { message.method } else { "-" };
+        let answer = Answer::parse(bytes, method)?;
+        let date =
+            std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.clock().unix_ms / 1_000);
+        if answer.date != httpdate::fmt_http_date(date) {
+            return Err(format!("promise 2: Date {} is not now", answer.date));
+        }
+        if answer.status == 408 {
+            let late = client.first_byte_ms.is_some_and(|ms| self.now_ms >= ms + REQUEST_MS_MAX);
+            if !late || client.asked.is_some() {
+                return Err("408, but it was not slow".into());
+            }
+            self.clients[at].closes_now = true;
+            return Ok(());
+        }
+        let expected = message.expected.clone();
+        if let Expected::Refused(statuses) = expected {
+            self.clients[at].closes_now = true;
+            let right = statuses.contains(&answer.status);
+            return if right { Ok(()) } else { Err(format!("not one of {statuses:?}")) };
+        }
+        let Some((asked_ms, asked_step)) = client.asked else {
+            return Err("an answer before its request".into());
+        };
+        self.check_persistence(at, message.persistence, &answer)?;
+        match &expected {
+            Expected::Own(status) if answer.status == *status => Ok(()),
+            Expected::Patroni(target) => {
+                self.check_patronis(&answer, (asked_ms, asked_step), message.method, target)
+            }
+            _ => Err(format!("status {} instead of {expected:?}", answer.status)),
+        }
+    }
+
+    fn check_patronis(
+        &mut self,
+        answer: &Answer,
+        (asked_ms, asked_step): (u64, u64),
+        method: &str,
+        target: &str,
+    ) -> Outcome {
+        let of_a_role =
+            super::client::is_leader_family(target) || super::client::is_replica_family(target);
+        let drained = of_a_role && self.draining_step.is_some_and(|step| step < asked_step);
+        if answer.cache.is_none() != drained {
+            let full = target.contains('?') && answer.cache.is_none() && answer.status == 503;
+            let why = if drained { "it is drained" } else { "an answer of our own" };
+            return if full { Ok(()) } else { Err(why.into()) };
+        }
+        if drained {
+            return if answer.status == 503 { Ok(()) } else { Err("it is drained".into()) };
+        }
+        let (now_ms, settings) = (self.now_ms, &self.settings);
+        let slow = self.open_fetches.iter().any(|fetch| {
+            let fetch = &self.fetches[*fetch];
+            let ours = fetch.target.as_deref().is_none_or(|other| other == target);
+            ours && now_ms >= fetch.connect_ms + PATIENCE_MS
+        });
+        let recent_ms = settings.timeout_ms + 1_100;
+        let full = self.open_fetches.len() == settings.fetches_max;
+        let busy =
+            full || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
+        let given = Given {
+            clock: self.clock(),
+            asked_step,
+            method,
+            target,
+            answer,
+            settings,
+            patroni: &self.patroni,
+            slow: slow || now_ms >= asked_ms + PATIENCE_MS,
+            busy,
+        };
+        self.memory.check(&given)
+    }
+
+    fn check_persistence(&mut self, at: usize, wanted: Persistence, answer: &Answer) -> Outcome {
+        let finishing = self.finish_ms.is_some();
+        let connection = answer.connection.as_deref();
+        let right = match wanted {
+            Persistence::Close => connection == Some("close"),
+            _ if finishing && connection == Some("close") => true,
+            Persistence::KeepAlive => connection == Some("keep-alive"),
+            Persistence::Persistent => connection.is_none(),
+        };
+        self.clients[at].closes_now = connection == Some("close");
+        if right { Ok(()) } else { Err(format!("Connection: {connection:?} to {wanted:?}")) }
+    }
+
+    /// Was there a reason to close this client?
+    fn close_client(&mut self, id: ConnId, at: usize, cause: Cause) -> Outcome {
+        self.open_clients.retain(|open| *open != at);
+        self.bury(id)?;
+        let (now_ms, capacity) = (self.now_ms, self.open_clients.len() + 1);
+        let full = cause == Cause::Accept && capacity >= self.settings.clients_max;
+        let finishing = self.finish_ms;
+        let over = finishing.is_some_and(|ms| now_ms >= ms + FINISH_MS_MAX);
+        let client = &mut self.clients[at];
+        client.gone = true;
+        let own = matches!(cause, Cause::Input(who, "broken", _) if who == id);
+        let after = |since_ms: Option<u64>, ms: u64| since_ms.is_some_and(|at| now_ms >= at + ms);
+        let reasonable = if own || over {
+            true
+        } else if let Some(current) = &client.current {
+            after(Some(current.since_ms), ANSWER_MS_MAX)
+        } else if client.ended_ms.is_some() || client.pipe_ended_told() {
+            true
+        } else if client.asked.is_some() {
+            false
+        } else if client.is_idle() {
+            let most = if client.answered > 0 { IDLE_MS_MAX } else { REQUEST_MS_MAX };
+            full || finishing.is_some()
+                || after(Some(client.since_ms), most)
+                || matches!(cause, Cause::Other)
+        } else {
+            false
+        };
+        if reasonable {
+            return Ok(());
+        }
+        Err(format!("client {at} was closed for no reason ({cause:?})"))
+    }
+
+    // ---- at the end of a turn
+
+    /// What has to be true whenever the loop sleeps.
+    pub fn check_turn(&self) -> Outcome {
+        let counts = self.engine.counts();
+        let waiting = self.open_clients.iter().filter(|at| self.clients[**at].asked.is_some());
+        let exact = counts.clients == self.open_clients.len()
+            && counts.fetches == self.open_fetches.len()
+            && counts.waiters == waiting.count()
+            && counts.stale_inputs == self.stale_expected;
+        let bounded = counts.clients <= self.settings.clients_max
+            && counts.entries <= ROUTES + self.settings.limits.variants_max
+            && counts.queued <= counts.entries + 1;
+        if !exact || !bounded {
+            return Err(format!(
+                "promise 8: {counts:?}, but {} clients and {} fetches are there",
+                self.open_clients.len(),
+                self.open_fetches.len()
+            ));
+        }
+        self.open_fetches.iter().try_for_each(|at| self.check_fetch(*at))?;
+        self.open_clients.iter().try_for_each(|at| self.check_client(*at))
+    }
+
+    fn check_fetch(&self, at: usize) -> Outcome {
+        let fetch = &self.fetches[at];
+        if self.is_over(fetch.connect_ms + self.settings.timeout_ms) {
+            return Err(format!("promise 1: the fetch of {:?} outlives its time", fetch.target));
+        }
+        let id = fetch.id;
+        let forgotten = !self.queue.contains(&id)
+            && fetch.connected
+            && ((self.engine.wants_read(id) && fetch.pipe.is_readable())
+                || (!self.engine.output(id).is_empty() && fetch.pipe.window > 0));
+        if forgotten { Err(format!("fetch {at} was not woken")) } else { Ok(()) }
+    }
+
+    fn check_client(&self, at: usize) -> Outcome {
+        let client = &self.clients[at];
+        let id = client.id;
+        let output = self.engine.output(id);
+        let rest = client.current.as_ref().map_or(0, |answer| answer.bytes.len() - answer.sent);
+        if output.len() != rest {
+            return Err(format!("client {at}'s answer changed on its way, or nobody was told"));
+        }
+        let wakes = (!output.is_empty() && client.pipe.window > 0)
+            || (self.engine.wants_read(id) && client.pipe.is_readable());
+        if wakes && !self.queue.contains(&id) {
+            return Err(format!("client {at} was not woken"));
+        }
+        let deadline_ms = if let Some(current) = &client.current {
+            current.since_ms + ANSWER_MS_MAX
+        } else if let Some(ended_ms) = client.ended_ms {
+            ended_ms + DRAIN_MS_MAX
+        } else if let Some((asked_ms, _)) = client.asked {
+            return self.check_waiting(at, asked_ms);
+        } else if let Some(first_ms) = client.first_byte_ms {
+            first_ms + REQUEST_MS_MAX
+        } else {
+            let kept = client.answered > 0;
+            client.since_ms + if kept { IDLE_MS_MAX } else { REQUEST_MS_MAX }
+        };
+        if self.is_over(deadline_ms) {
+            return Err(format!("promise 7: client {at} stays longer than it may"));
+        }
+        if client.is_idle() && self.finish_ms.is_some() {
+            return Err(format!("client {at} is idle, and the daemon is to end"));
+        }
+        Ok(())
+    }
+
+    /// Promise 4.
+    fn check_waiting(&self, at: usize, asked_ms: u64) -> Outcome {
+        let Some(message) = self.clients[at].script.get(self.clients[at].answered) else {
+            return Err("somebody waits for nothing".into());
+        };
+        let Expected::Patroni(target) = &message.expected else {
+            return Err(format!("promise 4: client {at} waits for {:?}", message.expected));
+        };
+        if self.is_over(asked_ms + self.settings.timeout_ms) {
+            return Err(format!("promise 4: client {at} waits for {target} longer than it may"));
+        }
+        let old_until = self.memory.old_until_ms(target, &self.settings);
+        if self.is_over(asked_ms + PATIENCE_MS) && old_until.is_some_and(|ms| self.now_ms < ms) {
+            return Err(format!("promise 4: client {at} waits, and {target} could be told old"));
+        }
+        Ok(())
+    }
+
+    /// Has this deadline come, rounded up to the tick?
+    fn is_over(&self, deadline_ms: u64) -> bool {
+        self.now_ms >= deadline_ms.div_ceil(TICK_MS) * TICK_MS
+    }
+
+    pub fn now(&self) -> Now {
+        let clock = self.clock();
+        Now { time: Time::from_ms(clock.ms), unix_ms: clock.unix_ms }
+    }
+}
+
+fn brief(input: &Input) -> String {
+    match input {
+        Input::Receive(bytes) => format!("receive {:?}", String::from_utf8_lossy(bytes)),
+        other => format!("{other:?}"),
+    }
+}
+
+const ROUTES: usize = 24;
+const SERVE_BUDGET: u32 = 16;
+const READ_BYTES: usize = 16 * 1024;
+const ACTIONS_AT_ONCE_MAX: usize = 10_000;
+/// The promises' numbers.
+const REQUEST_MS_MAX: u64 = 5_000;
+const IDLE_MS_MAX: u64 = 30_000;
+const ANSWER_MS_MAX: u64 = 5_000;
+const DRAIN_MS_MAX: u64 = 1_000;
+const FINISH_MS_MAX: u64 = 5_000;
+const PATIENCE_MS: u64 = 240;

@@ -1,0 +1,125 @@
+//! An answer of Patroni's on its way: framed, cut, garbled; and what must come of it.
+
+use patroniglue::backend::Failure;
+
+use super::faults::{Fault, Faults};
+use super::patroni::Said;
+use super::random::Random;
+use super::world::End;
+
+/// Bytes, what follows them, and what the engine has to make of it.
+pub struct Wire {
+    pub bytes: Vec<u8>,
+    pub end: End,
+    /// `None`: that is never decided.
+    pub outcome: Option<Result<Said, Failure>>,
+}
+
+/// How an answer's end is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    Eof,
+    Length,
+    Chunked,
+}
+
+pub fn wire(said: Said, random: &mut Random, faults: &Faults) -> Wire {
+    if faults.hit(random, Fault::Garbage) {
+        return garbage(random);
+    }
+    if faults.hit(random, Fault::Huge) {
+        return huge(random);
+    }
+    let framing = if faults.hit(random, Fault::Framing) {
+        random.pick(&[Framing::Eof, Framing::Length, Framing::Chunked])
+    } else {
+        Framing::Eof
+    };
+    let interim = faults.hit(random, Fault::Framing);
+    let (head_bytes, bytes) = framed(&said, framing, interim);
+    if faults.hit(random, Fault::Hangs) {
+        let count = random.below(bytes.len() as u64) as usize;
+        return Wire { bytes: bytes[..count].to_vec(), end: End::Open, outcome: None };
+    }
+    if faults.hit(random, Fault::PatroniResets) {
+        let count = random.below(bytes.len() as u64) as usize;
+        return Wire { bytes: bytes[..count].to_vec(), end: End::Rst, outcome: None };
+    }
+    if faults.hit(random, Fault::Cut) && !interim {
+        let count = random.below(bytes.len() as u64) as usize;
+        return cut(said, framing, head_bytes, &bytes[..count]);
+    }
+    Wire { bytes, end: End::Fin, outcome: Some(Ok(said)) }
+}
+
+fn framed(said: &Said, framing: Framing, interim: bool) -> (usize, Vec<u8>) {
+    let version = if framing == Framing::Chunked || interim { "1.1" } else { "1.0" };
+    let mut head = String::new();
+    if interim {
+        head.push_str("HTTP/1.1 100 Continue\r\nA: b\r\n\r\n");
+    }
+    head.push_str(&format!("HTTP/{version} {} Some Words\r\n", said.status));
+    if let Some(content_type) = said.content_type {
+        head.push_str(&format!("Server: BaseHTTP\r\nContent-Type: {content_type}\r\n"));
+    }
+    match framing {
+        Framing::Eof => {}
+        Framing::Length => head.push_str(&format!("Content-Length: {}\r\n", said.body.len())),
+        Framing::Chunked => head.push_str("Transfer-Encoding: chunked\r\n"),
+    }
+    head.push_str("\r\n");
+    let mut bytes = head.into_bytes();
+    let head_bytes = bytes.len();
+    if framing == Framing::Chunked {
+        for piece in said.body.chunks(100) {
+            bytes.extend_from_slice(format!("{:x};x=y\r\n", piece.len()).as_bytes());
+            bytes.extend_from_slice(piece);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"0\r\nTrailer: x\r\n\r\n");
+    } else {
+        bytes.extend_from_slice(&said.body);
+    }
+    (head_bytes, bytes)
+}
+
+/// Only the end of a text that ends with the connection cannot be told from its cut.
+fn cut(mut said: Said, framing: Framing, head_bytes: usize, bytes: &[u8]) -> Wire {
+    let is_json = said.content_type == Some("application/json");
+    let outcome = if bytes.is_empty() {
+        Err(Failure::Closed)
+    } else if bytes.len() < head_bytes || framing != Framing::Eof || is_json {
+        Err(Failure::Cut)
+    } else {
+        said.body = bytes[head_bytes..].to_vec();
+        Ok(said)
+    };
+    Wire { bytes: bytes.to_vec(), end: End::Fin, outcome: Some(outcome) }
+}
+
+fn garbage(random: &mut Random) -> Wire {
+    let texts: [(&[u8], Failure); 7] = [
+        (b"", Failure::Closed),
+        (b"<html>an error</html>\n", Failure::Garbage),
+        (b"HTTP/3.0 200 OK\r\n\r\n", Failure::Garbage),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n", Failure::Garbage),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", Failure::Garbage),
+        (b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\nfalse!", Failure::Cut),
+        (b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: gzip\r\n\r\n", Failure::Garbage),
+    ];
+    let (bytes, why) = random.pick(&texts);
+    Wire { bytes: bytes.to_vec(), end: End::Fin, outcome: Some(Err(why)) }
+}
+
+fn huge(random: &mut Random) -> Wire {
+    let bytes = match random.below(40) {
+        0 => {
+            let mut bytes = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n".to_vec();
+            bytes.resize(bytes.len() + 1024 * 1024 + 1, b'x');
+            bytes
+        }
+        1..20 => b"HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n".to_vec(),
+        _ => format!("HTTP/1.0 200 OK\r\nA: {}\r\n\r\n", "x".repeat(17 * 1024)).into_bytes(),
+    };
+    Wire { bytes, end: End::Fin, outcome: Some(Err(Failure::TooLarge)) }
+}

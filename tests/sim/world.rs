@@ -1,0 +1,889 @@
+//! The world round the engine: time, events in their order, clients, and Patroni at the other end.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use patroniglue::backend::Failure;
+use patroniglue::engine::{Action, Counts, Engine, Settings};
+use patroniglue::slots::ConnId;
+use patroniglue::wheel::Time;
+
+use super::checks::{Memory, Outcome};
+use super::client::{Expected, Message, Palette, plain, unfinished};
+use super::faults::{Fault, Faults, settings};
+use super::patroni::{Clock, Freeze, Happening, Patroni, Said};
+use super::random::{Hash, Random};
+use super::shell::{Cause, Input};
+use super::wire::wire;
+
+pub struct World {
+    pub random: Random,
+    pub faults: Faults,
+    pub settings: Settings,
+    pub engine: Engine,
+    pub now_ms: u64,
+    jumped_ms: i64,
+    /// The wall clock against the other, as the engine saw it last.
+    jumped_seen_ms: Option<i64>,
+    /// How many inputs there were.
+    pub step: u64,
+    events: BTreeMap<(u64, u64, u64), Event>,
+    sequence: u64,
+    pub owners: BTreeMap<ConnId, Owner>,
+    pub queue: VecDeque<ConnId>,
+    /// What is to be done, why, and since which input.
+    pub actions: VecDeque<(Action, Cause, u64)>,
+    pub acting_step: Option<u64>,
+    pub dead: Vec<ConnId>,
+    pub clients: Vec<Client>,
+    pub fetches: Vec<Fetch>,
+    pub open_clients: Vec<usize>,
+    pub open_fetches: Vec<usize>,
+    pub patroni: Patroni,
+    /// Requests that Patroni has, and does not look at.
+    pending: Vec<usize>,
+    pub memory: Memory,
+    palette: Palette,
+    /// Targets that clients have asked for.
+    pub asked_for: BTreeSet<String>,
+    /// When all connections to Patroni were taken last.
+    pub busy_ms: Option<u64>,
+    pub overslept_ms: u64,
+    sleep_ms: u64,
+    pub draining_step: Option<u64>,
+    pub finish_ms: Option<u64>,
+    pub stale_expected: u64,
+    pub records: u64,
+    pub answers: u64,
+    pub hash: Hash,
+    pub log: Option<Vec<String>>,
+}
+
+pub enum Event {
+    Arrive,
+    Steady(&'static str),
+    Bytes(ConnId, Vec<u8>),
+    End(ConnId, End),
+    Take(ConnId, usize),
+    Connected(ConnId),
+    ConnectFailed(ConnId, Failure),
+    Execute(usize),
+    Cluster(Happening),
+    Jump(i64),
+    Suspend(u64),
+    Drain(bool),
+    MakeRoom,
+    Finish,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    Client(usize),
+    Fetch(usize),
+}
+
+/// What follows the bytes on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Open,
+    Fin,
+    Rst,
+    /// The engine knows.
+    Told,
+}
+
+pub struct Pipe {
+    /// On the way to the engine.
+    pub inbox: VecDeque<u8>,
+    pub end: End,
+    /// How much the other side takes.
+    pub window: usize,
+}
+
+pub struct Client {
+    pub id: ConnId,
+    pub pipe: Pipe,
+    pub script: Vec<Message>,
+    /// Bytes the engine has.
+    received: usize,
+    /// Bytes of the messages that are answered.
+    start: usize,
+    pub answered: usize,
+    /// When the engine had the whole of the present request.
+    pub asked: Option<(u64, u64)>,
+    /// When the time began that the present request has to come in.
+    pub first_byte_ms: Option<u64>,
+    head_done: bool,
+    pub current: Option<Answering>,
+    pub closes_now: bool,
+    /// When its last answer was sent.
+    pub ended_ms: Option<u64>,
+    /// When it connected, or had its last answer.
+    pub since_ms: u64,
+    pub gone: bool,
+    /// It must have a true answer.
+    is_probe: bool,
+}
+
+pub struct Answering {
+    pub bytes: Vec<u8>,
+    pub sent: usize,
+    pub since_ms: u64,
+    pub closes: bool,
+}
+
+pub struct Fetch {
+    pub id: ConnId,
+    pub connect_ms: u64,
+    pub connect_step: u64,
+    pub connected: bool,
+    pub request: Vec<u8>,
+    pub target: Option<String>,
+    pub pipe: Pipe,
+    pub plan: Option<Result<Said, Failure>>,
+    pub planned_bytes: usize,
+    pub delivered: usize,
+    pub closed: bool,
+    executed: bool,
+}
+
+impl World {
+    pub fn new(seed: u64, traced: bool) -> World {
+        let mut random = Random::new(seed);
+        let faults = Faults::new(&mut random);
+        let settings = settings(&mut random, &faults);
+        let palette = Palette::new(&mut random);
+        let start = Clock { ms: 0, unix_ms: UNIX_MS_AT_START };
+        let patroni = Patroni::new(&mut random, start);
+        World {
+            engine: Engine::new(settings.clone()),
+            log: traced.then(|| vec![format!("{settings:?}")]),
+            random,
+            faults,
+            settings,
+            now_ms: 0,
+            jumped_ms: 0,
+            jumped_seen_ms: None,
+            step: 0,
+            events: BTreeMap::new(),
+            sequence: 0,
+            owners: BTreeMap::new(),
+            queue: VecDeque::new(),
+            actions: VecDeque::new(),
+            acting_step: None,
+            dead: Vec::new(),
+            clients: Vec::new(),
+            fetches: Vec::new(),
+            open_clients: Vec::new(),
+            open_fetches: Vec::new(),
+            patroni,
+            pending: Vec::new(),
+            memory: Memory::new(),
+            palette,
+            asked_for: BTreeSet::new(),
+            busy_ms: None,
+            overslept_ms: 0,
+            sleep_ms: 0,
+            draining_step: None,
+            finish_ms: None,
+            stale_expected: 0,
+            records: 0,
+            answers: 0,
+            hash: Hash::new(),
+        }
+    }
+
+    /// The whole of a seed: trouble, then health, then quiet.
+    pub fn live(&mut self) -> Outcome {
+        let duration_ms = self.random.pick(&[3_000, 10_000, 30_000, 60_000, 100_000]);
+        self.plan_clients(duration_ms);
+        self.plan_trouble(duration_ms);
+        self.take_todo();
+        self.step += 1;
+        self.engine.start(self.now());
+        self.act(Cause::Other)?;
+        self.pass(duration_ms)?;
+        if self.finish_ms.is_some() {
+            self.pass(FINISH_MS_MAX + 20)?;
+            return if self.engine.is_finished() { Ok(()) } else { Err("it does not end".into()) };
+        }
+        self.heal()?;
+        self.be_quiet()
+    }
+
+    fn plan_clients(&mut self, duration_ms: u64) {
+        let count = self.random.between(3, 50);
+        let bursts = self.random.chance(400);
+        let mut at_ms = 0;
+        for _ in 0..count {
+            if !bursts || self.random.chance(200) {
+                at_ms = self.random.below(duration_ms);
+            }
+            self.at(at_ms, Event::Arrive);
+        }
+        if self.random.chance(600) {
+            let target = self.random.pick(&["/primary", "/primary", "/leader", "/replica", "/"]);
+            let pause_ms = self.random.pick(&[100, 500, 1_000, 2_000, 5_000]);
+            let begin_ms = self.random.below(duration_ms);
+            for turn in 0..50.min((duration_ms - begin_ms) / pause_ms) {
+                self.at(begin_ms + turn * pause_ms, Event::Steady(target));
+            }
+        }
+    }
+
+    fn plan_trouble(&mut self, duration_ms: u64) {
+        for fault in TROUBLE {
+            if !self.faults.is_on(fault) {
+                continue;
+            }
+            for _ in 0..self.random.between(1, 4) {
+                let at_ms = self.random.below(duration_ms);
+                self.plan_one(fault, at_ms, duration_ms);
+            }
+        }
+    }
+
+    fn plan_one(&mut self, fault: Fault, at_ms: u64, duration_ms: u64) {
+        let lasting_ms = 50 + self.random.skewed(60_000);
+        let sign = if self.random.chance(500) { 1 } else { -1 };
+        let event = match fault {
+            Fault::FreezeApi => Event::Cluster(Happening::Freeze(Freeze::Api)),
+            Fault::FreezeLoop => Event::Cluster(Happening::Freeze(Freeze::Loop)),
+            Fault::FreezeProcess => Event::Cluster(Happening::Freeze(Freeze::Process)),
+            Fault::Switchover => {
+                let what = self.random.pick(&[Happening::Switchover, Happening::Takeover]);
+                Event::Cluster(what)
+            }
+            Fault::Flags => Event::Cluster(Happening::Flags),
+            Fault::Retiming => Event::Cluster(Happening::Retime),
+            Fault::Refused => Event::Cluster(Happening::Down(true)),
+            Fault::Suspend => Event::Suspend(lasting_ms),
+            Fault::WallJumps => Event::Jump(sign * (300 + self.random.skewed(100_000) as i64)),
+            Fault::Drain => Event::Drain(self.random.chance(500)),
+            Fault::Capacity => Event::MakeRoom,
+            _ => Event::Finish,
+        };
+        match event {
+            Event::Finish if self.random.chance(700) => return,
+            Event::Finish => return self.at(at_ms.max(duration_ms / 2), event),
+            Event::Cluster(Happening::Freeze(_)) => {
+                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Thaw));
+            }
+            Event::Cluster(Happening::Down(_)) => {
+                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Down(false)));
+            }
+            _ => {}
+        }
+        self.at(at_ms, event);
+    }
+
+    /// Nothing goes wrong any more: soon everybody has to be answered, and truly.
+    fn heal(&mut self) -> Outcome {
+        self.trace(|| "healed".into());
+        self.faults.heal();
+        self.patroni.heal(self.clock());
+        let healthy = |event: &Event| match event {
+            Event::Cluster(what) => matches!(
+                what,
+                Happening::Cycle | Happening::Read | Happening::Renew | Happening::LeaseEnd
+            ),
+            Event::Connected(_) | Event::ConnectFailed(..) | Event::Execute(_) => true,
+            Event::Bytes(..) | Event::End(..) => true,
+            _ => false,
+        };
+        self.events.retain(|_, event| healthy(event));
+        self.sleep_ms = 0;
+        self.flush_pending();
+        self.take_todo();
+        self.drain(false);
+        self.everybody_leaves()?;
+        let soon_ms = self.settings.timeout_ms + 1_300;
+        for _ in 0..soon_ms / 300 {
+            self.probe(false)?;
+            self.pass(300)?;
+        }
+        self.pass(300)?;
+        self.probe(true)?;
+        self.pass(300)?;
+        let answered = |client: &Client| !client.is_probe || client.answered == 1;
+        if self.clients.iter().all(answered) {
+            return Ok(());
+        }
+        Err("liveness: a probe is not answered".into())
+    }
+
+    fn probe(&mut self, is_probe: bool) -> Outcome {
+        for target in ["/primary", "/replica", "/health"] {
+            if self.open_clients.len() >= self.settings.clients_max {
+                return Ok(());
+            }
+            let message = plain(target);
+            let Some(at) = self.arrive(vec![message], usize::MAX)? else { continue };
+            self.clients[at].is_probe = is_probe;
+            let id = self.clients[at].id;
+            let bytes = self.clients[at].script[0].bytes.clone();
+            self.handle(Event::Bytes(id, bytes))?;
+            self.serve_queue()?;
+        }
+        Ok(())
+    }
+
+    fn everybody_leaves(&mut self) -> Outcome {
+        for at in self.open_clients.clone() {
+            let id = self.clients[at].id;
+            if self.owners.contains_key(&id) {
+                self.input(id, Input::Broken(Failure::Reset))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody asks, Patroni is no more: nothing may be left.
+    fn be_quiet(&mut self) -> Outcome {
+        self.patroni.down = true;
+        self.everybody_leaves()?;
+        self.pass(QUIET_MS)?;
+        let left = self.engine.counts();
+        let stale_inputs = self.stale_expected;
+        let nothing = Counts { entries: ROUTES, stale_inputs, ..Counts::default() };
+        if left != nothing || !self.owners.is_empty() {
+            return Err(format!("promise 8: when all is quiet there are left {left:?}"));
+        }
+        if self.settings.records && self.records != self.answers {
+            return Err(format!("{} records of {} answers", self.records, self.answers));
+        }
+        Ok(())
+    }
+
+    // ---- time
+
+    /// From event to event and deadline to deadline.
+    fn pass(&mut self, ms: u64) -> Outcome {
+        let until_ms = self.now_ms + ms;
+        let mut turns_at_once = 0;
+        loop {
+            let deadline_ms = self.engine.next_deadline().map(Time::as_ms);
+            let event_ms = self.events.first_key_value().map(|(key, _)| key.0);
+            let busy = (!self.queue.is_empty()).then_some(self.now_ms);
+            let next_ms = [deadline_ms, event_ms, busy].into_iter().flatten().min();
+            let next_ms = next_ms.unwrap_or(u64::MAX).max(self.now_ms);
+            if deadline_ms.is_none_or(|ms| ms > self.now_ms) {
+                self.check_turn()?; // the loop is about to sleep
+            }
+            if next_ms > until_ms {
+                self.now_ms = self.now_ms.max(until_ms);
+                return Ok(());
+            }
+            let late = self.faults.hit(&mut self.random, Fault::Late);
+            let late_ms = if late { self.random.skewed(300) } else { 0 };
+            let late_ms = late_ms + std::mem::take(&mut self.sleep_ms);
+            self.overslept_ms = late_ms;
+            turns_at_once = if next_ms + late_ms == self.now_ms { turns_at_once + 1 } else { 0 };
+            if turns_at_once > TURNS_AT_ONCE_MAX {
+                return Err("the loop turns, and time stands still".into());
+            }
+            self.now_ms = next_ms + late_ms;
+            self.turn()?;
+        }
+    }
+
+    fn turn(&mut self) -> Outcome {
+        let mut arrivals = Vec::new();
+        while let Some(entry) = self.events.first_entry() {
+            if entry.key().0 > self.now_ms {
+                break;
+            }
+            match entry.remove() {
+                event @ (Event::Arrive | Event::Steady(_)) => arrivals.push(event),
+                event => self.handle(event)?,
+            }
+        }
+        if self.faults.hit(&mut self.random, Fault::Shuffle) {
+            let count = self.queue.len() as u64;
+            self.queue.rotate_left(self.random.below(count) as usize);
+        }
+        if self.faults.hit(&mut self.random, Fault::SpuriousTicks) {
+            self.tick()?;
+        }
+        self.stale()?;
+        self.serve_queue()?;
+        self.tick()?;
+        self.serve_queue()?;
+        for event in arrivals {
+            self.handle(event)?;
+        }
+        Ok(())
+    }
+
+    pub fn serve_queue(&mut self) -> Outcome {
+        for _ in 0..QUEUE_ROUNDS {
+            for id in std::mem::take(&mut self.queue) {
+                self.serve(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) -> Outcome {
+        match event {
+            Event::Arrive => return self.somebody(),
+            Event::Steady(target) => return self.steady(target),
+            Event::Bytes(id, bytes) => {
+                if let Some(pipe) = self.pipe(id) {
+                    pipe.inbox.extend(bytes);
+                    self.queue.push_back(id);
+                }
+            }
+            Event::End(id, end) => return self.end(id, end),
+            Event::Take(id, count) => {
+                if let Some(pipe) = self.pipe(id) {
+                    pipe.window = pipe.window.saturating_add(count);
+                    self.queue.push_back(id);
+                }
+            }
+            Event::Connected(id) => return self.connected(id),
+            Event::ConnectFailed(id, why) => {
+                if self.owners.contains_key(&id) {
+                    return self.input(id, Input::ConnectFailed(why));
+                }
+            }
+            Event::Execute(at) => self.execute(at),
+            Event::Cluster(what) => self.happens(what),
+            Event::Jump(ms) => self.jumped_ms += ms,
+            Event::Suspend(ms) => self.sleep_ms = ms,
+            Event::Drain(draining) => self.drain(draining),
+            Event::MakeRoom => {
+                self.engine.make_room(self.now());
+                return self.act(Cause::Other);
+            }
+            Event::Finish if self.finish_ms.is_none() => {
+                self.finish_ms = Some(self.now_ms);
+                self.engine.finish(self.now());
+                return self.act(Cause::Other);
+            }
+            Event::Finish => {}
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, draining: bool) {
+        self.engine.drain(draining);
+        self.draining_step = draining.then_some(self.step);
+    }
+
+    fn happens(&mut self, what: Happening) {
+        self.trace(|| format!("{what:?}"));
+        let clock = self.clock();
+        self.patroni.happens(what, clock, &mut self.random, &self.faults);
+        self.take_todo();
+        if what == Happening::Thaw {
+            self.flush_pending();
+        }
+    }
+
+    fn take_todo(&mut self) {
+        for (at_ms, what) in std::mem::take(&mut self.patroni.todo) {
+            self.at(at_ms, Event::Cluster(what));
+        }
+    }
+
+    /// Inputs for those who have gone.
+    fn stale(&mut self) -> Outcome {
+        if self.dead.is_empty() || !self.faults.hit(&mut self.random, Fault::StaleInputs) {
+            return Ok(());
+        }
+        let id = self.dead[self.random.below(self.dead.len() as u64) as usize];
+        let input = match self.random.below(6) {
+            0 => Input::Receive(b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+            1 => Input::Sent(0),
+            2 => Input::Eof,
+            3 => Input::Broken(Failure::Reset),
+            4 => Input::Connected,
+            _ => Input::ConnectFailed(Failure::Refused),
+        };
+        self.stale_expected += 1;
+        self.input(id, input)
+    }
+
+    // ---- clients
+
+    fn somebody(&mut self) -> Outcome {
+        let messages = if self.faults.hit(&mut self.random, Fault::Silent) {
+            if self.random.chance(500) { vec![] } else { vec![unfinished(&mut self.random)] }
+        } else {
+            self.palette.messages(&mut self.random, &self.faults)
+        };
+        let slow = self.faults.hit(&mut self.random, Fault::SlowTakers);
+        let window = if slow { self.random.skewed(300) as usize } else { usize::MAX };
+        let Some(at) = self.arrive(messages, window)? else { return Ok(()) };
+        if slow && self.random.chance(700) {
+            let (delay_ms, id) = (self.random.skewed(6_000), self.clients[at].id);
+            self.later(delay_ms, Event::Take(id, usize::MAX));
+        }
+        self.send(at, 0)
+    }
+
+    fn steady(&mut self, target: &str) -> Outcome {
+        match self.arrive(vec![plain(target)], usize::MAX)? {
+            Some(at) => self.send(at, 0),
+            None => Ok(()),
+        }
+    }
+
+    fn arrive(&mut self, script: Vec<Message>, window: usize) -> Result<Option<usize>, String> {
+        self.step += 1;
+        let full = self.open_clients.len() >= self.settings.clients_max;
+        let idle = self
+            .open_clients
+            .iter()
+            .any(|at| self.clients[*at].is_idle() && self.clients[*at].answered > 0);
+        let accepted = self.engine.accept(self.now());
+        self.trace(|| format!("accept: {accepted:?}"));
+        self.act(Cause::Accept)?;
+        let Some(id) = accepted else {
+            let fair = self.finish_ms.is_some() || (full && !idle);
+            return if fair { Ok(None) } else { Err("promise 7: there was room".into()) };
+        };
+        let at = self.clients.len();
+        if self.owners.insert(id, Owner::Client(at)).is_some() {
+            return Err(format!("{id:?} was given out twice"));
+        }
+        self.open_clients.push(at);
+        self.clients.push(Client {
+            id,
+            pipe: Pipe { inbox: VecDeque::new(), end: End::Open, window },
+            script,
+            received: 0,
+            start: 0,
+            answered: 0,
+            asked: None,
+            first_byte_ms: None,
+            head_done: false,
+            current: None,
+            closes_now: false,
+            ended_ms: None,
+            since_ms: self.now_ms,
+            gone: false,
+            is_probe: false,
+        });
+        self.serve(id)?;
+        Ok(Some(at))
+    }
+
+    /// Sends the messages from `first` on, and perhaps the connection's end.
+    fn send(&mut self, at: usize, first: usize) -> Outcome {
+        let id = self.clients[at].id;
+        let messages = &self.clients[at].script[first..];
+        let bytes: Vec<u8> = messages.iter().flat_map(|message| message.bytes.clone()).collect();
+        let mut delay_ms = self.delay(2);
+        if self.faults.hit(&mut self.random, Fault::Drips) {
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let count = rest.len().min(1 + self.random.skewed(100) as usize);
+                self.later(delay_ms, Event::Bytes(id, rest[..count].to_vec()));
+                rest = &rest[count..];
+                delay_ms += self.random.skewed(2_000);
+            }
+        } else if self.random.chance(500) {
+            self.handle(Event::Bytes(id, bytes))?;
+        } else {
+            self.later(delay_ms, Event::Bytes(id, bytes));
+        }
+        if self.faults.hit(&mut self.random, Fault::ClientResets) {
+            let reset_ms = self.random.skewed(6_000);
+            self.later(reset_ms, Event::End(id, End::Rst));
+        } else if self.faults.hit(&mut self.random, Fault::ClientEnds) {
+            let end_ms = delay_ms + self.random.skewed(500);
+            self.later(end_ms, Event::End(id, End::Fin));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, id: ConnId, end: End) -> Outcome {
+        let at_once = end == End::Rst && self.random.chance(500);
+        let Some(pipe) = self.pipe(id) else { return Ok(()) };
+        if pipe.end != End::Open {
+            return Ok(());
+        }
+        if at_once {
+            pipe.end = End::Told;
+            return self.input(id, Input::Broken(Failure::Reset));
+        }
+        pipe.end = end;
+        self.queue.push_back(id);
+        Ok(())
+    }
+
+    pub fn note_received(&mut self, id: ConnId, count: usize) {
+        match self.owners.get(&id) {
+            Some(Owner::Client(at)) => self.clients[*at].received += count,
+            Some(Owner::Fetch(at)) => self.fetches[*at].delivered += count,
+            None => {}
+        }
+    }
+
+    pub fn note_eof(&mut self, id: ConnId) {
+        self.trace(|| format!("{id:?} has ended"));
+    }
+
+    /// Does the engine have a whole request now, or its beginning?
+    pub fn note_asked(&mut self, at: usize) {
+        let (now_ms, step) = (self.now_ms, self.step);
+        let client = &mut self.clients[at];
+        if client.current.is_some() || client.ended_ms.is_some() || client.asked.is_some() {
+            return;
+        }
+        if client.received > client.start && client.first_byte_ms.is_none() {
+            let first = client.answered == 0;
+            client.first_byte_ms = Some(if first { client.since_ms } else { now_ms });
+        }
+        let Some(message) = client.script.get(client.answered) else { return };
+        if client.received >= client.start + message.head_bytes() && !client.head_done {
+            client.head_done = true;
+            client.first_byte_ms = Some(now_ms);
+        }
+        let complete = client.received >= client.start + message.bytes.len();
+        if complete && message.expected != Expected::Never {
+            client.asked = Some((now_ms, step));
+            if let Expected::Patroni(target) = &message.expected {
+                self.asked_for.insert(target.clone());
+            }
+        }
+    }
+
+    /// The other side took these bytes of the answer, or of the request.
+    pub fn note_sent(&mut self, id: ConnId, bytes: &[u8]) -> Outcome {
+        match self.owners.get(&id).copied() {
+            Some(Owner::Client(at)) => {
+                let client = &mut self.clients[at];
+                let current = client.current.as_mut().ok_or("bytes of no answer")?;
+                if current.bytes[current.sent..][..bytes.len()] != *bytes {
+                    return Err(format!("client {at}'s answer changed on its way"));
+                }
+                current.sent += bytes.len();
+                if current.sent < current.bytes.len() {
+                    return Ok(());
+                }
+                if current.closes {
+                    client.ended_ms = Some(self.now_ms);
+                }
+                client.since_ms = self.now_ms;
+                client.head_done = false;
+                client.first_byte_ms = None;
+                client.start += client.script[client.answered - 1].bytes.len();
+                client.current = None;
+            }
+            Some(Owner::Fetch(at)) => self.fetches[at].request.extend_from_slice(bytes),
+            None => return Err("bytes of nobody".into()),
+        }
+        Ok(())
+    }
+
+    pub fn after_sent(&mut self, id: ConnId) -> Outcome {
+        match self.owners.get(&id).copied() {
+            Some(Owner::Fetch(at)) => self.read_request(at),
+            Some(Owner::Client(at)) if self.clients[at].is_idle() => self.goes_on(at),
+            _ => Ok(()),
+        }
+    }
+
+    /// A kept client has its answers: it asks again, leaves, or stays idle.
+    fn goes_on(&mut self, at: usize) -> Outcome {
+        let client = &self.clients[at];
+        let (id, first) = (client.id, client.script.len());
+        if client.answered < first || client.pipe.end != End::Open {
+            return Ok(());
+        }
+        match self.random.below(10) {
+            0..5 => {
+                let end = if self.random.chance(500) { End::Fin } else { End::Rst };
+                let delay_ms = self.random.skewed(100);
+                self.later(delay_ms, Event::End(id, end));
+                Ok(())
+            }
+            5..8 if self.events.len() < EVENTS_MAX => {
+                let messages = self.palette.messages(&mut self.random, &self.faults);
+                self.clients[at].script.extend(messages);
+                let bytes = self.clients[at].script[first..].iter();
+                let bytes = bytes.flat_map(|message| message.bytes.clone()).collect();
+                let delay_ms = self.random.skewed(8_000);
+                self.later(delay_ms, Event::Bytes(id, bytes));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    // ---- Patroni
+
+    fn connected(&mut self, id: ConnId) -> Outcome {
+        let Some(Owner::Fetch(at)) = self.owners.get(&id).copied() else { return Ok(()) };
+        self.fetches[at].connected = true;
+        self.input(id, Input::Connected)?;
+        if self.engine.is_connecting(id) {
+            return Err("it is connected, and goes on connecting".into());
+        }
+        self.queue.push_back(id);
+        Ok(())
+    }
+
+    fn flush_pending(&mut self) {
+        for at in std::mem::take(&mut self.pending) {
+            let delay_ms = self.random.skewed(20);
+            self.later(delay_ms, Event::Execute(at));
+        }
+    }
+
+    /// Patroni looks at a request; who asked may have gone meanwhile.
+    fn execute(&mut self, at: usize) {
+        let clock = self.clock();
+        let frozen = matches!(self.patroni.freeze, Some(Freeze::Api | Freeze::Process));
+        let fetch = &mut self.fetches[at];
+        if fetch.closed && clock.ms > fetch.connect_ms + ABANDONED_MS_MAX {
+            return;
+        }
+        if frozen {
+            self.pending.push(at);
+            return;
+        }
+        if std::mem::replace(&mut fetch.executed, true) {
+            return;
+        }
+        let (id, target) = (fetch.id, fetch.target.clone().unwrap_or_default());
+        let said = self.patroni.say(&target, clock, &mut self.random, &self.faults);
+        self.trace(|| {
+            format!(
+                "Patroni answers {target}: {} {}",
+                said.status,
+                String::from_utf8_lossy(&said.body)
+            )
+        });
+        let wire = wire(said, &mut self.random, &self.faults);
+        let fetch = &mut self.fetches[at];
+        fetch.plan = wire.outcome;
+        fetch.planned_bytes = wire.bytes.len();
+        let slow = self.faults.hit(&mut self.random, Fault::SlowAnswers);
+        let pause_ms = if slow { self.settings.timeout_ms / 3 } else { 2 };
+        let mut delay_ms = 0;
+        let count = wire.bytes.len().div_ceil(self.random.between(1, 4) as usize).max(1);
+        for piece in wire.bytes.chunks(count) {
+            self.later(delay_ms, Event::Bytes(id, piece.to_vec()));
+            delay_ms += self.random.skewed(pause_ms);
+        }
+        if wire.end != End::Open {
+            self.later(delay_ms, Event::End(id, wire.end));
+        }
+    }
+
+    // ---- what everybody uses
+
+    pub fn clock(&self) -> Clock {
+        let unix_ms = (UNIX_MS_AT_START + self.now_ms).saturating_add_signed(self.jumped_ms);
+        Clock { ms: self.now_ms, unix_ms }
+    }
+
+    /// The engine has looked at the clocks.
+    pub fn note_clock(&mut self) {
+        let former = self.jumped_seen_ms.replace(self.jumped_ms);
+        if former.is_some_and(|former| former != self.jumped_ms) {
+            self.memory.forbid_old(self.now_ms);
+        }
+    }
+
+    pub fn pipe(&mut self, id: ConnId) -> Option<&mut Pipe> {
+        match self.owners.get(&id)? {
+            Owner::Client(at) => Some(&mut self.clients[*at].pipe),
+            Owner::Fetch(at) => Some(&mut self.fetches[*at].pipe),
+        }
+    }
+
+    pub fn delay(&mut self, usual_ms: u64) -> u64 {
+        let slow = self.faults.hit(&mut self.random, Fault::Delays);
+        self.random.skewed(if slow { 1_000 } else { usual_ms })
+    }
+
+    pub fn later(&mut self, delay_ms: u64, event: Event) {
+        self.at(self.now_ms + delay_ms, event);
+    }
+
+    fn at(&mut self, ms: u64, event: Event) {
+        self.sequence += 1;
+        let shuffled = self.faults.hit(&mut self.random, Fault::Shuffle);
+        let ordered = matches!(event, Event::Bytes(..) | Event::End(..));
+        let rank = if shuffled && !ordered { self.random.below(3) } else { 1 };
+        self.events.insert((ms, rank, self.sequence), event);
+    }
+
+    pub fn trace(&mut self, text: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            log.push(format!("{:>9} {:>5} {}", self.now_ms, self.step, text()));
+        }
+    }
+}
+
+impl Client {
+    /// Between requests, with nothing begun?
+    pub fn is_idle(&self) -> bool {
+        self.current.is_none()
+            && self.ended_ms.is_none()
+            && self.asked.is_none()
+            && self.received == self.start
+    }
+
+    pub fn ending(&self) -> bool {
+        self.ended_ms.is_some()
+    }
+
+    pub fn pipe_ended_told(&self) -> bool {
+        self.pipe.end == End::Told
+    }
+}
+
+impl Fetch {
+    pub fn new(id: ConnId, connect_ms: u64, connect_step: u64) -> Fetch {
+        Fetch {
+            id,
+            connect_ms,
+            connect_step,
+            connected: false,
+            request: Vec::new(),
+            target: None,
+            pipe: Pipe { inbox: VecDeque::new(), end: End::Open, window: usize::MAX },
+            plan: None,
+            planned_bytes: 0,
+            delivered: 0,
+            closed: false,
+            executed: false,
+        }
+    }
+}
+
+impl Pipe {
+    pub fn is_readable(&self) -> bool {
+        !self.inbox.is_empty() || matches!(self.end, End::Fin | End::Rst)
+    }
+}
+
+/// What happens to the cluster or the machine by itself.
+const TROUBLE: [Fault; 12] = [
+    Fault::FreezeApi,
+    Fault::FreezeLoop,
+    Fault::FreezeProcess,
+    Fault::Switchover,
+    Fault::Flags,
+    Fault::Retiming,
+    Fault::Refused,
+    Fault::Suspend,
+    Fault::WallJumps,
+    Fault::Drain,
+    Fault::Capacity,
+    Fault::Finish,
+];
+const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
+const QUIET_MS: u64 = 130_000;
+const FINISH_MS_MAX: u64 = 5_000;
+const ROUTES: usize = 24;
+const QUEUE_ROUNDS: u32 = 8;
+const TURNS_AT_ONCE_MAX: u32 = 200;
+const EVENTS_MAX: usize = 500;
+/// Patroni answers nobody who has gone for so long.
+const ABANDONED_MS_MAX: u64 = 25_000;
