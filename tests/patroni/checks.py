@@ -16,7 +16,7 @@ from cluster import Cluster, until
 from crowd import KINDS, Crowd
 from haproxy import HAProxy
 
-CROWD_S = 12.0
+CROWD_S = 15.0
 FREEZE_S = 15.0
 CHECKERS_S = 20.0
 CHECKS_PER_SECOND = 200

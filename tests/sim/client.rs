@@ -168,7 +168,9 @@ fn bad(random: &mut Random) -> Message {
             ("HEAD", "/nothing", 404),
         ]);
         let bytes = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
-        return Message { bytes, method, expected: Expected::Own(status), persistence: Persistent };
+        // what follows a CONNECT was meant for its tunnel
+        let persistence = if method == "CONNECT" { Close } else { Persistent };
+        return Message { bytes, method, expected: Expected::Own(status), persistence };
     }
     let long = "x".repeat(9_000);
     let texts: [(String, &'static [u16]); 12] = [
