@@ -444,10 +444,32 @@ mod tests {
         let mut unread = Lease::default();
         let terms = unread.judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
         assert!(terms.aging_until.is_over(now_at(10_019.0)));
+        // one that saw the DCS in the future says nothing of it
+        let terms = known().judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(10_001)));
+        assert!(terms.fresh_until.is_over(now_at(10_001.5)));
         // nothing is known at all
         let terms = known().judge(now_at(10_000.5), Family::Leader, 200, None);
         assert!(!terms.fresh_until.is_over(now_at(10_001.4)));
         assert!(terms.fresh_until.is_over(now_at(10_001.5)));
+    }
+
+    #[test]
+    fn either_clock_ends_it() {
+        let until = Until::after_ms(now_at(10_000.0), 1_000);
+        let (before, after) = (now_at(10_000.999), now_at(10_001.0));
+        assert!(!until.is_over(before) && until.is_over(after));
+        assert!(until.is_over(Now { unix_ms: after.unix_ms, ..before }));
+        assert!(until.is_over(Now { time: after.time, ..before }));
+    }
+
+    #[test]
+    fn the_present_second_is_seen_and_the_next_is_not() {
+        assert_eq!(old_until(&mut known(), 10_000.0, &leader(10_000)), Some(10_010.0));
+        let mut lease = known();
+        assert_eq!(old_until(&mut lease, 10_000.0, &leader(10_005)), None);
+        // nor is it remembered for the time when it is the past
+        lease.read_begun(now_at(10_006.0), read(1));
+        assert_eq!(old_until(&mut lease, 10_007.0, &leader(10_006)), None);
     }
 
     #[test]
@@ -483,6 +505,10 @@ mod tests {
             assert!(lease.reads.iter().any(|read| read.covers(second)), "{second}");
         }
         assert!(!lease.reads.iter().any(|read| read.covers(10_200)));
+        // and forgotten in the end
+        let much_later = now_at(10_199.1 + READS_MS as f64 / 1e3);
+        lease.read_begun(much_later, read(200));
+        assert_eq!(lease.reads.len(), 1);
     }
 
     #[test]
@@ -493,7 +519,7 @@ mod tests {
             Now { unix_ms: (now.unix_ms as i64 + by_ms) as u64, ..now }
         };
         assert!(!lease.observe(now_at(10_000.0)));
-        assert!(!lease.observe(jumped(10_001.0, 200)), "slewing");
+        assert!(!lease.observe(jumped(10_001.0, JUMP_MS_MIN as i64)), "slewing");
         for by_ms in [-5_000, 5_000] {
             let mut lease = known();
             lease.observe(now_at(10_000.0));
