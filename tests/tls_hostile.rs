@@ -110,7 +110,7 @@ fn silent_ones_cost_a_slot_and_a_timer() {
     let mut kept = shaken(&house);
     let mut slowest = Duration::ZERO;
     let mut asked = 0;
-    while begun.elapsed() < Duration::from_millis(4_500) {
+    while begun.elapsed() < Duration::from_millis(3_500) {
         let asking = Instant::now();
         assert_eq!(status_of(&ask(&mut kept, "/primary").expect("an answer")), 200);
         slowest = slowest.max(asking.elapsed());
@@ -118,7 +118,7 @@ fn silent_ones_cost_a_slot_and_a_timer() {
         thread::sleep(Duration::from_millis(5));
     }
     println!("{asked} answers among {} silent ones, the slowest in {slowest:?}", held.len());
-    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
     assert!(house.descriptors() >= baseline + held.len(), "each has its slot still");
     for socket in &held {
         read_to_any_end(socket);
