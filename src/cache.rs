@@ -303,13 +303,8 @@ impl Cache {
     }
 
     /// How many places there are at the moment.
-    pub fn len(&self) -> usize {
+    pub fn places(&self) -> usize {
         self.entries.len() - self.unused.len()
-    }
-
-    /// Never: routes without parameters have their places for good.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// How many clients wait, in all entries together.
@@ -390,6 +385,7 @@ const WANTED_MS: u64 = 10_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::Until;
     use crate::routes::resolve;
 
     const LIMITS: Limits = Limits { ttl_ms: 1_000, grace_ms: 0, variants_max: 2 };
@@ -480,7 +476,7 @@ mod tests {
         assert_eq!(cache.lookup(now(5), first), Lookup::Fresh);
         fetched(&mut cache, "/replica?lag=2", 6); // it had left, and 3 leaves for it
         assert_eq!(cache.lookup(now(7), plain), Lookup::Fresh);
-        assert_eq!(cache.len(), crate::routes::ROUTES.len() + 2);
+        assert_eq!(cache.places(), crate::routes::ROUTES.len() + 2);
     }
 
     #[test]
@@ -504,7 +500,45 @@ mod tests {
         assert_eq!(cache.sweep(now(1_000)), 1);
         assert!(cache.answer(plain).is_none());
         assert_eq!(cache.sweep(now(1_500)), 0);
-        assert_eq!(cache.len(), crate::routes::ROUTES.len());
+        assert_eq!(cache.places(), crate::routes::ROUTES.len());
         fetched(&mut cache, "/replica?lag=2", 1_600);
+    }
+
+    /// Old until five seconds after the beginning, aging until `aging_ms`.
+    fn terms(aging_ms: u64) -> Terms {
+        let until = |ms| Until::after_ms(now(0), ms);
+        Terms { old_until: Some(until(5_000)), aging_until: until(aging_ms), ..Terms::FRESH_ONLY }
+    }
+
+    #[test]
+    fn an_aging_answer_is_fresh_for_a_second_whatever_its_lease() {
+        let mut cache = Cache::new(Limits { ttl_ms: 60_000, ..LIMITS });
+        let id = find(&mut cache, "/primary").expect("a place");
+        for (aging_ms, fresh_ms, absent_ms) in [(0, 999, 1_000), (2_000, 1_999, 2_000)] {
+            cache.begin(at(0), id);
+            cache.fill(id, answer(0), terms(aging_ms));
+            assert_eq!(cache.lookup(now(fresh_ms), id), Lookup::Fresh);
+            assert_eq!(cache.lookup(now(absent_ms), id), Lookup::Absent);
+        }
+    }
+
+    #[test]
+    fn an_old_answer_has_its_grace_and_not_a_millisecond_more() {
+        let mut cache = Cache::new(LIMITS);
+        let id = find(&mut cache, "/primary").expect("a place");
+        cache.begin(at(0), id);
+        cache.fill(id, answer(0), terms(5_000));
+        cache.set_limits(Limits { grace_ms: 2_000, ..LIMITS });
+        assert!(cache.may_serve_old(now(2_999), id) && !cache.may_serve_old(now(3_000), id));
+        cache.set_limits(Limits { grace_ms: 60_000, ..LIMITS });
+        assert!(cache.may_serve_old(now(4_999), id) && !cache.may_serve_old(now(5_000), id));
+        // who waits is not let go with what may not be served
+        cache.begin(at(4_000), id);
+        cache.wait(id, waiter(1));
+        assert_eq!(cache.release(now(5_000), id), []);
+        assert_eq!(cache.release(now(4_000 + PATIENCE_MS - 1), id), []);
+        assert_eq!(cache.release(now(4_000 + PATIENCE_MS), id), [waiter(1)]);
+        cache.set_limits(LIMITS);
+        assert!(!cache.may_serve_old(now(4_999), id));
     }
 }

@@ -155,7 +155,8 @@ impl Until {
         Until { time: now.time.plus_ms(unix_ms.saturating_sub(now.unix_ms)), unix_ms }
     }
 
-    fn after_ms(now: Now, ms: u64) -> Until {
+    /// So long from now, by both clocks.
+    pub fn after_ms(now: Now, ms: u64) -> Until {
         Until { time: now.time.plus_ms(ms), unix_ms: now.unix_ms.saturating_add(ms) }
     }
 }

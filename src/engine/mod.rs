@@ -396,7 +396,7 @@ impl Engine {
             queued: self.queue.len(),
             waiters: self.cache.waiters(),
             timers: self.wheel.len(),
-            entries: self.cache.len(),
+            entries: self.cache.places(),
             stale_inputs: self.stale_inputs,
         }
     }
