@@ -22,7 +22,7 @@ pub enum Happening {
     /// Has the lease run out?
     LeaseEnd,
     Freeze(Freeze),
-    Thaw,
+    Thaw(Freeze),
     Switchover,
     Takeover,
     Postgres(&'static str),
@@ -86,7 +86,8 @@ pub struct Patroni {
     seen: u64,
     loop_seen: u64,
     cycle_ms: u64,
-    pub freeze: Option<Freeze>,
+    pub api_frozen: bool,
+    loop_frozen: bool,
     stalled: Option<Happening>,
     pub down: bool,
     serial: u64,
@@ -112,7 +113,8 @@ impl Patroni {
             seen: clock.unix_ms / 1_000,
             loop_seen: clock.unix_ms / 1_000,
             cycle_ms: clock.ms,
-            freeze: None,
+            api_frozen: false,
+            loop_frozen: false,
             stalled: None,
             down: false,
             serial: random.below(500),
@@ -129,9 +131,8 @@ impl Patroni {
     }
 
     pub fn happens(&mut self, what: Happening, clock: Clock, random: &mut Random, faults: &Faults) {
-        let loop_stands = matches!(self.freeze, Some(Freeze::Loop | Freeze::Process));
         match what {
-            Happening::Cycle | Happening::Read | Happening::Renew if loop_stands => {
+            Happening::Cycle | Happening::Read | Happening::Renew if self.loop_frozen => {
                 self.stalled = Some(what);
             }
             Happening::Cycle => {
@@ -145,13 +146,14 @@ impl Patroni {
                     self.we_hold = false;
                 }
             }
-            Happening::Freeze(freeze) if self.freeze.is_none() => self.freeze = Some(freeze),
-            Happening::Freeze(_) => {}
-            Happening::Thaw => {
-                self.freeze = None;
-                if let Some(stalled) = self.stalled.take() {
-                    self.later(clock, 0, stalled);
-                }
+            Happening::Freeze(what) => {
+                self.api_frozen |= what != Freeze::Loop;
+                self.loop_frozen |= what != Freeze::Api;
+            }
+            Happening::Thaw(what) => {
+                self.api_frozen &= what == Freeze::Loop;
+                self.loop_frozen &= what == Freeze::Api;
+                self.go_on(clock);
             }
             Happening::Switchover => self.step_down(clock, random),
             Happening::Takeover => self.take_over(clock),
@@ -174,8 +176,12 @@ impl Patroni {
         self.down = false;
         self.flags = [false; 3];
         self.state = "running";
-        self.freeze = None;
-        if let Some(stalled) = self.stalled.take() {
+        (self.api_frozen, self.loop_frozen) = (false, false);
+        self.go_on(clock);
+    }
+
+    fn go_on(&mut self, clock: Clock) {
+        if let Some(stalled) = self.stalled.take_if(|_| !self.loop_frozen) {
             self.later(clock, 0, stalled);
         }
     }
@@ -238,8 +244,7 @@ impl Patroni {
     }
 
     fn take_over(&mut self, clock: Clock) {
-        let stands = matches!(self.freeze, Some(Freeze::Loop | Freeze::Process));
-        if !self.leads && self.state == "running" && !stands {
+        if !self.leads && self.state == "running" && !self.loop_frozen {
             self.leads = true;
             self.timeline += 1;
             self.hold(clock);

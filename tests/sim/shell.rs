@@ -472,8 +472,8 @@ impl World {
         method: &str,
         target: &str,
     ) -> Outcome {
-        let of_a_role = super::client::is_leader_family(target)
-            || super::client::is_replica_family(target);
+        let of_a_role =
+            super::client::is_leader_family(target) || super::client::is_replica_family(target);
         let drained = of_a_role && self.draining_step.is_some_and(|step| step < asked_step);
         if answer.cache.is_none() != drained {
             let full = target.contains('?') && answer.cache.is_none() && answer.status == 503;
@@ -558,6 +558,8 @@ impl World {
 
     /// What has to be true whenever the loop sleeps.
     pub fn check_turn(&self) -> Outcome {
+        self.open_clients.iter().try_for_each(|at| self.check_client(*at))?;
+        self.open_fetches.iter().try_for_each(|at| self.check_fetch(*at))?;
         let counts = self.engine.counts();
         let waiting = self.open_clients.iter().filter(|at| self.clients[**at].asked.is_some());
         let exact = counts.clients == self.open_clients.len()
@@ -574,8 +576,7 @@ impl World {
                 self.open_fetches.len()
             ));
         }
-        self.open_fetches.iter().try_for_each(|at| self.check_fetch(*at))?;
-        self.open_clients.iter().try_for_each(|at| self.check_client(*at))
+        Ok(())
     }
 
     fn check_fetch(&self, at: usize) -> Outcome {

@@ -222,11 +222,20 @@ impl World {
         }
         if self.random.chance(600) {
             let target = self.random.pick(&["/primary", "/primary", "/leader", "/replica", "/"]);
-            let pause_ms = self.random.pick(&[100, 500, 1_000, 2_000, 5_000]);
-            let begin_ms = self.random.below(duration_ms);
-            for turn in 0..50.min((duration_ms - begin_ms) / pause_ms) {
-                self.at(begin_ms + turn * pause_ms, Event::Steady(target));
-            }
+            self.plan_steady(target, duration_ms);
+        }
+        if self.faults.about_the_lease {
+            self.plan_steady("/primary", duration_ms);
+            self.plan_steady("/cluster", duration_ms);
+        }
+    }
+
+    /// A load balancer's checks, as regular as a clock.
+    fn plan_steady(&mut self, target: &'static str, duration_ms: u64) {
+        let pause_ms = self.random.pick(&[100, 500, 1_000, 2_000, 5_000]);
+        let begin_ms = self.random.below(duration_ms / 2);
+        for turn in 0..100.min((duration_ms - begin_ms) / pause_ms) {
+            self.at(begin_ms + turn * pause_ms, Event::Steady(target));
         }
     }
 
@@ -265,8 +274,8 @@ impl World {
         match event {
             Event::Finish if self.random.chance(700) => return,
             Event::Finish => return self.at(at_ms.max(duration_ms / 2), event),
-            Event::Cluster(Happening::Freeze(_)) => {
-                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Thaw));
+            Event::Cluster(Happening::Freeze(what)) => {
+                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Thaw(what)));
             }
             Event::Cluster(Happening::Down(_)) => {
                 self.at(at_ms + lasting_ms, Event::Cluster(Happening::Down(false)));
@@ -475,7 +484,7 @@ impl World {
         let clock = self.clock();
         self.patroni.happens(what, clock, &mut self.random, &self.faults);
         self.take_todo();
-        if what == Happening::Thaw {
+        if matches!(what, Happening::Thaw(_)) {
             self.flush_pending();
         }
     }
@@ -736,12 +745,11 @@ impl World {
     /// Patroni looks at a request; who asked may have gone meanwhile.
     fn execute(&mut self, at: usize) {
         let clock = self.clock();
-        let frozen = matches!(self.patroni.freeze, Some(Freeze::Api | Freeze::Process));
         let fetch = &mut self.fetches[at];
         if fetch.closed && clock.ms > fetch.connect_ms + ABANDONED_MS_MAX {
             return;
         }
-        if frozen {
+        if self.patroni.api_frozen {
             self.pending.push(at);
             return;
         }
