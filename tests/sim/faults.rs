@@ -107,17 +107,18 @@ impl Faults {
 pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
     let ttl_ms = random.pick(&[0, 20, 50, 100, 500, 1_000, 1_000, 2_000, 5_000, 30_000, 60_000]);
     let grace_ms = random.pick(&[0, 0, 0, 500, 2_000, 10_000, 20_000, 30_000]);
-    let (ttl_ms, grace_ms) = if faults.about_the_lease {
-        (ttl_ms.min(2_000), grace_ms.max(10_000))
+    let timeout_ms = random.pick(&[100, 500, 1_000, 3_000, 3_000, 3_000, 10_000]);
+    let (ttl_ms, grace_ms, timeout_ms) = if faults.about_the_lease {
+        (ttl_ms.min(2_000), grace_ms.max(10_000), timeout_ms.min(1_000))
     } else {
-        (ttl_ms, grace_ms)
+        (ttl_ms, grace_ms, timeout_ms)
     };
     let capacity = faults.is_on(Fault::Capacity);
     let variants_max = if capacity { random.between(0, 3) } else { 64 } as usize;
     Settings {
         limits: Limits { ttl_ms, grace_ms, variants_max },
         interval_ms: random.pick(&[50, 250, 250, 1_000, 5_000]),
-        timeout_ms: random.pick(&[100, 500, 1_000, 3_000, 3_000, 3_000, 10_000]),
+        timeout_ms,
         fetches_max: random.pick(&[1, 2, 3, 3, 5]),
         clients_max: if capacity { random.between(1, 8) } else { 1_000 } as usize,
         host: "patroni:8008".into(),
