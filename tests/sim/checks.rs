@@ -279,7 +279,9 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool) -> Outcome {
         }
         _ => {}
     }
-    if age_ms >= 1_000 && seen.is_some() && over(brought.said.loop_seen * 1_000 + ttl_ms) {
+    // Patroni has only just said that it leads: for a second that is believed, whoever moved it
+    let aged = age_ms >= 1_000 && clock.ms >= brought.done.ms + 1_000;
+    if aged && seen.is_some() && over(brought.said.loop_seen * 1_000 + ttl_ms) {
         return Err("promise 3: the ttl since the HA loop saw the DCS is over".into());
     }
     if !is_old {

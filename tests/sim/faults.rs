@@ -87,6 +87,7 @@ impl Faults {
 
     /// Nothing goes wrong any more.
     pub fn heal(&mut self) {
+        self.about_the_lease = false;
         self.permille = [0; FAULTS];
     }
 

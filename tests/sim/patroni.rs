@@ -192,7 +192,8 @@ impl Patroni {
 
     fn dcs_delay(&self, random: &mut Random, faults: &Faults) -> u64 {
         let slow = faults.hit(random, Fault::DcsSlow);
-        random.between(0, if slow { self.timing.retry_timeout * 1_000 } else { 20 })
+        let most_ms = if slow { self.timing.retry_timeout * 1_000 } else { 20 };
+        if slow && random.chance(300) { most_ms } else { random.between(0, most_ms) }
     }
 
     fn read(&mut self, clock: Clock, random: &mut Random, faults: &Faults) {
@@ -202,12 +203,23 @@ impl Patroni {
             (true, true) => {
                 let delay_ms = self.dcs_delay(random, faults);
                 self.later(clock, delay_ms, Happening::Renew);
+                if faults.about_the_lease && random.chance(150) {
+                    self.freeze_before(clock, delay_ms, random);
+                }
                 return;
             }
             (true, false) => self.step_down(clock, random),
             (false, _) => {}
         }
         self.next_cycle(clock);
+    }
+
+    /// The worst moment: the DCS was read, the lease is not renewed yet.
+    fn freeze_before(&mut self, clock: Clock, renewal_ms: u64, random: &mut Random) {
+        let delay_ms = random.below(renewal_ms.max(1));
+        self.later(clock, delay_ms, Happening::Freeze(Freeze::Process));
+        let lasting_ms = random.between(5_000, 60_000);
+        self.later(clock, delay_ms + lasting_ms, Happening::Thaw(Freeze::Process));
     }
 
     fn renew(&mut self, clock: Clock) {
