@@ -81,6 +81,7 @@ impl Faults {
             for fault in OF_THE_LEASE {
                 permille[fault as usize] = random.pick(&[0, 100, 600]);
             }
+            permille[Fault::DcsSlow as usize] = random.pick(&[100, 600]);
         }
         Faults { about_the_lease, permille }
     }
@@ -110,7 +111,7 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
     let grace_ms = random.pick(&[0, 0, 0, 500, 2_000, 10_000, 20_000, 30_000]);
     let timeout_ms = random.pick(&[100, 500, 1_000, 3_000, 3_000, 3_000, 10_000]);
     let (ttl_ms, grace_ms, timeout_ms) = if faults.about_the_lease {
-        (ttl_ms.min(2_000), grace_ms.max(10_000), timeout_ms.min(1_000))
+        (ttl_ms.min(2_000), grace_ms.max(20_000), timeout_ms.min(1_000))
     } else {
         (ttl_ms, grace_ms, timeout_ms)
     };

@@ -203,7 +203,7 @@ impl Patroni {
             (true, true) => {
                 let delay_ms = self.dcs_delay(random, faults);
                 self.later(clock, delay_ms, Happening::Renew);
-                if faults.about_the_lease && random.chance(150) {
+                if faults.about_the_lease && random.chance(250) {
                     self.freeze_before(clock, delay_ms, random);
                 }
                 return;

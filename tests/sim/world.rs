@@ -204,6 +204,7 @@ impl World {
     /// The whole of a seed: trouble, then health, then quiet.
     pub fn live(&mut self) -> Outcome {
         let duration_ms = self.random.pick(&[3_000, 10_000, 30_000, 60_000, 100_000]);
+        let duration_ms = if self.faults.about_the_lease { 100_000 } else { duration_ms };
         self.plan_clients(duration_ms);
         self.plan_trouble(duration_ms);
         self.take_todo();
@@ -241,7 +242,11 @@ impl World {
 
     /// A load balancer's checks, as regular as a clock.
     fn plan_steady(&mut self, target: &'static str, duration_ms: u64) {
-        let pause_ms = self.random.pick(&[100, 500, 1_000, 2_000, 5_000]);
+        let pause_ms = if self.faults.about_the_lease {
+            self.random.pick(&[500, 1_000, 2_000])
+        } else {
+            self.random.pick(&[100, 500, 1_000, 2_000, 5_000])
+        };
         let begin_ms = self.random.below(duration_ms / 2);
         for turn in 0..100.min((duration_ms - begin_ms) / pause_ms) {
             self.at(begin_ms + turn * pause_ms, Event::Steady(target));
@@ -253,7 +258,7 @@ impl World {
             if !self.faults.is_on(fault) {
                 continue;
             }
-            let most = if self.faults.about_the_lease { 12 } else { 4 };
+            let most = if self.faults.about_the_lease { 6 } else { 4 };
             for _ in 0..self.random.between(1, most) {
                 let at_ms = self.random.below(duration_ms);
                 self.plan_one(fault, at_ms, duration_ms);
