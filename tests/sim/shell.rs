@@ -497,7 +497,8 @@ impl World {
             ours && now_ms >= fetch.connect_ms + PATIENCE_MS
         });
         let recent_ms = settings.timeout_ms + 1_100;
-        let full = self.open_fetches.len() == settings.fetches_max;
+        // at the end nothing is asked again, and failures grow old
+        let full = self.open_fetches.len() == settings.fetches_max || self.finish_ms.is_some();
         let busy =
             full || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
         let given = Given {
