@@ -767,9 +767,6 @@ impl World {
     fn execute(&mut self, at: usize) {
         let clock = self.clock();
         let fetch = &mut self.fetches[at];
-        if fetch.closed && clock.ms > fetch.connect_ms + ABANDONED_MS_MAX {
-            return;
-        }
         if self.patroni.api_frozen {
             self.pending.push(at);
             return;
@@ -914,5 +911,3 @@ const ROUTES: usize = 24;
 const QUEUE_ROUNDS: u32 = 8;
 const TURNS_AT_ONCE_MAX: u32 = 200;
 const EVENTS_MAX: usize = 500;
-/// Patroni answers nobody who has gone for so long.
-const ABANDONED_MS_MAX: u64 = 25_000;
