@@ -81,7 +81,7 @@ struct Read {
     /// The fetch, while it is on its way.
     id: Option<ConnId>,
     begun_unix_ms: u64,
-    /// Once it has ended.
+    /// Once it has ended; `u64::MAX`: it was given up, and Patroni has not answered anything since.
     ended_unix_ms: u64,
 }
 
@@ -208,9 +208,18 @@ impl Lease {
     /// It has ended. When we gave up on it, Patroni may not have.
     pub fn read_ended(&mut self, now: Now, id: ConnId, answered: bool) {
         for read in self.reads.iter_mut().filter(|read| read.id == Some(id)) {
-            let rest_ms = if answered { 0 } else { ABANDONED_READ_MS };
             read.id = None;
-            read.ended_unix_ms = now.unix_ms.saturating_add(rest_ms);
+            read.ended_unix_ms = if answered { now.unix_ms } else { u64::MAX };
+        }
+    }
+
+    /// Patroni answers: what we gave up on while it was frozen it carries out soon, or never.
+    pub fn answered(&mut self, now: Now) {
+        let until_unix_ms = now.unix_ms.saturating_add(ABANDONED_READ_MS);
+        for read in self.reads.iter_mut().filter(|read| read.id.is_none()) {
+            if read.ended_unix_ms == u64::MAX {
+                read.ended_unix_ms = until_unix_ms;
+            }
         }
     }
 
@@ -311,8 +320,8 @@ pub const ALWAYS_FRESH_MS: u64 = 1_000;
 const TTL_SECONDS_MIN: u64 = 20;
 /// More than this is no slewing of NTP's, nor the scheduler's between the reading of two clocks.
 const JUMP_MS_MIN: u64 = 250;
-/// A fetch we gave up on may still be under way in Patroni: its default `ttl`, and three times
-/// the time it gives the DCS.
+/// A fetch we gave up on may still be under way in Patroni, for so long after it answers again:
+/// its default `ttl`, and three times the time it gives the DCS.
 const ABANDONED_READ_MS: u64 = 30_000;
 /// No lease rests on a `dcs_last_seen` of that long ago (Patroni's `ttl` is rarely over a minute).
 const READS_MS: u64 = 300_000;
@@ -486,8 +495,15 @@ mod tests {
         // a fetch we gave up on may be carried out later
         lease.read_begun(now_at(10_001.0), read(2));
         lease.read_ended(now_at(10_004.0), read(2), false);
+        lease.answered(now_at(10_004.0));
         assert_eq!(old_until(&mut lease, 10_021.0, &leader(10_020)), Some(10_010.0));
         assert_eq!(old_until(&mut lease, 10_036.0, &leader(10_035)), Some(10_045.0));
+        // also much later, when it was frozen meanwhile
+        lease.read_begun(now_at(10_041.0), read(3));
+        lease.read_ended(now_at(10_044.0), read(3), false);
+        lease.answered(now_at(10_100.0));
+        assert_eq!(old_until(&mut lease, 10_100.0, &leader(10_100)), Some(10_045.0));
+        assert_eq!(old_until(&mut lease, 10_132.0, &leader(10_131)), Some(10_141.0));
         // nothing before it is known
         let mut lease = known();
         lease.read_begun(now_at(9_998.2), read(1));

@@ -28,7 +28,7 @@ impl Story {
     }
 
     fn now(&self) -> Now {
-        Now { time: Time::from_ms(self.ms), unix_ms: self.unix_ms }
+        Now { time: Time::from_ms(self.ms), unix_ms: self.unix_ms + self.ms }
     }
 
     fn actions(&mut self) -> Vec<Action> {
@@ -82,4 +82,28 @@ fn the_end_leaves_its_five_seconds_after_a_long_sleep_too() {
     let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
     story.engine.connect_failed(story.now(), fetch, Failure::Refused);
     assert!(story.engine.output(client).starts_with(b"HTTP/1.1 503"));
+}
+
+/// With a ttl of a minute the refresh lies beyond the timer wheel's horizon: its timer fired early,
+/// nothing was due yet, and steady clients had to wait after all.
+#[test]
+fn a_route_with_a_long_ttl_is_fetched_ahead_too() {
+    let mut story = Story::new(Limits { ttl_ms: 60_000, ..LIMITS });
+    story.client(b"GET /liveness HTTP/1.0\r\n\r\n");
+    let actions = story.actions();
+    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+    story.engine.connected(fetch);
+    let request = story.engine.output(fetch).len();
+    story.take(fetch, request);
+    story.engine.receive(story.now(), fetch, b"HTTP/1.0 200 OK\r\n\r\n");
+    story.engine.eof(story.now(), fetch);
+    story.actions();
+    let mut ahead_ms = None;
+    while let Some(due) = story.engine.next_deadline().filter(|due| due.as_ms() < 59_000) {
+        story.ms = due.as_ms();
+        story.engine.tick(story.now());
+        let connects = story.actions().iter().any(|action| matches!(action, Action::Connect(_)));
+        ahead_ms = ahead_ms.or(connects.then_some(story.ms));
+    }
+    assert_eq!(ahead_ms, Some(45_000));
 }

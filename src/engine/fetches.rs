@@ -125,6 +125,9 @@ impl Engine {
     fn end_connection(&mut self, now: Now, id: ConnId, answered: bool) {
         self.fetching -= 1;
         self.lease.read_ended(now, id, answered);
+        if answered {
+            self.lease.answered(now);
+        }
         self.actions.push_back(Action::Close(id));
     }
 

@@ -27,6 +27,9 @@ pub struct Memory {
 struct Known {
     latest: Option<Brought>,
     failed: Option<Failed>,
+    wanted_ms: Option<u64>,
+    /// It has been asked for so steadily that its failure is remembered.
+    holds: bool,
 }
 
 /// An answer that came.
@@ -42,10 +45,12 @@ pub struct Brought {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Failed {
-    why: Failure,
-    ms: u64,
-    step: u64,
+pub struct Failed {
+    pub why: Failure,
+    /// When Patroni was asked.
+    pub asked_ms: u64,
+    pub ms: u64,
+    pub step: u64,
 }
 
 /// An answer that the engine gives, and to what.
@@ -99,13 +104,17 @@ impl Memory {
     }
 
     /// A fetch failed; for what, may not be known.
-    pub fn failed(&mut self, target: Option<&str>, why: Failure, ms: u64, step: u64) {
+    pub fn failed(&mut self, target: Option<&str>, failed: Failed) {
+        let why = failed.why;
         if why != Failure::TimedOut {
-            self.forbid_old(ms);
+            self.forbid_old(failed.ms);
         }
-        let failed = Failed { why, ms, step };
         match target {
-            Some(target) => self.targets.entry(target.into()).or_default().failed = Some(failed),
+            Some(target) => {
+                let known = self.targets.entry(target.into()).or_default();
+                known.failed = Some(failed);
+                known.holds = known.wanted_ms.is_some_and(|ms| ms + WANTED_MS > failed.ms);
+            }
             None => {
                 self.anonymous.retain(|former| former.why != why);
                 self.anonymous.push(failed);
@@ -122,9 +131,17 @@ impl Memory {
         self.targets.get(target).and_then(|known| known.latest.as_ref())
     }
 
-    /// When the target's last fetch failed, and nothing came since.
-    pub fn failed_ms(&self, target: &str) -> Option<u64> {
-        self.targets.get(target).and_then(|known| known.failed).map(|failed| failed.ms)
+    /// The target's last fetch, if it failed.
+    pub fn failure(&self, target: &str) -> Option<Failed> {
+        self.targets.get(target).and_then(|known| known.failed)
+    }
+
+    /// A client asks for the target. Is it known to fail, and so answered at once?
+    pub fn wanted(&mut self, target: &str, ms: u64) -> bool {
+        let known = self.targets.entry(target.into()).or_default();
+        let former = known.wanted_ms.replace(ms);
+        known.holds &= former.is_some_and(|former| former + WANTED_MS > ms);
+        known.failed.is_some() && known.holds
     }
 
     /// When the old answer of a replica's route, asked for now, stops being one that may be
@@ -262,7 +279,9 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool) -> Outcome {
         }
         _ => {}
     }
-    if age_ms >= 1_000 && seen.is_some() && over(brought.said.loop_seen * 1_000 + ttl_ms) {
+    // Patroni has only just said that it leads: for a second that is believed, whoever moved it
+    let aged = age_ms >= 1_000 && clock.ms >= brought.done.ms + 1_000;
+    if aged && seen.is_some() && over(brought.said.loop_seen * 1_000 + ttl_ms) {
         return Err("promise 3: the ttl since the HA loop saw the DCS is over".into());
     }
     if !is_old {
@@ -295,5 +314,7 @@ fn contradict(former: &Node, node: &Node) -> bool {
         || (former.state == "running" && node.state != "running")
 }
 
+/// A little less than a failure is remembered without being asked for.
+const WANTED_MS: u64 = 9_000;
 /// After so long the lease was renewed under the present intervals.
 const RETIMED_MS: u64 = 150_000;

@@ -61,21 +61,34 @@ const FAULTS: usize = Fault::Capacity as usize + 1;
 
 /// How often each fault happens, in thousandths of its occasions.
 pub struct Faults {
+    /// Is this seed about a leader that is frozen while its lease runs out, and little else?
+    pub about_the_lease: bool,
     permille: [u64; FAULTS],
 }
 
 impl Faults {
     pub fn new(random: &mut Random) -> Faults {
+        let about_the_lease = random.chance(150);
         let calm = random.chance(100);
         let wild = random.between(100, 700);
-        let permille = [0; FAULTS].map(|_: u64| {
+        let mut permille = [0; FAULTS].map(|_: u64| {
             if calm || !random.chance(wild) { 0 } else { random.pick(&[20, 100, 300, 600]) }
         });
-        Faults { permille }
+        if about_the_lease {
+            for fault in BESIDE_THE_LEASE {
+                permille[fault as usize] = 0;
+            }
+            for fault in OF_THE_LEASE {
+                permille[fault as usize] = random.pick(&[0, 100, 600]);
+            }
+            permille[Fault::DcsSlow as usize] = random.pick(&[100, 600]);
+        }
+        Faults { about_the_lease, permille }
     }
 
     /// Nothing goes wrong any more.
     pub fn heal(&mut self) {
+        self.about_the_lease = false;
         self.permille = [0; FAULTS];
     }
 
@@ -96,15 +109,40 @@ impl Faults {
 pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
     let ttl_ms = random.pick(&[0, 20, 50, 100, 500, 1_000, 1_000, 2_000, 5_000, 30_000, 60_000]);
     let grace_ms = random.pick(&[0, 0, 0, 500, 2_000, 10_000, 20_000, 30_000]);
+    let timeout_ms = random.pick(&[100, 500, 1_000, 3_000, 3_000, 3_000, 10_000]);
+    let (ttl_ms, grace_ms, timeout_ms) = if faults.about_the_lease {
+        (ttl_ms.min(2_000), grace_ms.max(20_000), timeout_ms.min(1_000))
+    } else {
+        (ttl_ms, grace_ms, timeout_ms)
+    };
     let capacity = faults.is_on(Fault::Capacity);
     let variants_max = if capacity { random.between(0, 3) } else { 64 } as usize;
     Settings {
         limits: Limits { ttl_ms, grace_ms, variants_max },
         interval_ms: random.pick(&[50, 250, 250, 1_000, 5_000]),
-        timeout_ms: random.pick(&[100, 500, 1_000, 3_000, 3_000, 3_000, 10_000]),
+        timeout_ms,
         fetches_max: random.pick(&[1, 2, 3, 3, 5]),
         clients_max: if capacity { random.between(1, 8) } else { 1_000 } as usize,
         host: "patroni:8008".into(),
         records: random.chance(500),
     }
 }
+
+const OF_THE_LEASE: [Fault; 5] =
+    [Fault::DcsSlow, Fault::FreezeApi, Fault::FreezeLoop, Fault::FreezeProcess, Fault::AnyRoute];
+const BESIDE_THE_LEASE: [Fault; 14] = [
+    Fault::Refused,
+    Fault::NoDescriptor,
+    Fault::Garbage,
+    Fault::Huge,
+    Fault::Cut,
+    Fault::PatroniResets,
+    Fault::OddStatus,
+    Fault::UnreadableConfig,
+    Fault::NoSeen,
+    Fault::Switchover,
+    Fault::Flags,
+    Fault::Suspend,
+    Fault::Finish,
+    Fault::Capacity,
+];

@@ -22,7 +22,7 @@ pub enum Happening {
     /// Has the lease run out?
     LeaseEnd,
     Freeze(Freeze),
-    Thaw,
+    Thaw(Freeze),
     Switchover,
     Takeover,
     Postgres(&'static str),
@@ -86,7 +86,8 @@ pub struct Patroni {
     seen: u64,
     loop_seen: u64,
     cycle_ms: u64,
-    pub freeze: Option<Freeze>,
+    pub api_frozen: bool,
+    loop_frozen: bool,
     stalled: Option<Happening>,
     pub down: bool,
     serial: u64,
@@ -112,7 +113,8 @@ impl Patroni {
             seen: clock.unix_ms / 1_000,
             loop_seen: clock.unix_ms / 1_000,
             cycle_ms: clock.ms,
-            freeze: None,
+            api_frozen: false,
+            loop_frozen: false,
             stalled: None,
             down: false,
             serial: random.below(500),
@@ -129,9 +131,8 @@ impl Patroni {
     }
 
     pub fn happens(&mut self, what: Happening, clock: Clock, random: &mut Random, faults: &Faults) {
-        let loop_stands = matches!(self.freeze, Some(Freeze::Loop | Freeze::Process));
         match what {
-            Happening::Cycle | Happening::Read | Happening::Renew if loop_stands => {
+            Happening::Cycle | Happening::Read | Happening::Renew if self.loop_frozen => {
                 self.stalled = Some(what);
             }
             Happening::Cycle => {
@@ -145,13 +146,14 @@ impl Patroni {
                     self.we_hold = false;
                 }
             }
-            Happening::Freeze(freeze) if self.freeze.is_none() => self.freeze = Some(freeze),
-            Happening::Freeze(_) => {}
-            Happening::Thaw => {
-                self.freeze = None;
-                if let Some(stalled) = self.stalled.take() {
-                    self.later(clock, 0, stalled);
-                }
+            Happening::Freeze(what) => {
+                self.api_frozen |= what != Freeze::Loop;
+                self.loop_frozen |= what != Freeze::Api;
+            }
+            Happening::Thaw(what) => {
+                self.api_frozen &= what == Freeze::Loop;
+                self.loop_frozen &= what == Freeze::Api;
+                self.go_on(clock);
             }
             Happening::Switchover => self.step_down(clock, random),
             Happening::Takeover => self.take_over(clock),
@@ -174,8 +176,12 @@ impl Patroni {
         self.down = false;
         self.flags = [false; 3];
         self.state = "running";
-        self.freeze = None;
-        if let Some(stalled) = self.stalled.take() {
+        (self.api_frozen, self.loop_frozen) = (false, false);
+        self.go_on(clock);
+    }
+
+    fn go_on(&mut self, clock: Clock) {
+        if let Some(stalled) = self.stalled.take_if(|_| !self.loop_frozen) {
             self.later(clock, 0, stalled);
         }
     }
@@ -186,7 +192,8 @@ impl Patroni {
 
     fn dcs_delay(&self, random: &mut Random, faults: &Faults) -> u64 {
         let slow = faults.hit(random, Fault::DcsSlow);
-        random.between(0, if slow { self.timing.retry_timeout * 1_000 } else { 20 })
+        let most_ms = if slow { self.timing.retry_timeout * 1_000 } else { 20 };
+        if slow && random.chance(300) { most_ms } else { random.between(0, most_ms) }
     }
 
     fn read(&mut self, clock: Clock, random: &mut Random, faults: &Faults) {
@@ -196,12 +203,23 @@ impl Patroni {
             (true, true) => {
                 let delay_ms = self.dcs_delay(random, faults);
                 self.later(clock, delay_ms, Happening::Renew);
+                if faults.about_the_lease && random.chance(250) {
+                    self.freeze_before(clock, delay_ms, random);
+                }
                 return;
             }
             (true, false) => self.step_down(clock, random),
             (false, _) => {}
         }
         self.next_cycle(clock);
+    }
+
+    /// The worst moment: the DCS was read, the lease is not renewed yet.
+    fn freeze_before(&mut self, clock: Clock, renewal_ms: u64, random: &mut Random) {
+        let delay_ms = random.below(renewal_ms.max(1));
+        self.later(clock, delay_ms, Happening::Freeze(Freeze::Process));
+        let lasting_ms = random.between(5_000, 60_000);
+        self.later(clock, delay_ms + lasting_ms, Happening::Thaw(Freeze::Process));
     }
 
     fn renew(&mut self, clock: Clock) {
@@ -238,8 +256,7 @@ impl Patroni {
     }
 
     fn take_over(&mut self, clock: Clock) {
-        let stands = matches!(self.freeze, Some(Freeze::Loop | Freeze::Process));
-        if !self.leads && self.state == "running" && !stands {
+        if !self.leads && self.state == "running" && !self.loop_frozen {
             self.leads = true;
             self.timeline += 1;
             self.hold(clock);

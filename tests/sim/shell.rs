@@ -6,7 +6,7 @@ use patroniglue::http::write::VERSION;
 use patroniglue::slots::ConnId;
 use patroniglue::wheel::{Now, TICK_MS, Time};
 
-use super::checks::{Brought, Given, Outcome};
+use super::checks::{Brought, Failed, Given, Outcome};
 use super::client::{Answer, Expected, Persistence};
 use super::faults::Fault;
 use super::world::{Answering, End, Event, Fetch, Owner, World};
@@ -223,7 +223,7 @@ impl World {
                 return Err("a record that nobody wants".into());
             }
             self.records += 1;
-            if record.elapsed_ms > self.now_ms {
+            if record.elapsed_ms > self.settings.timeout_ms + self.now_ms {
                 return Err(format!("{record:?}"));
             }
         }
@@ -317,12 +317,18 @@ impl World {
     fn check_need(&self, at: usize, target: &str) -> Outcome {
         let (asked_ms, ttl_ms) = (self.fetches[at].connect_ms, self.settings.limits.ttl_ms);
         let ahead_ms = ttl_ms - ttl_ms / 4;
+        let pause_ms = ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
+        let failed =
+            self.memory.failure(target).filter(|_| target != "/config" && !target.contains('?'));
+        if failed.is_some_and(|failed| asked_ms < failed.asked_ms + pause_ms) {
+            return Err(format!("promise 1: {target} fails, and was asked for too soon"));
+        }
         let plain = !target.contains('?') && !super::client::is_leader_family(target);
         if let Some(brought) = self.memory.latest(target).filter(|_| plain) {
             let young = asked_ms < brought.asked_ms + ahead_ms;
             let lives = brought.asked_step > self.memory.contradicted_step
                 || brought.done_step == self.memory.contradicted_step;
-            if young && lives && self.memory.failed_ms(target).is_none() {
+            if young && lives && self.memory.failure(target).is_none() {
                 return Err(format!("promise 1: {target} was asked for too soon"));
             }
         }
@@ -390,7 +396,8 @@ impl World {
             }
             Err(why) => {
                 let target = self.fetches[at].target.clone();
-                self.memory.failed(target.as_deref(), why, ms, step);
+                let asked_ms = self.fetches[at].connect_ms;
+                self.memory.failed(target.as_deref(), Failed { why, asked_ms, ms, step });
                 self.trace(|| format!("       {target:?} failed: {why:?}"));
             }
         }
@@ -490,7 +497,8 @@ impl World {
             ours && now_ms >= fetch.connect_ms + PATIENCE_MS
         });
         let recent_ms = settings.timeout_ms + 1_100;
-        let full = self.open_fetches.len() == settings.fetches_max;
+        // at the end nothing is asked again, and failures grow old
+        let full = self.open_fetches.len() == settings.fetches_max || self.finish_ms.is_some();
         let busy =
             full || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
         let given = Given {
@@ -558,6 +566,8 @@ impl World {
 
     /// What has to be true whenever the loop sleeps.
     pub fn check_turn(&self) -> Outcome {
+        self.open_clients.iter().try_for_each(|at| self.check_client(*at))?;
+        self.open_fetches.iter().try_for_each(|at| self.check_fetch(*at))?;
         let counts = self.engine.counts();
         let waiting = self.open_clients.iter().filter(|at| self.clients[**at].asked.is_some());
         let exact = counts.clients == self.open_clients.len()
@@ -574,8 +584,7 @@ impl World {
                 self.open_fetches.len()
             ));
         }
-        self.open_fetches.iter().try_for_each(|at| self.check_fetch(*at))?;
-        self.open_clients.iter().try_for_each(|at| self.check_client(*at))
+        Ok(())
     }
 
     fn check_fetch(&self, at: usize) -> Outcome {
@@ -636,6 +645,9 @@ impl World {
         if self.is_over(asked_ms + self.settings.timeout_ms) {
             return Err(format!("promise 4: client {at} waits for {target} longer than it may"));
         }
+        if self.clients[at].is_hopeless && !target.contains('?') {
+            return Err(format!("client {at} waits for {target}, which fails"));
+        }
         let old_until = self.memory.old_until_ms(target, &self.settings);
         if self.is_over(asked_ms + PATIENCE_MS) && old_until.is_some_and(|ms| self.now_ms < ms) {
             return Err(format!("promise 4: client {at} waits, and {target} could be told old"));
@@ -650,7 +662,7 @@ impl World {
 
     pub fn now(&self) -> Now {
         let clock = self.clock();
-        Now { time: Time::from_ms(clock.ms), unix_ms: clock.unix_ms }
+        Now { time: Time::from_ms(self.base_ms + clock.ms), unix_ms: clock.unix_ms }
     }
 }
 
@@ -672,3 +684,5 @@ const ANSWER_MS_MAX: u64 = 5_000;
 const DRAIN_MS_MAX: u64 = 1_000;
 const FINISH_MS_MAX: u64 = 5_000;
 const PATIENCE_MS: u64 = 240;
+const RETRY_MS_MIN: u64 = 100;
+const RETRY_MS_MAX: u64 = 1_000;

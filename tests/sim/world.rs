@@ -21,6 +21,9 @@ pub struct World {
     pub settings: Settings,
     pub engine: Engine,
     pub now_ms: u64,
+    /// How old the daemon is when all begins, and the wall clock then.
+    pub base_ms: u64,
+    unix_base_ms: u64,
     jumped_ms: i64,
     /// The wall clock against the other, as the engine saw it last.
     jumped_seen_ms: Option<i64>,
@@ -110,6 +113,8 @@ pub struct Client {
     pub answered: usize,
     /// When the engine had the whole of the present request.
     pub asked: Option<(u64, u64)>,
+    /// What it asks for is known to fail.
+    pub is_hopeless: bool,
     /// When the time began that the present request has to come in.
     pub first_byte_ms: Option<u64>,
     head_done: bool,
@@ -152,7 +157,9 @@ impl World {
         let faults = Faults::new(&mut random);
         let settings = settings(&mut random, &faults);
         let palette = Palette::new(&mut random);
-        let start = Clock { ms: 0, unix_ms: UNIX_MS_AT_START };
+        let base_ms = random.pick(&[0, 0, 10, 40_950, 86_400_000, 8_640_000_000]);
+        let unix_base_ms = UNIX_MS_AT_START + random.below(1_000);
+        let start = Clock { ms: 0, unix_ms: unix_base_ms };
         let patroni = Patroni::new(&mut random, start);
         World {
             engine: Engine::new(settings.clone()),
@@ -161,6 +168,8 @@ impl World {
             faults,
             settings,
             now_ms: 0,
+            base_ms,
+            unix_base_ms,
             jumped_ms: 0,
             jumped_seen_ms: None,
             step: 0,
@@ -195,6 +204,7 @@ impl World {
     /// The whole of a seed: trouble, then health, then quiet.
     pub fn live(&mut self) -> Outcome {
         let duration_ms = self.random.pick(&[3_000, 10_000, 30_000, 60_000, 100_000]);
+        let duration_ms = if self.faults.about_the_lease { 100_000 } else { duration_ms };
         self.plan_clients(duration_ms);
         self.plan_trouble(duration_ms);
         self.take_todo();
@@ -222,11 +232,24 @@ impl World {
         }
         if self.random.chance(600) {
             let target = self.random.pick(&["/primary", "/primary", "/leader", "/replica", "/"]);
-            let pause_ms = self.random.pick(&[100, 500, 1_000, 2_000, 5_000]);
-            let begin_ms = self.random.below(duration_ms);
-            for turn in 0..50.min((duration_ms - begin_ms) / pause_ms) {
-                self.at(begin_ms + turn * pause_ms, Event::Steady(target));
-            }
+            self.plan_steady(target, duration_ms);
+        }
+        if self.faults.about_the_lease {
+            self.plan_steady("/primary", duration_ms);
+            self.plan_steady("/cluster", duration_ms);
+        }
+    }
+
+    /// A load balancer's checks, as regular as a clock.
+    fn plan_steady(&mut self, target: &'static str, duration_ms: u64) {
+        let pause_ms = if self.faults.about_the_lease {
+            self.random.pick(&[500, 1_000, 2_000])
+        } else {
+            self.random.pick(&[100, 500, 1_000, 2_000, 5_000])
+        };
+        let begin_ms = self.random.below(duration_ms / 2);
+        for turn in 0..100.min((duration_ms - begin_ms) / pause_ms) {
+            self.at(begin_ms + turn * pause_ms, Event::Steady(target));
         }
     }
 
@@ -235,7 +258,8 @@ impl World {
             if !self.faults.is_on(fault) {
                 continue;
             }
-            for _ in 0..self.random.between(1, 4) {
+            let most = if self.faults.about_the_lease { 6 } else { 4 };
+            for _ in 0..self.random.between(1, most) {
                 let at_ms = self.random.below(duration_ms);
                 self.plan_one(fault, at_ms, duration_ms);
             }
@@ -243,7 +267,8 @@ impl World {
     }
 
     fn plan_one(&mut self, fault: Fault, at_ms: u64, duration_ms: u64) {
-        let lasting_ms = 50 + self.random.skewed(60_000);
+        let most_ms = if self.faults.about_the_lease { 25_000 } else { 60_000 };
+        let lasting_ms = 50 + self.random.skewed(most_ms);
         let sign = if self.random.chance(500) { 1 } else { -1 };
         let event = match fault {
             Fault::FreezeApi => Event::Cluster(Happening::Freeze(Freeze::Api)),
@@ -265,8 +290,8 @@ impl World {
         match event {
             Event::Finish if self.random.chance(700) => return,
             Event::Finish => return self.at(at_ms.max(duration_ms / 2), event),
-            Event::Cluster(Happening::Freeze(_)) => {
-                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Thaw));
+            Event::Cluster(Happening::Freeze(what)) => {
+                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Thaw(what)));
             }
             Event::Cluster(Happening::Down(_)) => {
                 self.at(at_ms + lasting_ms, Event::Cluster(Happening::Down(false)));
@@ -362,6 +387,7 @@ impl World {
         let mut turns_at_once = 0;
         loop {
             let deadline_ms = self.engine.next_deadline().map(Time::as_ms);
+            let deadline_ms = deadline_ms.map(|ms| ms.saturating_sub(self.base_ms));
             let event_ms = self.events.first_key_value().map(|(key, _)| key.0);
             let busy = (!self.queue.is_empty()).then_some(self.now_ms);
             let next_ms = [deadline_ms, event_ms, busy].into_iter().flatten().min();
@@ -475,7 +501,7 @@ impl World {
         let clock = self.clock();
         self.patroni.happens(what, clock, &mut self.random, &self.faults);
         self.take_todo();
-        if what == Happening::Thaw {
+        if matches!(what, Happening::Thaw(_)) {
             self.flush_pending();
         }
     }
@@ -556,6 +582,7 @@ impl World {
             start: 0,
             answered: 0,
             asked: None,
+            is_hopeless: false,
             first_byte_ms: None,
             head_done: false,
             current: None,
@@ -645,6 +672,9 @@ impl World {
         if complete && message.expected != Expected::Never {
             client.asked = Some((now_ms, step));
             if let Expected::Patroni(target) = &message.expected {
+                // a drained daemon does not look whether it knows
+                let drained = self.draining_step.is_some();
+                client.is_hopeless = !drained && self.memory.wanted(target, now_ms);
                 self.asked_for.insert(target.clone());
             }
         }
@@ -736,12 +766,8 @@ impl World {
     /// Patroni looks at a request; who asked may have gone meanwhile.
     fn execute(&mut self, at: usize) {
         let clock = self.clock();
-        let frozen = matches!(self.patroni.freeze, Some(Freeze::Api | Freeze::Process));
         let fetch = &mut self.fetches[at];
-        if fetch.closed && clock.ms > fetch.connect_ms + ABANDONED_MS_MAX {
-            return;
-        }
-        if frozen {
+        if self.patroni.api_frozen {
             self.pending.push(at);
             return;
         }
@@ -777,7 +803,7 @@ impl World {
     // ---- what everybody uses
 
     pub fn clock(&self) -> Clock {
-        let unix_ms = (UNIX_MS_AT_START + self.now_ms).saturating_add_signed(self.jumped_ms);
+        let unix_ms = (self.unix_base_ms + self.now_ms).saturating_add_signed(self.jumped_ms);
         Clock { ms: self.now_ms, unix_ms }
     }
 
@@ -885,5 +911,3 @@ const ROUTES: usize = 24;
 const QUEUE_ROUNDS: u32 = 8;
 const TURNS_AT_ONCE_MAX: u32 = 200;
 const EVENTS_MAX: usize = 500;
-/// Patroni answers nobody who has gone for so long.
-const ABANDONED_MS_MAX: u64 = 25_000;
