@@ -70,6 +70,8 @@ pub struct Lease {
     timing: Option<Timing>,
     /// The last `dcs_last_seen` that was no doing of ours.
     sure_seen: Option<u64>,
+    /// The one before it. A leader that went on from there had renewed its lease.
+    former_seen: Option<u64>,
     reads: Vec<Read>,
     wall: Wall,
 }
@@ -151,8 +153,15 @@ impl Until {
         now.time >= self.time || now.unix_ms >= self.unix_ms
     }
 
-    fn at_unix_ms(now: Now, unix_ms: u64) -> Until {
+    /// So many seconds after the DCS was seen.
+    fn after_seen(now: Now, seen: u64, seconds: u64) -> Until {
+        let unix_ms = seen.saturating_add(seconds).saturating_mul(1_000);
         Until { time: now.time.plus_ms(unix_ms.saturating_sub(now.unix_ms)), unix_ms }
+    }
+
+    /// Over when either of the two is.
+    fn sooner(self, other: Until) -> Until {
+        Until { time: self.time.min(other.time), unix_ms: self.unix_ms.min(other.unix_ms) }
     }
 
     /// So long from now, by both clocks.
@@ -188,7 +197,7 @@ impl Lease {
         *former_ms = difference_ms;
         if jumped {
             self.wall = Wall::Jumped { difference_ms, seen: None };
-            self.sure_seen = None;
+            (self.sure_seen, self.former_seen) = (None, None);
         }
         jumped
     }
@@ -262,20 +271,22 @@ impl Lease {
         seen: Option<u64>,
         sure: Option<u64>,
     ) -> Terms {
-        let ttl_ms = self.timing.map_or(TTL_SECONDS_MIN, |timing| timing.ttl) * 1_000;
+        let ttl = self.timing.map_or(TTL_SECONDS_MIN, |timing| timing.ttl);
         // a node that does not say when it saw the DCS, or that saw it in the future, is
         // believed for as long as an answer is by default
         let unknown = Until::after_ms(now, ALWAYS_FRESH_MS);
-        let until = |seen: u64| Until::at_unix_ms(now, (seen * 1_000).saturating_add(ttl_ms));
-        let past = seen.filter(|seen| seen * 1_000 <= now.unix_ms);
+        let until = |seen: u64, seconds: u64| Until::after_seen(now, seen, seconds);
+        let past = seen.filter(|seen| seen.saturating_mul(1_000) <= now.unix_ms);
         let lease = sure
             .zip(self.timing)
             .filter(|_| past.is_some() && status.is_some_and(NodeStatus::is_under_lease));
         Terms {
-            fresh_until: past.map_or(unknown, until),
-            aging_until: sure.map_or(unknown, until),
+            fresh_until: past.map_or(unknown, |seen| until(seen, ttl)),
+            aging_until: sure.map_or(unknown, |seen| until(seen, ttl)),
             old_until: lease.map(|(sure, timing)| {
-                Until::at_unix_ms(now, (sure + timing.sure_seconds()) * 1_000)
+                let held = until(sure, timing.sure_seconds());
+                // a loop that hung before `sure`, and again since, renewed the lease no later
+                self.former_seen.map_or(held, |former| held.sooner(until(former, ttl)))
             }),
         }
     }
@@ -289,6 +300,7 @@ impl Lease {
         if let Wall::Jumped { difference_ms, seen: before } = &mut self.wall {
             match before {
                 Some(before) if *before != seen && !is_ours => {
+                    self.sure_seen = Some(*before);
                     self.wall = Wall::Steady(*difference_ms);
                 }
                 _ => {
@@ -298,7 +310,8 @@ impl Lease {
             }
         }
         if !is_ours {
-            self.sure_seen = Some(seen);
+            let former = self.sure_seen.replace(seen).filter(|former| *former < seen);
+            self.former_seen = former.or(self.former_seen);
         }
         self.sure_seen.filter(|sure| *sure <= seen)
     }
@@ -497,17 +510,40 @@ mod tests {
         lease.read_ended(now_at(10_004.0), read(2), false);
         lease.answered(now_at(10_004.0));
         assert_eq!(old_until(&mut lease, 10_021.0, &leader(10_020)), Some(10_010.0));
-        assert_eq!(old_until(&mut lease, 10_036.0, &leader(10_035)), Some(10_045.0));
+        // the cycle before this one may be the one of second 10,000
+        assert_eq!(old_until(&mut lease, 10_036.0, &leader(10_035)), Some(10_030.0));
         // also much later, when it was frozen meanwhile
         lease.read_begun(now_at(10_041.0), read(3));
         lease.read_ended(now_at(10_044.0), read(3), false);
         lease.answered(now_at(10_100.0));
-        assert_eq!(old_until(&mut lease, 10_100.0, &leader(10_100)), Some(10_045.0));
-        assert_eq!(old_until(&mut lease, 10_132.0, &leader(10_131)), Some(10_141.0));
+        assert_eq!(old_until(&mut lease, 10_100.0, &leader(10_100)), Some(10_030.0));
+        assert_eq!(old_until(&mut lease, 10_132.0, &leader(10_131)), Some(10_065.0));
+        assert_eq!(old_until(&mut lease, 10_140.0, &leader(10_140)), Some(10_150.0));
         // nothing before it is known
         let mut lease = known();
         lease.read_begun(now_at(9_998.2), read(1));
         assert_eq!(old_until(&mut lease, 9_999.0, &leader(9_998)), None);
+    }
+
+    #[test]
+    fn a_loop_that_hung_has_to_move_on_twice() {
+        let mut lease = known();
+        assert_eq!(old_until(&mut lease, 10_020.0, &leader(9_995)), Some(10_005.0));
+        // it read the DCS again, and may hang before it renews the lease of second 9,995
+        assert_eq!(old_until(&mut lease, 10_020.0, &leader(10_020)), Some(10_025.0));
+        assert_eq!(old_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
+        // an answer that was overtaken is no way round that
+        assert_eq!(old_until(&mut lease, 10_022.0, &leader(9_995)), Some(10_005.0));
+        assert_eq!(old_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
+        assert_eq!(old_until(&mut lease, 10_030.0, &leader(10_030)), Some(10_040.0));
+        // nor is a clock that was set, nor a node that talks nonsense
+        lease.observe(now_at(10_031.0));
+        let now = now_at(10_061.0);
+        lease.observe(Now { time: now_at(10_032.0).time, ..now });
+        assert_eq!(old_until(&mut lease, 10_061.0, &leader(10_030)), None);
+        assert_eq!(old_until(&mut lease, 10_061.0, &leader(10_061)), Some(10_060.0));
+        let nonsense = lease.judge(now, Family::Leader, 200, Some(&leader(u64::MAX)));
+        assert_eq!(nonsense.old_until, None);
     }
 
     #[test]
