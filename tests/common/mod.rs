@@ -22,6 +22,17 @@ pub struct Glue {
     log: Arc<Mutex<Vec<String>>>,
 }
 
+/// What becomes of the daemon's log once it listens.
+#[derive(Clone, Copy, Debug)]
+pub enum Stderr {
+    /// It is read to the end.
+    Read,
+    /// Nobody reads the pipe, so that it fills.
+    Stuck,
+    /// The pipe's other end is closed.
+    Closed,
+}
+
 impl Glue {
     /// In front of `backend`, with further lines of configuration: `("cache", "ttl: 2")`.
     pub fn start(backend: SocketAddr, more: &[(&str, &str)]) -> Glue {
@@ -30,6 +41,11 @@ impl Glue {
 
     /// With this configuration, these flags, and behind this shell command (`ulimit -n 32`).
     pub fn start_with(text: &str, flags: &[&str], shell: Option<&str>) -> Glue {
+        Glue::start_saying(text, flags, shell, Stderr::Read)
+    }
+
+    /// The same, with another fate of its log.
+    pub fn start_saying(text: &str, flags: &[&str], shell: Option<&str>, fate: Stderr) -> Glue {
         let config = config_file(text);
         let binary = env!("CARGO_BIN_EXE_patroniglue");
         let mut command = match shell {
@@ -47,8 +63,16 @@ impl Glue {
         let stderr = child.stderr.take().expect("a pipe");
         let lines = Arc::clone(&log);
         thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                lines.lock().expect("no panic").push(line);
+            let mut stderr = BufReader::new(stderr);
+            let mut line = String::new();
+            while stderr.read_line(&mut line).is_ok_and(|count| count > 0) {
+                let listens = line.contains("listening on ");
+                lines.lock().expect("no panic").push(std::mem::take(&mut line).trim_end().into());
+                match fate {
+                    Stderr::Stuck if listens => return std::mem::forget(stderr),
+                    Stderr::Closed if listens => return,
+                    _ => {}
+                }
             }
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -91,8 +115,13 @@ impl Glue {
 
     /// Resident memory in KiB, where /proc tells it.
     pub fn resident_kib(&self) -> Option<u64> {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// What /proc tells of its memory under that name.
+    pub fn memory_kib(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        let line = status.lines().find(|line| line.starts_with(name))?;
         line.split_whitespace().nth(1)?.parse().ok()
     }
 
