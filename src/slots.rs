@@ -52,10 +52,16 @@ impl<T> Slots<T> {
         }
     }
 
-    /// Takes the value out; its slot is free from now on.
+    /// Takes the value out; its slot is free from now on. After a flood its memory is given back,
+    /// up to the highest slot in use.
     pub fn remove(&mut self, id: ConnId) -> Option<T> {
         self.get(id)?;
-        Some(self.slab.remove(id.slot as usize).1)
+        let (_, value) = self.slab.remove(id.slot as usize);
+        let capacity = self.slab.capacity();
+        if capacity > SLOTS_KEPT && self.slab.len() < capacity / SPARSE {
+            self.slab.shrink_to_fit();
+        }
+        Some(value)
     }
 
     /// All values, in the order of their slots.
@@ -71,6 +77,12 @@ impl<T> Default for Slots<T> {
         Self::new()
     }
 }
+
+/// So many slots are never given back.
+const SLOTS_KEPT: usize = 512;
+/// Memory of which less than the eighth part is in use is given back: so seldom that the walk
+/// over it costs nothing for each connection that came and went meanwhile.
+const SPARSE: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -88,5 +100,23 @@ mod tests {
         assert_eq!(slots.remove(former), None);
         assert_eq!(slots.get(next), Some(&"next"));
         assert_eq!(slots.iter().collect::<Vec<_>>(), [(next, &"next")]);
+    }
+
+    #[test]
+    fn after_a_flood_the_memory_is_given_back() {
+        let mut slots = Slots::new();
+        let first = slots.insert(0);
+        let flood: Vec<ConnId> = (1..10_000).map(|number| slots.insert(number)).collect();
+        let last = flood[flood.len() - 1];
+        for id in &flood[..flood.len() - 1] {
+            slots.remove(*id);
+        }
+        assert_eq!((slots.get(first), slots.get(last)), (Some(&0), Some(&9_999)));
+        assert!(slots.slab.capacity() >= 10_000, "the last one holds it");
+        slots.remove(last);
+        assert!(slots.slab.capacity() <= SLOTS_KEPT, "{}", slots.slab.capacity());
+        // the lowest slot is taken first, so that the next flood's end frees all again
+        let next = slots.insert(10_000);
+        assert_eq!((next.slot, slots.get(last), slots.get(next)), (1, None, Some(&10_000)));
     }
 }

@@ -30,11 +30,13 @@ pub struct Wheel<T> {
     nodes: Vec<Node<T>>,
     /// First of the unused nodes, or `NONE`.
     unused: u32,
+    /// How many of the nodes are in use.
+    count: usize,
     /// Nothing is left in any tick before this one.
     cursor_tick: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Node<T> {
     item: T,
     next: u32,
@@ -81,6 +83,7 @@ impl<T: Copy> Wheel<T> {
             occupied_words: 0,
             nodes: Vec::new(),
             unused: NONE,
+            count: 0,
             cursor_tick: 0,
         }
     }
@@ -121,8 +124,7 @@ impl<T: Copy> Wheel<T> {
 
     /// How many items wait.
     pub fn len(&self) -> usize {
-        let unused = std::iter::successors(self.node(self.unused), |node| self.node(node.next));
-        self.nodes.len() - unused.count()
+        self.count
     }
 
     /// Does nothing wait?
@@ -130,11 +132,8 @@ impl<T: Copy> Wheel<T> {
         self.occupied_words == 0
     }
 
-    fn node(&self, index: u32) -> Option<&Node<T>> {
-        self.nodes.get(index as usize)
-    }
-
     fn store(&mut self, node: Node<T>) -> u32 {
+        self.count += 1;
         if self.unused == NONE {
             self.nodes.push(node);
             return u32::try_from(self.nodes.len() - 1).expect("fewer timers than descriptors");
@@ -156,7 +155,26 @@ impl<T: Copy> Wheel<T> {
                 self.occupied_words &= !(1 << (slot / 64));
             }
         }
+        self.count -= 1;
+        if self.nodes.len() > NODES_KEPT && self.count < self.nodes.len() / SPARSE {
+            self.compact();
+        }
         item
+    }
+
+    /// Gives back what a flood of timers needed.
+    fn compact(&mut self) {
+        let mut nodes = Vec::with_capacity(self.count);
+        for head in self.heads.iter_mut().filter(|head| **head != NONE) {
+            let mut index = std::mem::replace(head, nodes.len() as u32);
+            while index != NONE {
+                let Node { item, next } = self.nodes[index as usize];
+                index = next;
+                let moved = nodes.len() as u32 + 1;
+                nodes.push(Node { item, next: if next == NONE { NONE } else { moved } });
+            }
+        }
+        (self.nodes, self.unused) = (nodes, NONE);
     }
 
     /// The first tick at or after the cursor that has items: the cursor's word from its bit on,
@@ -197,6 +215,9 @@ pub const TICK_MS: u64 = 10;
 const SLOTS: usize = 4096;
 const WORDS: usize = SLOTS / 64;
 const NONE: u32 = u32::MAX;
+/// So many nodes are never given back, others when less than the eighth part is in use.
+const NODES_KEPT: usize = 512;
+const SPARSE: usize = 8;
 
 const _: () = assert!(WORDS == 64, "one word of summary bits");
 
@@ -250,6 +271,17 @@ mod tests {
             }
         }
         assert_eq!(early, 2);
+    }
+
+    #[test]
+    fn after_a_flood_the_memory_is_given_back_and_nothing_is_lost() {
+        let mut wheel = Wheel::new();
+        (0..10_000).for_each(|item| drop(wheel.schedule(at(item / 2), item)));
+        (10_000..10_060).for_each(|item| drop(wheel.schedule(at(item), item)));
+        assert_eq!(drain(&mut wheel, at(5_000)), (0..10_000).collect::<Vec<_>>());
+        assert!(wheel.nodes.capacity() <= NODES_KEPT, "{}", wheel.nodes.capacity());
+        wheel.schedule(at(10_030), 10_060);
+        assert_eq!(drain(&mut wheel, at(20_000)), (10_000..=10_060).collect::<Vec<_>>());
     }
 
     /// Against a plain list, from a fixed seed, over several turns of the wheel.

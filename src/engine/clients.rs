@@ -173,6 +173,7 @@ impl Engine {
         if self.idlest.len() > IDLEST_BATCH {
             self.idlest.select_nth_unstable(IDLEST_BATCH);
             self.idlest.truncate(IDLEST_BATCH);
+            self.idlest.shrink_to_fit();
         }
         self.idlest.sort_unstable_by(|one, other| other.cmp(one));
         self.next_idlest(now)

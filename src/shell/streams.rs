@@ -10,6 +10,8 @@ use crate::slots::ConnId;
 #[derive(Default)]
 pub struct Streams {
     by_slot: Vec<Option<(u32, Stream<TcpStream>)>>,
+    /// How many there are.
+    count: usize,
 }
 
 impl Streams {
@@ -21,6 +23,7 @@ impl Streams {
         }
         debug_assert!(self.by_slot[slot].is_none());
         self.by_slot[slot] = Some((id.generation, stream));
+        self.count += 1;
     }
 
     /// The stream under `id`, if it is that generation's still.
@@ -39,10 +42,18 @@ impl Streams {
         (token_of(id) == token).then_some((id, stream))
     }
 
-    /// Gives the stream back, to be dropped, which closes it.
+    /// Gives the stream back, to be dropped, which closes it. After a flood its memory is given
+    /// back, up to the highest slot in use.
     pub fn remove(&mut self, id: ConnId) -> Option<Stream<TcpStream>> {
         self.get_mut(id)?;
-        self.by_slot[id.slot as usize].take().map(|(_, stream)| stream)
+        let removed = self.by_slot[id.slot as usize].take();
+        self.count -= 1;
+        if self.by_slot.len() > SLOTS_KEPT && self.count < self.by_slot.len() / SPARSE {
+            let used = self.by_slot.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            self.by_slot.truncate(used);
+            self.by_slot.shrink_to_fit();
+        }
+        removed.map(|(_, stream)| stream)
     }
 }
 
@@ -51,6 +62,9 @@ pub fn token_of(id: ConnId) -> Token {
     Token(((id.generation as usize & HALF_MASK) << HALF_BITS) | id.slot as usize)
 }
 
+/// So many slots are never given back, others when less than the eighth part is in use.
+const SLOTS_KEPT: usize = 512;
+const SPARSE: usize = 8;
 const HALF_BITS: u32 = usize::BITS / 2;
 const HALF_MASK: usize = (1 << HALF_BITS) - 1;
 
