@@ -1,0 +1,113 @@
+//! A stand-in for Patroni that answers at once, and on demand comes and goes in every way.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::common::standin::{json, primary};
+
+/// Patroni, as it is in a bad week.
+pub struct Fickle {
+    pub address: SocketAddr,
+    restless: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    Answers,
+    Refuses,
+    Hangs,
+    Resets,
+    Cuts,
+}
+
+/// What it does in turn while it is restless.
+const MOODS: [Mood; 8] = [
+    Mood::Refuses,
+    Mood::Answers,
+    Mood::Hangs,
+    Mood::Answers,
+    Mood::Resets,
+    Mood::Refuses,
+    Mood::Cuts,
+    Mood::Answers,
+];
+const MOOD_LASTS: Duration = Duration::from_millis(300);
+
+impl Fickle {
+    pub fn start() -> Fickle {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("its address");
+        let restless = Arc::new(AtomicBool::new(false));
+        let shared = Arc::clone(&restless);
+        thread::spawn(move || live(listener, &shared));
+        Fickle { address, restless }
+    }
+
+    /// Does it restart, refuse, hang and break off from now on, or answer?
+    pub fn come_and_go(&self, restless: bool) {
+        self.restless.store(restless, Ordering::Relaxed);
+    }
+}
+
+fn live(mut listener: TcpListener, restless: &AtomicBool) {
+    let address = listener.local_addr().expect("its address");
+    loop {
+        while !restless.load(Ordering::Relaxed) {
+            serve_for(&listener, Mood::Answers, Duration::from_millis(50));
+        }
+        for mood in MOODS {
+            if mood == Mood::Refuses {
+                drop(listener);
+                thread::sleep(MOOD_LASTS);
+                listener = TcpListener::bind(address).expect("its port again");
+            } else {
+                let times = if mood == Mood::Answers { 3 } else { 1 };
+                serve_for(&listener, mood, MOOD_LASTS * times);
+            }
+        }
+    }
+}
+
+fn serve_for(listener: &TcpListener, mood: Mood, time: Duration) {
+    listener.set_nonblocking(true).expect("an option");
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < time {
+        match listener.accept() {
+            Ok((stream, _)) => drop(thread::spawn(move || answer(stream, mood))),
+            Err(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+fn answer(mut stream: TcpStream, mood: Mood) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut request = Vec::new();
+    let mut piece = [0; 1024];
+    while !request.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut piece)? {
+            0 => return Ok(()),
+            count => request.extend_from_slice(&piece[..count]),
+        }
+    }
+    let whole = match request.as_slice() {
+        [b'G', b'E', b'T', b' ', b'/', b'c', b'o', ..] => json(200, "{\"ttl\": 30}"),
+        [b'G', b'E', b'T', b' ', b'/', b'm', ..] => json(200, &format!("\"{}\"", large())),
+        _ => primary(),
+    };
+    match mood {
+        Mood::Answers | Mood::Refuses => stream.write_all(&whole),
+        Mood::Hangs => stream.read(&mut piece).map(|_| ()),
+        Mood::Resets => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)),
+        Mood::Cuts => stream.write_all(&whole[..whole.len() - 5]),
+    }
+}
+
+/// Three of them are more than the daemon's socket and a slow reader's hold.
+fn large() -> String {
+    "x".repeat(100 * 1024)
+}
