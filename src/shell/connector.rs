@@ -11,7 +11,8 @@ use crate::slots::ConnId;
 /// Knows where Patroni is, and what was tried for whom.
 pub struct Connector {
     resolver: Resolver,
-    /// The address to begin with: the one that worked last, or comes after one that did not.
+    /// The address to begin with, by its place: the one that worked last, or comes after one that
+    /// did not.
     first: usize,
     attempts: Vec<Attempt>,
 }
@@ -29,6 +30,8 @@ pub enum Progress {
 /// A connection that is not made yet. There are as many as fetches at once.
 struct Attempt {
     id: ConnId,
+    /// The place of the address it began with. Each goes round by itself, whatever the others find.
+    first: usize,
     tried_count: usize,
 }
 
@@ -45,33 +48,45 @@ impl Connector {
 
     /// Begins a connection.
     pub fn connect(&mut self, id: ConnId) -> Progress {
-        self.attempts.push(Attempt { id, tried_count: 0 });
+        self.attempts.push(Attempt { id, first: self.first, tried_count: 0 });
         self.next(id, Failure::Unresolved)
     }
 
     /// An address did not work, for this reason: goes on with the next.
     pub fn try_next(&mut self, id: ConnId, why: Failure) -> Progress {
-        self.skip_address();
+        self.skip_address(id);
         self.next(id, why)
     }
 
     /// The connection stands.
     pub fn made(&mut self, id: ConnId) {
+        self.first = self.place(id).unwrap_or(self.first);
         self.forget(id);
     }
 
     /// The connection is not wanted any more, and whatever address it was tried with last has
     /// not answered.
     pub fn give_up(&mut self, id: ConnId) {
-        if self.attempts.iter().any(|attempt| attempt.id == id) {
-            self.skip_address();
-            self.forget(id);
+        self.skip_address(id);
+        self.forget(id);
+    }
+
+    /// Who comes next begins behind the address that this one has tried last, unless somebody has
+    /// found a better one meanwhile.
+    fn skip_address(&mut self, id: ConnId) {
+        if let Some(place) = self.place(id) {
+            if self.first == place {
+                self.first = (place + 1) % self.resolver.addresses().len();
+            }
+            self.resolver.ask();
         }
     }
 
-    fn skip_address(&mut self) {
-        self.first = self.first.wrapping_add(1);
-        self.resolver.ask();
+    /// The place of the address that was tried last.
+    fn place(&self, id: ConnId) -> Option<usize> {
+        let attempt = self.attempts.iter().find(|attempt| attempt.id == id)?;
+        let tried_before = attempt.tried_count.checked_sub(1)?;
+        (attempt.first + tried_before).checked_rem(self.resolver.addresses().len())
     }
 
     fn forget(&mut self, id: ConnId) {
@@ -104,22 +119,71 @@ impl Connector {
             return Progress::Failed(why);
         };
         while attempt.tried_count < addresses.len() {
-            let address = addresses[self.first % addresses.len()];
+            let place = (attempt.first + attempt.tried_count) % addresses.len();
             attempt.tried_count += 1;
-            match TcpStream::connect(address) {
+            match TcpStream::connect(addresses[place]) {
                 Ok(socket) => {
                     // one small write and a read: Nagle has nothing to gain here
                     let _ = socket.set_nodelay(true);
                     return Progress::Connecting(socket);
                 }
-                Err(error) => {
-                    why = connect_failure(&error);
-                    self.first = self.first.wrapping_add(1);
-                }
+                Err(error) => why = connect_failure(&error),
             }
         }
         self.forget(id);
         self.resolver.ask();
         Progress::Failed(why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mio::net::TcpListener;
+
+    /// Where nobody listens, and where somebody does.
+    fn connector(listener: &TcpListener) -> Connector {
+        let gone = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
+        let addresses = [&gone, listener].map(|socket| socket.local_addr().expect("its address"));
+        let poll = mio::Poll::new().expect("a poll");
+        Connector::new(Resolver::knowing(addresses.to_vec(), poll.registry()))
+    }
+
+    fn connects(progress: Progress) -> bool {
+        match progress {
+            Progress::Connecting(socket) => socket.peer_addr().is_ok(),
+            Progress::Failed(why) => panic!("{why:?}"),
+            Progress::Resolving => panic!("the addresses are known"),
+        }
+    }
+
+    #[test]
+    fn each_tries_every_address_whatever_others_find() {
+        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
+        let mut connector = connector(&listener);
+        let ids = [0, 1, 2].map(|slot| ConnId { slot, generation: 0 });
+        for id in &ids[..2] {
+            assert!(!connects(connector.connect(*id)));
+        }
+        for id in &ids[..2] {
+            assert!(connects(connector.try_next(*id, Failure::Refused)), "{id:?}");
+        }
+        ids[..2].iter().for_each(|id| connector.made(*id));
+        assert!(connects(connector.connect(ids[2])), "the one that worked last comes first");
+        assert!(!connects(connector.try_next(ids[2], Failure::Reset)));
+        let progress = connector.try_next(ids[2], Failure::Refused);
+        assert!(matches!(progress, Progress::Failed(Failure::Refused)), "there is no third");
+        assert!(connector.attempts.is_empty());
+    }
+
+    #[test]
+    fn who_gives_up_leaves_the_next_address_to_the_next() {
+        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
+        let mut connector = connector(&listener);
+        let ids = [0, 1].map(|slot| ConnId { slot, generation: 0 });
+        assert!(!connects(connector.connect(ids[0])));
+        connector.give_up(ids[0]);
+        connector.give_up(ids[0]);
+        assert!(connects(connector.connect(ids[1])));
     }
 }
