@@ -10,6 +10,9 @@ use crate::wheel::Time;
 #[derive(Debug, Default)]
 pub struct Journal {
     patroni: Patroni,
+    /// What failed not long ago, and when: it says nothing new of Patroni by failing again, though
+    /// other targets may be answered in between.
+    failing: Vec<(Box<str>, Time)>,
     role: Option<String>,
     failures: Repeats,
     /// Old answers are being served, and the operator knows it.
@@ -33,12 +36,12 @@ enum Patroni {
 
 impl Journal {
     /// A fetch brought an answer.
-    pub fn answered(&mut self) {
+    pub fn answered(&mut self, target: &str) {
         if self.patroni != Patroni::Answers {
             info!("Patroni answers");
             self.patroni = Patroni::Answers;
-            self.failures = Repeats::default();
         }
+        self.failing.retain(|(failing, _)| **failing != *target);
         self.serving_old = false;
     }
 
@@ -53,13 +56,24 @@ impl Journal {
 
     /// A fetch failed.
     pub fn failed(&mut self, now: Time, target: &str, failure: Failure) {
-        if self.patroni != Patroni::Fails {
+        if self.is_news(now, target) && self.patroni != Patroni::Fails {
             info!("Patroni stopped answering");
             self.patroni = Patroni::Fails;
         }
         if let Some(times) = self.failures.note(now) {
             warn!("fetching {target}: {failure} ({times} times)");
         }
+    }
+
+    fn is_news(&mut self, now: Time, target: &str) -> bool {
+        self.failing.retain(|(_, failed_at)| now.ms_since(*failed_at) < FAILING_MS);
+        let known = self.failing.iter().position(|(failing, _)| **failing == *target);
+        match known {
+            Some(at) => self.failing[at].1 = now,
+            None if self.failing.len() < FAILING_MAX => self.failing.push((target.into(), now)),
+            None => {}
+        }
+        known.is_none()
     }
 
     /// An answer told the node's status.
@@ -89,6 +103,11 @@ impl Repeats {
 
 /// How long the same thing is not said again.
 const QUIET_MS: u64 = 1_000;
+/// Longer than a target that somebody asks for is left alone between two failures: the longest
+/// timeout of usual configurations, and a second.
+const FAILING_MS: u64 = 15_000;
+/// As many as there are routes, and some with parameters.
+const FAILING_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -102,5 +121,29 @@ mod tests {
         let mut expected = vec![None; 25];
         (expected[0], expected[10], expected[20]) = (Some(1), Some(10), Some(10));
         assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn a_target_that_always_fails_does_not_make_patroni_come_and_go() {
+        let mut journal = Journal::default();
+        let mut said = Vec::new();
+        for second in 0..40 {
+            let now = Time::from_ms(second * 1_000);
+            journal.answered("/primary");
+            journal.failed(now, "/cluster", Failure::Garbage);
+            said.push(journal.patroni == Patroni::Fails);
+        }
+        let mut expected = vec![false; 40];
+        expected[0] = true;
+        assert_eq!(said, expected);
+        journal.failed(Time::from_ms(40_000), "/primary", Failure::TimedOut);
+        assert_eq!(journal.patroni, Patroni::Fails, "that one is news");
+        // and so is one that was answered meanwhile, or not asked for long
+        journal.answered("/primary");
+        journal.failed(Time::from_ms(41_000), "/primary", Failure::TimedOut);
+        assert_eq!(journal.patroni, Patroni::Fails);
+        journal.answered("/replica");
+        journal.failed(Time::from_ms(41_000 + FAILING_MS), "/cluster", Failure::Garbage);
+        assert_eq!(journal.patroni, Patroni::Fails);
     }
 }

@@ -148,7 +148,7 @@ impl Engine {
     }
 
     fn fill(&mut self, now: Now, entry: EntryId, answer: Answer) {
-        self.journal.answered();
+        self.journal.answered(self.cache.target(entry));
         self.observe_clock(now);
         let family = self.cache.route(entry).family();
         let status = family.has_node_status().then(|| NodeStatus::from_json(&answer.body));
