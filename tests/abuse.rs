@@ -92,7 +92,7 @@ struct Holding {
 fn settled(glue: &mut Glue) -> Holding {
     let begun = Instant::now();
     loop {
-        let counts = counts(glue);
+        let counts = glue.counts();
         // a sweep, and the reading of Patroni's intervals
         if counts[..4].iter().all(|count| *count == 0) && counts[4] <= 2 {
             let id = glue.process_id();
@@ -105,18 +105,6 @@ fn settled(glue: &mut Glue) -> Holding {
         assert!(begun.elapsed() < SETTLED_AFTER, "{counts:?} are left");
         thread::sleep(Duration::from_millis(200));
     }
-}
-
-/// Clients, fetches, queued, waiters, timers, entries, stale inputs: as SIGHUP has it logged.
-fn counts(glue: &mut Glue) -> Vec<u64> {
-    let seen = glue.lines_with("holding: ").len();
-    glue.signal("HUP");
-    let line = wait_for("the counts", || glue.lines_with("holding: ").into_iter().nth(seen));
-    let list = line.split("holding: ").nth(1).unwrap_or_default();
-    let numbers = list.split(", ").filter_map(|part| part.split(' ').next()?.parse().ok());
-    let numbers: Vec<u64> = numbers.collect();
-    assert_eq!(numbers.len(), 7, "{line}");
-    numbers
 }
 
 fn abuse_seconds() -> Option<u64> {

@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::standin::{Mood, StandIn, at_once, json, primary};
-use common::{Glue, body, config, header, read_response, read_to_end, status_of, wait_for};
+use common::{Glue, Stderr, body, config, header, read_response, read_to_end, status_of, wait_for};
+use socket2::SockRef;
 
 #[test]
 fn five_hundred_clients_on_a_cold_route_are_one_fetch() {
@@ -336,6 +337,22 @@ fn nobody_waits_for_somebody_silent() {
 }
 
 #[test]
+fn who_breaks_off_while_waiting_makes_room_at_once() {
+    let patroni = StandIn::start(Mood::Silent);
+    let more = [("frontend", "connections: 2"), ("backend", "timeout: 15")];
+    let mut glue = Glue::start(patroni.address, &more);
+    let clients = [glue.connect(), glue.connect()];
+    for mut client in &clients {
+        client.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
+    }
+    wait_for("two waiters", || (glue.counts()[3] == 2).then_some(()));
+    for client in clients {
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("an option");
+    }
+    wait_for("their end", || (glue.counts()[..4] == [0, 2, 0, 0]).then_some(()));
+}
+
+#[test]
 fn a_name_that_does_not_resolve_delays_nobody() {
     let text = config("does-not-exist.invalid", 8008, &[("backend", "timeout: 1")]);
     let glue = Glue::start_with(&text, &[], None);
@@ -355,26 +372,13 @@ fn a_log_that_nobody_reads_or_that_is_closed_stops_nothing() {
     let patroni = StandIn::start(at_once(primary()));
     let backend = patroni.address;
     let text = config(&backend.ip().to_string(), backend.port(), &[("cache", "ttl: 60")]);
-    // stderr goes into a pipe whose reader is stopped once the port is known
-    let reader = "exec 3>&2; mkfifo \"$2.fifo\"; (head -n 1 >&3; exec sleep 60) <\"$2.fifo\" & \
-        exec 2>\"$2.fifo\"; rm \"$2.fifo\"";
-    let mut glue = Glue::start_with(&text, &["-verbose"], Some(reader));
-    let id = glue.process_id();
-    for _ in 0..3_000 {
-        assert_eq!(glue.send(b"OPTIONS /primary?a=padding HTTP/1.0\r\n\r\n").0, 200);
+    for (fate, asked) in [(Stderr::Stuck, 3_000), (Stderr::Closed, 300)] {
+        let mut glue = Glue::start_saying(&text, &["-verbose"], None, fate);
+        for _ in 0..asked {
+            assert_eq!(glue.send(b"OPTIONS /primary?a=padding HTTP/1.0\r\n\r\n").0, 200);
+        }
+        assert!(glue.is_running());
     }
-    assert!(glue.is_running());
-    drop(glue);
-    let left = std::process::Command::new("pkill").args(["-P", &id.to_string()]).status();
-    drop(left); // the sleeping reader is a child of the shell that became the daemon
-
-    let closing = "exec 3>&2; mkfifo \"$2.fifo\"; (head -n 1 >&3) <\"$2.fifo\" & \
-        exec 2>\"$2.fifo\"; rm \"$2.fifo\"";
-    let mut glue = Glue::start_with(&text, &["-verbose"], Some(closing));
-    for _ in 0..300 {
-        assert_eq!(glue.get("/primary").0, 200);
-    }
-    assert!(glue.is_running());
 }
 
 #[test]

@@ -236,6 +236,12 @@ impl Daemon {
     fn read(&mut self, now: Now, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
         let wanted = stream.is_handshaking() || self.engine.wants_read(id);
+        if !wanted && stream.is_gone() && !self.engine.is_fetch(id) {
+            // a client that waits is not read from, but makes room when it has gone
+            self.broken(now, id, &Broken::Io);
+            self.act(now);
+            return true;
+        }
         if !wanted || !stream.is_readable() || stream.is_connecting() {
             return false;
         }

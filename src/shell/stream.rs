@@ -78,6 +78,8 @@ struct Socket<S> {
     writable: bool,
     /// The poll said that the peer has closed its half: a hint, true after all data is read.
     read_closed: bool,
+    /// The poll said that nothing can be sent any more: RST.
+    gone: bool,
 }
 
 struct Secured {
@@ -93,7 +95,13 @@ impl<S: Read + Write> Stream<S> {
     /// A connection that stands. Nothing is known of it, so both directions are worth a try.
     pub fn accepted(socket: S, tls: Option<Session>) -> Self {
         let secured = tls.map(|session| Box::new(Secured::new(session)));
-        let socket = Socket { inner: socket, readable: true, writable: true, read_closed: false };
+        let socket = Socket {
+            inner: socket,
+            readable: true,
+            writable: true,
+            read_closed: false,
+            gone: false,
+        };
         Stream { socket, tls: secured, registered: false, connecting: false, queued: false }
     }
 
@@ -184,6 +192,7 @@ impl<S: Read + Write> Stream<S> {
         socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         socket.read_closed |= event.is_read_closed() || event.is_error();
+        socket.gone |= event.is_write_closed() || event.is_error();
     }
 
     /// Says the last words, close_notify or an alert, as far as that goes without waiting.
@@ -225,6 +234,11 @@ impl<S: Read + Write> Stream<S> {
     /// Is a write worth a try?
     pub fn is_writable(&self) -> bool {
         self.socket.writable
+    }
+
+    /// Has the peer broken the connection off? Shows where nothing is read that would say so.
+    pub fn is_gone(&self) -> bool {
+        self.socket.gone
     }
 
     /// Is the connection still being made?

@@ -104,6 +104,18 @@ impl Glue {
         assert!(status.is_ok_and(|status| status.success()));
     }
 
+    /// Clients, fetches, queued, waiters, timers, entries, stale inputs: as SIGHUP has it logged.
+    pub fn counts(&mut self) -> Vec<u64> {
+        let seen = self.lines_with("holding: ").len();
+        self.signal("HUP");
+        let line = wait_for("the counts", || self.lines_with("holding: ").into_iter().nth(seen));
+        let list = line.split("holding: ").nth(1).unwrap_or_default();
+        let numbers = list.split(", ").filter_map(|part| part.split(' ').next()?.parse().ok());
+        let numbers: Vec<u64> = numbers.collect();
+        assert_eq!(numbers.len(), 7, "{line}");
+        numbers
+    }
+
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
         wait_for("the daemon's end", || self.child.try_wait().expect("a child"))
