@@ -40,8 +40,9 @@ pub enum Step {
     /// A request is complete and wants [`Frontend::answer`]; its target was written to the
     /// caller's string.
     Ask(Request),
-    /// No request: the client is to be told by [`Frontend::refuse`].
-    Refuse(BadRequest),
+    /// No request: the client is to be told by [`Frontend::refuse`]. `Method::Unknown` unless a
+    /// method is all that is known of it.
+    Refuse(Method, BadRequest),
     /// The request did not come in time: as `Refuse`, with 408.
     TooSlow,
     /// The last answer is on its way; half-close, then wait for the client's end.
@@ -239,7 +240,7 @@ impl Frontend {
         }
         let view = if buffered { &input[..] } else { bytes };
         let parsed = match head::request(view) {
-            Err(why) => return Step::Refuse(why),
+            Err(why) => return Step::Refuse(head::method_of_refused(view), why),
             Ok(None) => {
                 if !buffered {
                     self.first_bytes(now, bytes);
@@ -289,7 +290,7 @@ impl Frontend {
                 Step::Ask(request)
             }
             Framing::Length(length) if length > REQUEST_BODY_BYTES_MAX => {
-                Step::Refuse(BadRequest::BodyTooLarge)
+                Step::Refuse(request.method, BadRequest::BodyTooLarge)
             }
             _ => {
                 let decoder = BodyDecoder::new(framing);
@@ -303,15 +304,16 @@ impl Frontend {
 
     fn read_body(&mut self, now: Time, target: &mut String) -> Step {
         let State::Body(body) = &mut self.state else { return Step::Continue };
+        let method = body.request.method;
         let mut taken = 0;
         while taken < self.input.len() && !body.decoder.is_done() {
             let Ok(decoded) = body.decoder.decode(&self.input[taken..]) else {
-                return Step::Refuse(BadRequest::Malformed);
+                return Step::Refuse(method, BadRequest::Malformed);
             };
             taken += decoded.taken;
             body.data_bytes += decoded.data.len() as u64;
             if body.data_bytes > REQUEST_BODY_BYTES_MAX {
-                return Step::Refuse(BadRequest::BodyTooLarge);
+                return Step::Refuse(method, BadRequest::BodyTooLarge);
             }
         }
         self.input.drain(..taken);
@@ -453,12 +455,12 @@ mod tests {
         let too_large = REQUEST_BODY_BYTES_MAX + 1;
         let head = format!("GET / HTTP/1.1\r\nContent-Length: {too_large}\r\n\r\n");
         let step = Frontend::new(NOW).receive(NOW, head.as_bytes(), &mut target);
-        assert_eq!(step, Step::Refuse(BadRequest::BodyTooLarge));
+        assert_eq!(step, Step::Refuse(Method::Get, BadRequest::BodyTooLarge));
         let mut frontend = Frontend::new(NOW);
         let head = b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n11000\r\n";
         assert_eq!(frontend.receive(NOW, head, &mut target), Step::Continue);
         let body = vec![b'x'; too_large as usize];
         let step = frontend.receive(NOW, &body, &mut target);
-        assert_eq!(step, Step::Refuse(BadRequest::BodyTooLarge));
+        assert_eq!(step, Step::Refuse(Method::Get, BadRequest::BodyTooLarge));
     }
 }

@@ -161,8 +161,7 @@ fn answers(bytes: &[u8], case: &Case) -> Option<Vec<Answer>> {
         let head_end = rest.find("\r\n\r\n")? + 4;
         let head = &rest[..head_end];
         let length: usize = header(head, "Content-Length")?.parse().ok()?;
-        // what is refused as no request is answered with a body, whatever its method would be
-        let bodiless = answers.is_empty() && case.kept && case.bytes.starts_with(b"HEAD ");
+        let bodiless = answers.is_empty() && case.bytes.starts_with(b"HEAD ");
         answers.push(Answer {
             status: status_of(head),
             closes: header(head, "Connection") == Some("close"),

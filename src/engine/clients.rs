@@ -27,8 +27,8 @@ impl Engine {
             Step::Continue if self.finishing && self.is_idle(id) => self.close(id),
             Step::Continue => {}
             Step::Ask(request) => self.ask(now, id, request),
-            Step::Refuse(why) => self.refuse(now, id, Own::refusal(why)),
-            Step::TooSlow => self.refuse(now, id, Own::TOO_SLOW),
+            Step::Refuse(method, why) => self.refuse(now, id, method, Own::refusal(why)),
+            Step::TooSlow => self.refuse(now, id, Method::Unknown, Own::TOO_SLOW),
             Step::Drain => self.actions.push_back(Action::Finish(id)),
             Step::Close => self.close(id),
         }
@@ -114,9 +114,9 @@ impl Engine {
     }
 
     /// Answers what was no request.
-    fn refuse(&mut self, now: Now, id: ConnId, own: Own) {
+    fn refuse(&mut self, now: Now, id: ConnId, method: Method, own: Own) {
         if self.settings.records {
-            let request = Request { method: Method::Unknown, persistence: Persistence::Close };
+            let request = Request { method, persistence: Persistence::Close };
             self.target.replace_range(.., "-");
             self.remember(now, id, request);
         }
@@ -125,7 +125,8 @@ impl Engine {
             return;
         };
         let status = own.status;
-        frontend.refuse(now.time, own.response(now, Persistence::Close, false));
+        let head_only = method == Method::Head;
+        frontend.refuse(now.time, own.response(now, Persistence::Close, head_only));
         self.record(now, id, status);
     }
 

@@ -283,6 +283,13 @@ fn is_authority(value: &[u8]) -> bool {
     value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
+/// What a head that was refused would have had as its method, as far as that decides how the
+/// refusal is written: no body follows the answer to a HEAD, whatever it is (RFC 9110, 9.3.2).
+pub fn method_of_refused(bytes: &[u8]) -> Method {
+    let is_head = bytes.trim_ascii_start().starts_with(b"HEAD ");
+    if is_head { Method::Head } else { Method::Unknown }
+}
+
 /// Which limit a head broke that fills the whole allowance.
 fn oversize(bytes: &[u8]) -> BadRequest {
     let line = bytes.split(|byte| *byte == b'\r').find(|line| !line.trim_ascii().is_empty());
