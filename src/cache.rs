@@ -177,6 +177,14 @@ impl Cache {
         }
     }
 
+    /// Nothing is known any more. Fetches go on.
+    pub fn forget_all(&mut self) {
+        for index in 0..self.entries.len() {
+            (self.entries[index].answer, self.entries[index].failure) = (None, None);
+            self.drop_if_empty(EntryId(index));
+        }
+    }
+
     /// A fetch for the entry begins.
     pub fn begin(&mut self, now: Time, id: EntryId) {
         let fetching = Fetching { begun_at: now, waiters: Vec::new() };

@@ -423,6 +423,27 @@ fn a_reload_changes_what_it_can_and_keeps_what_it_must() {
 }
 
 #[test]
+fn another_patroni_is_asked_anew() {
+    let former = StandIn::start(at_once(primary()));
+    let next = StandIn::start(at_once(json(503, "{\"state\": \"running\"}")));
+    let glue = Glue::start(former.address, &[("cache", "ttl: 60")]);
+    assert_eq!(glue.get("/primary").0, 200);
+    former.set(Mood::Silent);
+    let mut waiting = glue.connect();
+    waiting.write_all(b"GET /health HTTP/1.0\r\n\r\n").expect("it reads");
+    wait_for("its fetch", || former.requests().iter().any(|r| r.contains("/health")).then_some(()));
+    let ports = [&former, &next].map(|patroni| format!("port: {}\n", patroni.address.port()));
+    let text = std::fs::read_to_string(&glue.config).expect("its configuration");
+    std::fs::write(&glue.config, text.replace(&ports[0], &ports[1])).expect("written");
+    glue.signal("HUP");
+    assert_eq!(status_of(&read_to_end(&mut waiting)), 503, "by the new one, before the timeout");
+    assert_eq!(glue.get("/primary").0, 503, "what the former one said is forgotten");
+    assert_eq!((former.requests().len(), next.requests().len()), (2, 2));
+    let host = format!("Host: {}\r\n", next.address);
+    assert!(next.requests().iter().all(|request| request.contains(&host)));
+}
+
+#[test]
 fn drained_it_sends_load_balancers_elsewhere() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[]);

@@ -6,7 +6,7 @@ use crate::answer::{Answer, Handling};
 use crate::backend::{Failure, Fetch, Outcome, Subject};
 use crate::cache::{EntryId, PATIENCE_MS, Retry};
 use crate::http::write::{error_json, request};
-use crate::lease::{NodeStatus, Timing};
+use crate::lease::{Lease, NodeStatus, Timing};
 use crate::routes::Family;
 use crate::slots::ConnId;
 use crate::wheel::{Now, Time};
@@ -110,10 +110,7 @@ impl Engine {
         else {
             return;
         };
-        match self.queue.iter().position(|queued| *queued == id) {
-            Some(at) => drop(self.queue.remove(at)),
-            None => self.end_connection(now, id, outcome.is_ok()),
-        }
+        self.leave_queue_or_end(now, id, outcome.is_ok());
         match (fetch.subject(), outcome) {
             (Subject::Entry(entry), Ok(answer)) => self.fill(now, entry, answer),
             (Subject::Entry(entry), Err(failure)) => self.fail(now, entry, &fetch, failure),
@@ -122,7 +119,11 @@ impl Engine {
         self.dispatch(now);
     }
 
-    fn end_connection(&mut self, now: Now, id: ConnId, answered: bool) {
+    fn leave_queue_or_end(&mut self, now: Now, id: ConnId, answered: bool) {
+        if let Some(at) = self.queue.iter().position(|queued| *queued == id) {
+            self.queue.remove(at);
+            return;
+        }
         self.fetching -= 1;
         self.lease.read_ended(now, id, answered);
         if answered {
@@ -181,16 +182,32 @@ impl Engine {
         if self.timing_due_at != Time::NEVER {
             self.timing_due_at = now.time;
         }
-        let under_way = self.connections.iter().filter_map(|(id, connection)| {
-            let Peer::Patroni(fetch) = &connection.peer else { return None };
-            (!fetch.is_queued()).then(|| (id, fetch.subject(), fetch.deadline()))
+        self.restart(now, |fetch| {
+            !fetch.is_queued() && matches!(fetch.subject(), Subject::Entry(_))
         });
-        for (id, subject, deadline) in under_way.collect::<Vec<_>>() {
-            if matches!(subject, Subject::Entry(_)) {
-                self.connections.remove(id);
-                self.end_connection(now, id, false);
-                self.queue_fetch(now, subject, deadline);
-            }
+    }
+
+    /// Patroni is another one from now on.
+    pub(super) fn forget_patroni(&mut self, now: Now) {
+        self.cache.forget_all();
+        (self.status, self.lease) = (None, Lease::default());
+        self.restart(now, |_| true);
+        if self.timing_due_at != Time::NEVER {
+            self.timing_due_at = now.time;
+        }
+        self.dispatch(now);
+    }
+
+    /// Begins these fetches again, in the time they have left. Who waits goes on waiting.
+    fn restart(&mut self, now: Now, which: impl Fn(&Fetch) -> bool) {
+        let fetches = self.connections.iter().filter_map(|(id, connection)| {
+            let Peer::Patroni(fetch) = &connection.peer else { return None };
+            which(fetch).then(|| (id, fetch.subject(), fetch.deadline()))
+        });
+        for (id, subject, deadline) in fetches.collect::<Vec<_>>() {
+            self.connections.remove(id);
+            self.leave_queue_or_end(now, id, false);
+            self.queue_fetch(now, subject, deadline);
         }
     }
 

@@ -305,10 +305,14 @@ impl Engine {
         }
     }
 
-    /// Other settings from now on. What is under way ends under the former ones.
-    pub fn configure(&mut self, settings: Settings) {
+    /// Other settings from now on. What is under way ends under the former ones, unless Patroni is
+    /// another one: then nothing counts that the former said, or was asked.
+    pub fn configure(&mut self, now: Now, settings: Settings) {
         self.cache.set_limits(settings.limits);
-        self.settings = settings;
+        let former = std::mem::replace(&mut self.settings, settings);
+        if former.host != self.settings.host {
+            self.forget_patroni(now);
+        }
     }
 
     /// Load balancers are to look elsewhere: the leader and replica routes are answered with 503,

@@ -442,7 +442,7 @@ impl Daemon {
         for event in events {
             match event {
                 SignalEvent::End => self.end(now),
-                SignalEvent::Reload => self.reload(),
+                SignalEvent::Reload => self.reload(now),
                 SignalEvent::Drain(draining) => {
                     info!("{}", if draining { "draining" } else { "not draining any more" });
                     self.engine.drain(draining);
@@ -460,10 +460,10 @@ impl Daemon {
         }
     }
 
-    fn reload(&mut self) {
+    fn reload(&mut self, now: Now) {
         info!("holding: {}", self.engine.counts());
-        let Some(path) = &self.options.config_file else { return };
-        let (config, tls) = match files::read_config(path) {
+        let Some(path) = self.options.config_file.clone() else { return };
+        let (config, tls) = match files::read_config(&path) {
             Ok(read) => read,
             Err(error) => return error!("not reloaded: {error}"),
         };
@@ -473,7 +473,8 @@ impl Daemon {
         }
         self.connector.set_backend(&config.backend);
         let settings = config.settings(limits::clients_max(&config), self.options.verbose);
-        self.engine.configure(settings);
+        self.engine.configure(now, settings);
+        self.act(now);
         config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
         (self.config, self.tls) = (config, tls);
         info!("reloaded {}", path.display());
