@@ -277,6 +277,12 @@ impl Failure {
     pub fn is_silence(self) -> bool {
         self == Failure::TimedOut
     }
+
+    /// Is it certain that Patroni has not seen the request?
+    pub fn is_before_request(self) -> bool {
+        use Failure::{NoDescriptor, Refused, Unreachable, Unresolved};
+        matches!(self, Refused | Unreachable | Unresolved | NoDescriptor)
+    }
 }
 
 impl Answer {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::answer::{Answer, Rendered};
 use crate::lease::{ALWAYS_FRESH_MS, Terms};
-use crate::routes::{Route, plain_routes};
+use crate::routes::{Family, Route, plain_routes};
 use crate::slots::ConnId;
 use crate::wheel::{Now, Time};
 
@@ -175,6 +175,21 @@ impl Cache {
         for index in (0..self.entries.len()).filter(|index| *index != id.0) {
             self.entries[index].answer = None;
         }
+    }
+
+    /// What leaders said may not be served old any more.
+    pub fn forbid_old_leaders(&mut self) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.is_leaders()) {
+            if let Some((_, terms)) = &mut entry.answer {
+                terms.old_until = None;
+            }
+        }
+    }
+
+    /// What leaders said was judged wrongly.
+    pub fn forget_leaders(&mut self) {
+        let leaders = self.entries.iter_mut().filter(|entry| entry.is_leaders());
+        leaders.for_each(|entry| entry.answer = None);
     }
 
     /// Nothing is known any more. Fetches go on.
@@ -356,6 +371,10 @@ impl Entry {
             fetch: None,
             wanted_at: Time::ZERO,
         }
+    }
+
+    fn is_leaders(&self) -> bool {
+        self.route.family() == Family::Leader
     }
 
     /// Is the answer young enough? Its age is below the ttl, not equal: both times are rounded

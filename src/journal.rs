@@ -12,11 +12,11 @@ pub struct Journal {
     patroni: Patroni,
     /// What failed not long ago, and when: it says nothing new of Patroni by failing again, though
     /// other targets may be answered in between.
-    failing: Vec<(Box<str>, Time)>,
+    failing: Targets,
     role: Option<String>,
     failures: Repeats,
-    /// Old answers are being served, and the operator knows it.
-    serving_old: bool,
+    /// What is being served old, and the operator knows it.
+    served_old: Targets,
 }
 
 /// Lets one line a second through and counts the others.
@@ -25,6 +25,10 @@ pub struct Repeats {
     said_at: Option<Time>,
     unsaid: u64,
 }
+
+/// Targets that something was noted of, and when.
+#[derive(Debug, Default)]
+struct Targets(Vec<(Box<str>, Time)>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Patroni {
@@ -41,39 +45,27 @@ impl Journal {
             info!("Patroni answers");
             self.patroni = Patroni::Answers;
         }
-        self.failing.retain(|(failing, _)| **failing != *target);
-        self.serving_old = false;
+        self.failing.forget(target);
+        self.served_old.forget(target);
     }
 
-    /// An answer older than the ttl was served, the first since Patroni answered last.
-    pub fn served_old(&mut self, target: &str, age_ms: u64) {
-        if !self.serving_old {
+    /// An answer older than the ttl was served: said once until Patroni answers this again.
+    pub fn served_old(&mut self, now: Time, target: &str, age_ms: u64) {
+        if self.served_old.note(now, target) {
             let seconds = age_ms as f64 / 1e3;
             warn!("Patroni is silent: {target} is served as it was {seconds:.1} s ago");
-            self.serving_old = true;
         }
     }
 
     /// A fetch failed.
     pub fn failed(&mut self, now: Time, target: &str, failure: Failure) {
-        if self.is_news(now, target) && self.patroni != Patroni::Fails {
+        if self.failing.note(now, target) && self.patroni != Patroni::Fails {
             info!("Patroni stopped answering");
             self.patroni = Patroni::Fails;
         }
         if let Some(times) = self.failures.note(now) {
             warn!("fetching {target}: {failure} ({times} times)");
         }
-    }
-
-    fn is_news(&mut self, now: Time, target: &str) -> bool {
-        self.failing.retain(|(_, failed_at)| now.ms_since(*failed_at) < FAILING_MS);
-        let known = self.failing.iter().position(|(failing, _)| **failing == *target);
-        match known {
-            Some(at) => self.failing[at].1 = now,
-            None if self.failing.len() < FAILING_MAX => self.failing.push((target.into(), now)),
-            None => {}
-        }
-        known.is_none()
     }
 
     /// An answer told the node's status.
@@ -101,13 +93,33 @@ impl Repeats {
     }
 }
 
+impl Targets {
+    /// Is it news? No, if it was noted not long ago, or nobody can keep account any more.
+    fn note(&mut self, now: Time, target: &str) -> bool {
+        self.0.retain(|(_, at)| now.ms_since(*at) < NOTED_MS);
+        if let Some((_, at)) = self.0.iter_mut().find(|(noted, _)| **noted == *target) {
+            *at = now;
+            return false;
+        }
+        let has_room = self.0.len() < NOTED_MAX;
+        if has_room {
+            self.0.push((target.into(), now));
+        }
+        has_room
+    }
+
+    fn forget(&mut self, target: &str) {
+        self.0.retain(|(noted, _)| **noted != *target);
+    }
+}
+
 /// How long the same thing is not said again.
 const QUIET_MS: u64 = 1_000;
 /// Longer than a target that somebody asks for is left alone between two failures: the longest
 /// timeout of usual configurations, and a second.
-const FAILING_MS: u64 = 15_000;
+const NOTED_MS: u64 = 15_000;
 /// As many as there are routes, and some with parameters.
-const FAILING_MAX: usize = 64;
+const NOTED_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -143,7 +155,24 @@ mod tests {
         journal.failed(Time::from_ms(41_000), "/primary", Failure::TimedOut);
         assert_eq!(journal.patroni, Patroni::Fails);
         journal.answered("/replica");
-        journal.failed(Time::from_ms(41_000 + FAILING_MS), "/cluster", Failure::Garbage);
+        journal.failed(Time::from_ms(41_000 + NOTED_MS), "/cluster", Failure::Garbage);
         assert_eq!(journal.patroni, Patroni::Fails);
+    }
+
+    #[test]
+    fn what_is_served_old_is_said_once_until_it_is_answered() {
+        let mut targets = Targets::default();
+        let note = |targets: &mut Targets, ms, target| targets.note(Time::from_ms(ms), target);
+        assert!(note(&mut targets, 0, "/primary") && note(&mut targets, 10, "/replica"));
+        assert!(!note(&mut targets, NOTED_MS - 1, "/primary"));
+        assert!(!note(&mut targets, 2 * NOTED_MS - 2, "/primary"), "it goes on");
+        assert!(note(&mut targets, 2 * NOTED_MS, "/replica"), "it is long ago");
+        targets.forget("/primary");
+        assert!(note(&mut targets, 2 * NOTED_MS, "/primary"));
+        let mut noted = 0;
+        for number in 0..1_000 {
+            noted += usize::from(targets.note(Time::from_ms(2 * NOTED_MS), &number.to_string()));
+        }
+        assert_eq!((noted, targets.0.len()), (NOTED_MAX - 2, NOTED_MAX));
     }
 }

@@ -67,13 +67,23 @@ pub struct Until {
 /// What is known of the leader's lease.
 #[derive(Debug, Default)]
 pub struct Lease {
-    timing: Option<Timing>,
+    /// Patroni's intervals, and when they were read.
+    timing: Option<(Timing, Time)>,
+    /// What followed from others that were in force before, as long as a lease of theirs may last.
+    former_bounds: Option<(Bounds, Time)>,
     /// The last `dcs_last_seen` that was no doing of ours.
     sure_seen: Option<u64>,
     /// The one before it. A leader that went on from there had renewed its lease.
     former_seen: Option<u64>,
     reads: Vec<Read>,
     wall: Wall,
+}
+
+/// How long, in seconds after `dcs_last_seen`, a lease can last, and how long it surely does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Bounds {
+    ttl: u64,
+    sure: u64,
 }
 
 /// A fetch of ours that has Patroni read the DCS outside its HA loop: that moves `dcs_last_seen`
@@ -117,9 +127,13 @@ impl NodeStatus {
         self.state == "running"
     }
 
-    /// Is the leader's lease what its word rests on?
-    fn is_under_lease(&self) -> bool {
-        self.is_running() && !self.pause && !self.cluster_unlocked && !self.failsafe_mode_is_active
+    /// Is the leader's lease what a leader's word rests on?
+    pub fn is_under_lease(&self) -> bool {
+        self.is_running()
+            && !self.pause
+            && !self.cluster_unlocked
+            && !self.failsafe_mode_is_active
+            && self.dcs_last_seen.is_some()
     }
 }
 
@@ -130,10 +144,18 @@ impl Timing {
         serde_json::from_slice(body).ok().filter(|_| is_object)
     }
 
-    /// How long after `dcs_last_seen` the lease surely holds. The HA loop may have hung between
-    /// that read and the renewal behind it; then the lease is the one of the cycle before.
-    fn sure_seconds(self) -> u64 {
-        self.ttl.saturating_sub(self.loop_wait).saturating_sub(self.retry_timeout)
+    /// The HA loop may have hung between the read that `dcs_last_seen` tells of and the renewal
+    /// behind it; then the lease is the one of the cycle before.
+    fn bounds(self) -> Bounds {
+        let sure = self.ttl.saturating_sub(self.loop_wait).saturating_sub(self.retry_timeout);
+        Bounds { ttl: self.ttl, sure }
+    }
+}
+
+impl Bounds {
+    /// What holds whichever of the two is in force.
+    fn and(self, other: Bounds) -> Bounds {
+        Bounds { ttl: self.ttl.min(other.ttl), sure: self.sure.min(other.sure) }
     }
 }
 
@@ -177,9 +199,25 @@ impl Terms {
 }
 
 impl Lease {
-    /// Patroni's intervals were read.
-    pub fn set_timing(&mut self, timing: Timing) {
-        self.timing = Some(timing);
+    /// Patroni's intervals were read. True: they have changed, and what was judged by the former
+    /// ones may be wrong.
+    pub fn set_timing(&mut self, now: Now, timing: Timing) -> bool {
+        let former = self.timing.replace((timing, now.time)).map(|(former, _)| former);
+        let Some(former) = former.filter(|former| *former != timing) else { return false };
+        let before = self.former_bounds.filter(|(_, until)| now.time < *until);
+        let bounds = before.map_or(former.bounds(), |(before, _)| before.and(former.bounds()));
+        // the leader renews its lease under the new intervals within the old lease's time
+        let until = now.time.plus_ms(former.ttl.saturating_mul(1_000));
+        self.former_bounds = Some((bounds, until));
+        true
+    }
+
+    /// `None`: the intervals are not known, or not any more.
+    fn bounds(&self, now: Now) -> Option<Bounds> {
+        let known = self.timing.filter(|(_, at)| now.time.ms_since(*at) < TIMING_MS_MAX);
+        let bounds = known?.0.bounds();
+        let former = self.former_bounds.filter(|(_, until)| now.time < *until);
+        Some(former.map_or(bounds, |(former, _)| bounds.and(former)))
     }
 
     /// Looks at the clocks. True: the wall clock jumped, and nothing said before it may be
@@ -194,8 +232,13 @@ impl Lease {
             Wall::Steady(former_ms) | Wall::Jumped { difference_ms: former_ms, .. } => former_ms,
         };
         let jumped = former_ms.abs_diff(difference_ms) > JUMP_MS_MIN;
-        *former_ms = difference_ms;
+        let before_ms = std::mem::replace(former_ms, difference_ms);
         if jumped {
+            // what is under way in Patroni still may be told by the new clock, whatever that says
+            let before_jump_unix_ms = now.time.as_ms().saturating_add_signed(before_ms);
+            for read in self.reads.iter_mut().filter(|read| !read.is_over(before_jump_unix_ms)) {
+                (read.begun_unix_ms, read.ended_unix_ms) = (0, u64::MAX);
+            }
             self.wall = Wall::Jumped { difference_ms, seen: None };
             (self.sure_seen, self.former_seen) = (None, None);
         }
@@ -214,11 +257,11 @@ impl Lease {
         self.reads.push(Read { id: Some(id), begun_unix_ms, ended_unix_ms: 0 });
     }
 
-    /// It has ended. When we gave up on it, Patroni may not have.
-    pub fn read_ended(&mut self, now: Now, id: ConnId, answered: bool) {
+    /// It has ended; for Patroni too, if it is `over`. When we gave up on it, Patroni may not have.
+    pub fn read_ended(&mut self, now: Now, id: ConnId, over: bool) {
         for read in self.reads.iter_mut().filter(|read| read.id == Some(id)) {
             read.id = None;
-            read.ended_unix_ms = if answered { now.unix_ms } else { u64::MAX };
+            read.ended_unix_ms = if over { now.unix_ms } else { u64::MAX };
         }
     }
 
@@ -271,20 +314,21 @@ impl Lease {
         seen: Option<u64>,
         sure: Option<u64>,
     ) -> Terms {
-        let ttl = self.timing.map_or(TTL_SECONDS_MIN, |timing| timing.ttl);
+        let bounds = self.bounds(now);
+        let ttl = bounds.map_or(TTL_SECONDS_MIN, |bounds| bounds.ttl);
         // a node that does not say when it saw the DCS, or that saw it in the future, is
         // believed for as long as an answer is by default
         let unknown = Until::after_ms(now, ALWAYS_FRESH_MS);
         let until = |seen: u64, seconds: u64| Until::after_seen(now, seen, seconds);
         let past = seen.filter(|seen| seen.saturating_mul(1_000) <= now.unix_ms);
         let lease = sure
-            .zip(self.timing)
+            .zip(bounds)
             .filter(|_| past.is_some() && status.is_some_and(NodeStatus::is_under_lease));
         Terms {
             fresh_until: past.map_or(unknown, |seen| until(seen, ttl)),
             aging_until: sure.map_or(unknown, |seen| until(seen, ttl)),
-            old_until: lease.map(|(sure, timing)| {
-                let held = until(sure, timing.sure_seconds());
+            old_until: lease.map(|(sure, bounds)| {
+                let held = until(sure, bounds.sure);
                 // a loop that hung before `sure`, and again since, renewed the lease no later
                 self.former_seen.map_or(held, |former| held.sooner(until(former, ttl)))
             }),
@@ -318,6 +362,11 @@ impl Lease {
 }
 
 impl Read {
+    /// Is Patroni surely done with it?
+    fn is_over(&self, unix_ms: u64) -> bool {
+        self.id.is_none() && self.ended_unix_ms <= unix_ms
+    }
+
     /// Can it have set this `dcs_last_seen`, which is rounded down to a second?
     fn covers(&self, seen: u64) -> bool {
         let ended = if self.id.is_some() { u64::MAX } else { self.ended_unix_ms / 1_000 };
@@ -331,6 +380,9 @@ impl Read {
 pub const ALWAYS_FRESH_MS: u64 = 1_000;
 /// The least `ttl` Patroni accepts (4.1, `validator.py`): assumed while it is not known.
 const TTL_SECONDS_MIN: u64 = 20;
+/// So long the intervals are believed: they are read again each minute, and tried again when that
+/// fails, as long as a leader's route is asked for.
+const TIMING_MS_MAX: u64 = 75_000;
 /// More than this is no slewing of NTP's, nor the scheduler's between the reading of two clocks.
 const JUMP_MS_MIN: u64 = 250;
 /// A fetch we gave up on may still be under way in Patroni, for so long after it answers again:
@@ -361,8 +413,14 @@ mod tests {
         }
     }
 
+    fn knowing(timing: Timing) -> Lease {
+        let mut lease = Lease::default();
+        lease.set_timing(now_at(9_990.0), timing);
+        lease
+    }
+
     fn known() -> Lease {
-        Lease { timing: Some(Timing::default()), ..Lease::default() }
+        knowing(Timing::default())
     }
 
     fn read(slot: u32) -> ConnId {
@@ -371,6 +429,9 @@ mod tests {
 
     /// The second at which a leader's answer that came at `now` is served old no more.
     fn old_until(lease: &mut Lease, now: f64, status: &NodeStatus) -> Option<f64> {
+        if let Some((timing, _)) = lease.timing {
+            lease.set_timing(now_at(now), timing); // read again, meanwhile
+        }
         let terms = lease.judge(now_at(now), Family::Leader, 200, Some(status));
         terms.old_until.map(|until| {
             let offset_ms = until.unix_ms as i64 - until.time.as_ms() as i64;
@@ -416,7 +477,7 @@ mod tests {
     fn a_leader_is_believed_until_the_lease_is_not_sure() {
         assert_eq!(old_until(&mut known(), 10_000.5, &leader(9_999)), Some(10_009.0));
         let timing = Timing { ttl: 20, loop_wait: 2, retry_timeout: 3 };
-        let mut lease = Lease { timing: Some(timing), ..Lease::default() };
+        let mut lease = knowing(timing);
         assert_eq!(old_until(&mut lease, 10_000.5, &leader(9_999)), Some(10_014.0));
     }
 
@@ -544,6 +605,28 @@ mod tests {
         assert_eq!(old_until(&mut lease, 10_061.0, &leader(10_061)), Some(10_060.0));
         let nonsense = lease.judge(now, Family::Leader, 200, Some(&leader(u64::MAX)));
         assert_eq!(nonsense.old_until, None);
+    }
+
+    #[test]
+    fn intervals_are_believed_for_a_minute_and_others_only_when_the_lease_has_them() {
+        let until = |lease: &mut Lease, now: f64, seen: u64| {
+            let terms = lease.judge(now_at(now), Family::Leader, 200, Some(&leader(seen)));
+            (terms.old_until.map(|old| old.unix_ms / 1_000), terms.fresh_until.unix_ms / 1_000)
+        };
+        let timing = |ttl, loop_wait| Timing { ttl, loop_wait, retry_timeout: 10 };
+        let mut lease = knowing(timing(60, 10));
+        assert_eq!(until(&mut lease, 10_064.9, 10_060), (Some(10_100), 10_120));
+        assert_eq!(until(&mut lease, 10_065.0, 10_060), (None, 10_080), "read 75 s ago");
+        assert!(!lease.set_timing(now_at(10_070.0), timing(60, 10)), "no other ones");
+        assert_eq!(until(&mut lease, 10_071.0, 10_070), (Some(10_110), 10_130));
+        assert!(lease.set_timing(now_at(10_080.0), timing(120, 10)));
+        assert_eq!(until(&mut lease, 10_090.0, 10_085), (Some(10_125), 10_145), "not yet");
+        assert!(lease.set_timing(now_at(10_100.0), timing(120, 70)));
+        assert_eq!(until(&mut lease, 10_110.0, 10_105), (Some(10_145), 10_165), "shorter now");
+        lease.set_timing(now_at(10_170.0), timing(120, 70));
+        until(&mut lease, 10_214.0, 10_213); // the HA loop is not hanging
+        assert_eq!(until(&mut lease, 10_219.9, 10_215), (Some(10_255), 10_275), "the first's");
+        assert_eq!(until(&mut lease, 10_220.0, 10_216), (Some(10_256), 10_336));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::frontend::{Frontend, Request, Step};
 use crate::http::head::BadRequest;
 use crate::http::write::{ResponseFields, error_json, response};
 use crate::http::{Method, Persistence};
-use crate::routes::{Family, resolve};
+use crate::routes::{Family, Route, resolve};
 use crate::slots::ConnId;
 use crate::wheel::{Now, Time};
 
@@ -35,7 +35,8 @@ impl Engine {
         self.reschedule(id);
     }
 
-    /// The hot path: one lookup, and with a fresh answer nothing else.
+    /// The hot path: one lookup, and with a fresh answer nothing else, unless it is about to expire
+    /// and nobody had asked when the time for its refresh came.
     fn ask(&mut self, now: Now, id: ConnId, request: Request) {
         if self.settings.records {
             self.remember(now, id, request);
@@ -44,8 +45,12 @@ impl Engine {
             Ok(entry) => entry,
             Err(own) => return self.answer_own(now, id, own),
         };
+        self.observe_clock(now);
         match self.cache.lookup(now, entry) {
-            Lookup::Fresh => self.answer(now, id, entry, Handling::Hit),
+            Lookup::Fresh => {
+                self.answer(now, id, entry, Handling::Hit);
+                self.refresh(now, entry);
+            }
             Lookup::Old => self.answer(now, id, entry, Handling::Old),
             Lookup::Failing => self.answer(now, id, entry, Handling::FailedHit),
             Lookup::Fetching => self.cache.wait(entry, id),
@@ -67,7 +72,7 @@ impl Engine {
         let route = resolve(&self.target, &mut self.canonical).ok_or(Own::NOT_FOUND)?;
         match request.method {
             Method::Get | Method::Head | Method::Options => {
-                if self.draining && matches!(route.family(), Family::Leader | Family::Replica) {
+                if self.is_drained(route) {
                     return Err(Own::DRAINING);
                 }
                 self.cache.find(route, &self.canonical).ok_or(Own::FULL)
@@ -76,8 +81,15 @@ impl Engine {
         }
     }
 
+    fn is_drained(&self, route: Route) -> bool {
+        self.draining && matches!(route.family(), Family::Leader | Family::Replica)
+    }
+
     /// Gives a client the entry's answer. A waiter that has gone is no error.
     pub(super) fn answer(&mut self, now: Now, id: ConnId, entry: EntryId, handling: Handling) {
+        if self.is_drained(self.cache.route(entry)) {
+            return self.answer_own(now, id, Own::DRAINING); // it waits since before
+        }
         let finishing = self.finishing;
         let Some((frontend, request)) = self.waiting_client(id) else { return };
         if finishing {
@@ -93,7 +105,8 @@ impl Engine {
         let (status, asked_at) = (rendered.answer().status, rendered.answer().asked_at);
         let bytes = rendered.form(now, form);
         if handling == Handling::Old {
-            self.journal.served_old(self.cache.target(entry), now.time.ms_since(asked_at));
+            let age_ms = now.time.ms_since(asked_at);
+            self.journal.served_old(now.time, self.cache.target(entry), age_ms);
         }
         if let Some((frontend, _)) = self.waiting_client(id) {
             frontend.answer(now.time, bytes);

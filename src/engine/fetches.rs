@@ -26,10 +26,8 @@ impl Engine {
     /// Begins the fetch of an entry.
     pub(super) fn begin_fetch(&mut self, now: Now, entry: EntryId) {
         self.cache.begin(now.time, entry);
-        if self.settings.limits.grace_ms > 0 {
-            let at = now.time.plus_ms(PATIENCE_MS);
-            self.wheel.schedule(at, Timer::Patience(entry, at));
-        }
+        let at = now.time.plus_ms(PATIENCE_MS);
+        self.wheel.schedule(at, Timer::Patience(entry, at));
         let deadline = now.time.plus_ms(self.settings.timeout_ms);
         self.queue_fetch(now, Subject::Entry(entry), deadline);
         self.dispatch(now);
@@ -60,7 +58,7 @@ impl Engine {
     }
 
     /// Lets fetches begin as far as there is room, those of plain routes first.
-    fn dispatch(&mut self, now: Now) {
+    pub(super) fn dispatch(&mut self, now: Now) {
         while self.fetching < self.settings.fetches_max {
             let Some(at) = self.next_in_queue(now.time) else { return };
             let Some(id) = self.queue.remove(at) else { return };
@@ -110,7 +108,7 @@ impl Engine {
         else {
             return;
         };
-        self.leave_queue_or_end(now, id, outcome.is_ok());
+        self.leave_queue_or_end(now, id, Some(&outcome));
         match (fetch.subject(), outcome) {
             (Subject::Entry(entry), Ok(answer)) => self.fill(now, entry, answer),
             (Subject::Entry(entry), Err(failure)) => self.fail(now, entry, &fetch, failure),
@@ -119,13 +117,21 @@ impl Engine {
         self.dispatch(now);
     }
 
-    fn leave_queue_or_end(&mut self, now: Now, id: ConnId, answered: bool) {
+    /// `outcome`: none if it is us who end it.
+    fn leave_queue_or_end(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        outcome: Option<&Result<Answer, Failure>>,
+    ) {
         if let Some(at) = self.queue.iter().position(|queued| *queued == id) {
             self.queue.remove(at);
             return;
         }
         self.fetching -= 1;
-        self.lease.read_ended(now, id, answered);
+        let answered = matches!(outcome, Some(Ok(_)));
+        let unseen = matches!(outcome, Some(Err(failure)) if failure.is_before_request());
+        self.lease.read_ended(now, id, answered || unseen);
         if answered {
             self.lease.answered(now);
         }
@@ -143,8 +149,8 @@ impl Engine {
         }
         let pause_ms = if timing.is_some() { TIMING_MS } else { TIMING_RETRY_MS };
         self.timing_due_at = now.time.plus_ms(pause_ms);
-        if let Some(timing) = timing {
-            self.lease.set_timing(timing);
+        if timing.is_some_and(|timing| self.lease.set_timing(now, timing)) {
+            self.cache.forget_leaders();
         }
     }
 
@@ -155,6 +161,12 @@ impl Engine {
         let status = family.has_node_status().then(|| NodeStatus::from_json(&answer.body));
         let status = status.flatten();
         let terms = self.lease.judge(now, family, answer.status, status.as_ref());
+        let led = self.cache.answer(entry).is_some_and(|former| former.answer().status == 200);
+        let stepped_down = family == Family::Leader && led && answer.status != 200;
+        if stepped_down || status.as_ref().is_some_and(|status| !status.is_under_lease()) {
+            // whichever route says it
+            self.cache.forbid_old_leaders();
+        }
         let waiters = self.cache.fill(entry, answer, terms);
         if let Some(status) = status {
             self.journal.status(&status);
@@ -173,9 +185,11 @@ impl Engine {
     /// No contradiction: what was asked before this answer had come, and says otherwise or may
     /// do so, is not served any more, and who waits for it waits for another fetch.
     fn compare(&mut self, now: Now, entry: EntryId, status: NodeStatus) {
-        let former = self.status.replace(status);
-        let contradicts = self.status.as_ref().zip(former.as_ref());
-        if !contradicts.is_some_and(|(status, former)| status.contradicts(former)) {
+        let Some(former) = self.status.replace(status.clone()) else { return };
+        if !status.contradicts(&former) {
+            // an answer without a timeline does not say that there is none
+            let timeline = status.timeline.or(former.timeline);
+            self.status = Some(NodeStatus { timeline, ..status });
             return;
         }
         self.cache.forget_others(entry);
@@ -195,7 +209,6 @@ impl Engine {
         if self.timing_due_at != Time::NEVER {
             self.timing_due_at = now.time;
         }
-        self.dispatch(now);
     }
 
     /// Begins these fetches again, in the time they have left. Who waits goes on waiting.
@@ -206,7 +219,7 @@ impl Engine {
         });
         for (id, subject, deadline) in fetches.collect::<Vec<_>>() {
             self.connections.remove(id);
-            self.leave_queue_or_end(now, id, false);
+            self.leave_queue_or_end(now, id, None);
             self.queue_fetch(now, subject, deadline);
         }
     }
@@ -221,7 +234,10 @@ impl Engine {
         };
         self.forbid_old_unless_silent(now, failure);
         let waiters = self.cache.fail(entry, answer, failure.is_silence());
-        self.answer_waiters(now, entry, waiters, [Handling::Failed, Handling::Failed]);
+        // with a timeout shorter than a client's patience
+        let may_be_old = failure.is_silence() && self.cache.may_serve_old(now, entry);
+        let handling = if may_be_old { Handling::Old } else { Handling::Failed };
+        self.answer_waiters(now, entry, waiters, [handling, handling]);
         self.retry(now, entry);
     }
 

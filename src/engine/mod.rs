@@ -313,6 +313,7 @@ impl Engine {
         if former.host != self.settings.host {
             self.forget_patroni(now);
         }
+        self.dispatch(now);
     }
 
     /// Load balancers are to look elsewhere: the leader and replica routes are answered with 503,

@@ -74,6 +74,7 @@ pub enum Step {
     Start,
     JumpMs(i64),
     Drain(bool),
+    Configure(String),
     Door(Door),
     AcceptWaiting,
     PatroniSends { target: String, bytes: Vec<u8>, every_ms: Option<u64> },
@@ -199,7 +200,7 @@ fn without_comment(line: &str) -> &str {
     line.find("  #").map_or(line, |at| &line[..at]).trim_end()
 }
 
-fn setting(settings: &mut Settings, line: &str) -> Option<()> {
+pub fn setting(settings: &mut Settings, line: &str) -> Option<()> {
     let (name, value) = line.split_once(' ')?;
     match name {
         "ttl" => settings.limits.ttl_ms = duration_ms(value)?,
@@ -320,6 +321,9 @@ fn common(line: &str) -> Option<Step> {
             Some((number.parse().ok()?, what.to_owned()))
         });
         return Some(Step::Expect(Expectation::Counts(parts.collect::<Option<Vec<_>>>()?)));
+    }
+    if let Some(rest) = line.strip_prefix("SIGHUP with ") {
+        return Some(Step::Configure(rest.into()));
     }
     match line {
         "a connection is given up" => Some(Step::Expect(Expectation::GivenUp)),

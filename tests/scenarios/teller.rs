@@ -75,6 +75,7 @@ impl Teller {
                 self.world.drain(*draining);
                 Ok(())
             }
+            Step::Configure(text) => self.world.configure(text),
             Step::Door(door) => {
                 self.world.door = *door;
                 Ok(())

@@ -229,6 +229,14 @@ impl World {
         self.engine.drain(draining);
     }
 
+    pub fn configure(&mut self, text: &str) -> Outcome {
+        crate::script::setting(&mut self.settings, text).ok_or("no setting")?;
+        let now = self.now();
+        self.engine.configure(now, self.settings.clone());
+        self.act()?;
+        self.settle()
+    }
+
     pub fn jump(&mut self, ms: i64) {
         self.jumped_ms += ms;
     }

@@ -21,6 +21,8 @@ pub struct Memory {
     pub timing: Option<Timing>,
     former: Option<Node>,
     pub contradicted_step: u64,
+    /// An answer of whatever route said that the leader's word rests on no lease.
+    lapsed_step: u64,
 }
 
 #[derive(Default)]
@@ -77,6 +79,7 @@ impl Memory {
             timing: None,
             former: None,
             contradicted_step: 0,
+            lapsed_step: 0,
         }
     }
 
@@ -96,6 +99,9 @@ impl Memory {
         }
         if contradicts {
             self.contradicted_step = step;
+        }
+        if brought.said.node.as_ref().is_some_and(|node| !node.is_under_lease()) {
+            self.lapsed_step = step;
         }
         let known = self.targets.entry(brought.said.target.clone()).or_default();
         known.latest = Some(brought);
@@ -186,7 +192,7 @@ impl Memory {
             self.check_old(given, brought, age_ms)?;
         }
         if is_leader_family(given.target) && brought.said.status == 200 {
-            check_leader(given, brought, is_old)?;
+            check_leader(given, brought, is_old, self.lapsed_step)?;
         }
         Ok(())
     }
@@ -260,7 +266,7 @@ fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
 }
 
 /// Promise 3: a leader's 200 out of memory.
-fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool) -> Outcome {
+fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool, lapsed_step: u64) -> Outcome {
     let clock = given.clock;
     let age_ms = clock.ms - brought.asked_ms;
     let seen = brought.said.node.as_ref().and_then(|node| node.seen);
@@ -293,14 +299,16 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool) -> Outcome {
     if node.flags != [false; 3] || node.state != "running" {
         return Err("promise 3: old, although its word does not rest on a lease".into());
     }
+    if lapsed_step > brought.done_step {
+        return Err("promise 3: old, although the node says elsewhere that it has no lease".into());
+    }
     let sure = timing.ttl - timing.loop_wait - timing.retry_timeout;
     if over((seen + sure) * 1_000) {
         return Err("promise 3: D is over".into());
     }
     let patroni = given.patroni;
-    let well_known = Some(patroni.timing) == brought.timing
-        && clock.ms.saturating_sub(patroni.retimed_ms) > RETIMED_MS;
-    if (well_known || patroni.retimed_ms == 0) && patroni.is_split(clock.ms) {
+    let read_since = brought.done.ms > patroni.retimed_ms + TIMING_MS_MAX;
+    if (read_since || patroni.retimed_ms == 0) && patroni.is_split(clock.ms) {
         return Err("promise 3: the lease is over, and the old primary takes writes".into());
     }
     Ok(())
@@ -316,5 +324,5 @@ fn contradict(former: &Node, node: &Node) -> bool {
 
 /// A little less than a failure is remembered without being asked for.
 const WANTED_MS: u64 = 9_000;
-/// After so long the lease was renewed under the present intervals.
-const RETIMED_MS: u64 = 150_000;
+/// After so long an answer is judged by the present intervals, or by none.
+const TIMING_MS_MAX: u64 = 75_000;

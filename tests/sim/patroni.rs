@@ -71,6 +71,12 @@ pub struct Said {
     pub loop_seen: u64,
 }
 
+impl Node {
+    pub fn is_under_lease(&self) -> bool {
+        self.state == "running" && self.flags == [false; 3] && self.seen.is_some()
+    }
+}
+
 pub struct Patroni {
     pub timing: Timing,
     pub retimed_ms: u64,

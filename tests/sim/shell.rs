@@ -481,7 +481,7 @@ impl World {
     ) -> Outcome {
         let of_a_role =
             super::client::is_leader_family(target) || super::client::is_replica_family(target);
-        let drained = of_a_role && self.draining_step.is_some_and(|step| step < asked_step);
+        let drained = of_a_role && self.is_draining;
         if answer.cache.is_none() != drained {
             let full = target.contains('?') && answer.cache.is_none() && answer.status == 503;
             let why = if drained { "it is drained" } else { "an answer of our own" };

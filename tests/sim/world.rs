@@ -52,7 +52,7 @@ pub struct World {
     pub busy_ms: Option<u64>,
     pub overslept_ms: u64,
     sleep_ms: u64,
-    pub draining_step: Option<u64>,
+    pub is_draining: bool,
     pub finish_ms: Option<u64>,
     pub stale_expected: u64,
     pub records: u64,
@@ -192,7 +192,7 @@ impl World {
             busy_ms: None,
             overslept_ms: 0,
             sleep_ms: 0,
-            draining_step: None,
+            is_draining: false,
             finish_ms: None,
             stale_expected: 0,
             records: 0,
@@ -493,7 +493,7 @@ impl World {
 
     fn drain(&mut self, draining: bool) {
         self.engine.drain(draining);
-        self.draining_step = draining.then_some(self.step);
+        self.is_draining = draining;
     }
 
     fn happens(&mut self, what: Happening) {
@@ -673,8 +673,7 @@ impl World {
             client.asked = Some((now_ms, step));
             if let Expected::Patroni(target) = &message.expected {
                 // a drained daemon does not look whether it knows
-                let drained = self.draining_step.is_some();
-                client.is_hopeless = !drained && self.memory.wanted(target, now_ms);
+                client.is_hopeless = !self.is_draining && self.memory.wanted(target, now_ms);
                 self.asked_for.insert(target.clone());
             }
         }
