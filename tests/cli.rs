@@ -47,6 +47,7 @@ fn a_wrong_configuration_is_one_line_and_exit_code_1() {
         ("cache:\n  ttl: soon\n", ":2: cache.ttl: \"soon\" is not a number of seconds"),
         ("frontend:\n  port: 1\n  certfile: x\n", ":3: frontend.certfile: keyfile is missing"),
         ("backend:\n  scheme: https\n  cafile: nowhere.pem\n", ":3: backend.cafile: nowhere.pem: "),
+        ("backend:\n  scheme: https\n  host: a..b\n", ":3: backend.host: \"a..b\" is neither"),
         ("admin:\n  port: 1\n", ":2: admin.port: not available yet"),
         ("frontend: [", ":1: "),
     ];

@@ -7,9 +7,9 @@ mod scalar;
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 
-use self::scalar::{FromScalar, Scalar, ScalarVisitor};
+use self::scalar::{FromScalar, Place, Scalar, ScalarVisitor};
 use crate::cache::Limits;
 use crate::engine::Settings;
 use crate::logformat::LogFormat;
@@ -191,19 +191,21 @@ impl WrongValue {
     /// The error, with the line of the key in the configuration's text.
     pub fn at_line_in(self, text: &str) -> ConfigError {
         let WrongValue { section, key, message } = self;
-        let is_key = |line: &&str, name: &str| {
-            let rest = line.trim_start().strip_prefix(name);
-            rest.is_some_and(|rest| rest.trim_start().starts_with(':'))
+        let line_of_key = |key| line_of(text, &[section, key], 0);
+        // without a key of its own, the name in Patroni's certificate is its host's
+        let key = match line_of_key(key) {
+            None if key == "server-name" => "host",
+            _ => key,
         };
-        let lines: Vec<&str> = text.lines().collect();
-        let begin = lines.iter().position(|line| is_key(line, section));
-        let begin = begin.unwrap_or(lines.len());
-        let offset = lines[begin..].iter().position(|line| is_key(line, key));
-        // in `{ … }` on one line, the section's line is the key's
-        let line = offset.map_or(begin, |offset| begin + offset) + 1;
-        let line = (line <= lines.len()).then_some(line);
-        ConfigError { line, message: format!("{section}.{key}: {message}") }
+        ConfigError { line: line_of_key(key), message: format!("{section}.{key}: {message}") }
     }
+}
+
+/// The line of a key, given with those above it, that has so many like it before it.
+fn line_of(text: &str, path: &[&str], former_count: usize) -> Option<usize> {
+    let document = serde_yaml::Deserializer::from_str(text).next()?;
+    let error = Place { path, former_count }.deserialize(document).err()?;
+    error.location().map(|location| location.line())
 }
 
 impl fmt::Display for WrongValue {
@@ -618,6 +620,31 @@ mod tests {
             assert!(error.message.starts_with(message), "{text:?}: {error}");
             assert_eq!(error.line, Some(line), "{text:?}: {error}");
             assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_has_the_line_of_its_key() {
+        #[rustfmt::skip]
+        let table = [
+            ("frontend: {certfile: a}\nbackend:\n  certfile: b\n  keyfile: c", 1, "frontend.certfile"),
+            ("\"frontend\":\n  'certfile': a", 2, "frontend.certfile"),
+            ("backend:\n  host: keyfile\n  # keyfile: y\n  ? keyfile\n  : x", 4, "backend.keyfile"),
+            ("backend: {host: x,\n  keyfile: y}", 2, "backend.keyfile"),
+            ("frontend: &same\n  keyfile: y\nbackend: *same", 2, "frontend.keyfile"),
+        ];
+        for (text, line, key) in table {
+            let error = Config::from_yaml(text).expect_err(text);
+            assert_eq!(error.line, Some(line), "{text:?}: {error}");
+            assert!(error.message.starts_with(&format!("{key}: ")), "{text:?}: {error}");
+        }
+        let wrong = || WrongValue::new("backend", "server-name", "bad");
+        let table = [
+            ("backend:\n  scheme: https\n  host: a..b\n", "line 3: backend.host: bad"),
+            ("backend:\n  host: x\n  server-name: y\n", "line 3: backend.server-name: bad"),
+        ];
+        for (text, error) in table {
+            assert_eq!(wrong().at_line_in(text).to_string(), error);
         }
     }
 

@@ -1,9 +1,9 @@
-//! A YAML value on its way into one of ours, checked while the reader still knows its line.
+//! What only the YAML reader knows: a value while it has a line, and the line of a key.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{self, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 /// A value as YAML has it.
 #[derive(Debug)]
@@ -97,5 +97,54 @@ impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
 
     fn visit_map<A: de::MapAccess<'de>>(self, _: A) -> Result<T, A::Error> {
         T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
+    }
+}
+
+/// A key looked for in a text that was read before. The reader tells a line only with an error:
+/// this fails at the key, and nowhere else.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The keys on the way to it, the outermost first.
+    pub path: &'a [&'a str],
+    /// How many like it stand before it in the same mapping.
+    pub former_count: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Place<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+/// Of a key: is it the next one on the way?
+impl<'de> Visitor<'de> for Place<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key or a mapping")
+    }
+
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<bool, E> {
+        match self.path {
+            [last] if *last == key && self.former_count == 0 => Err(E::custom("here")),
+            path => Ok(path.first() == Some(&key)),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<bool, A::Error> {
+        while let Some(is_next) = map.next_key_seed(self)? {
+            match self.path {
+                [_, rest @ ..] if is_next && !rest.is_empty() => {
+                    map.next_value_seed(Place { path: rest, ..self })?;
+                }
+                _ => {
+                    self.former_count -= usize::from(is_next);
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(false)
     }
 }
