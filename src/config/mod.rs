@@ -126,8 +126,8 @@ pub struct ConfigError {
 impl Config {
     /// Reads a configuration. The error has line and key.
     pub fn from_yaml(text: &str) -> Result<Config, ConfigError> {
-        let raw: Option<RawConfig> = serde_yaml::from_str(text)?;
-        let raw = raw.unwrap_or_default();
+        let raw: Result<Option<RawConfig>, _> = serde_yaml::from_str(text);
+        let raw = raw.map_err(|error| ConfigError::from_reader(&error, text))?.unwrap_or_default();
         let mut warnings = Vec::new();
         let frontend = raw.frontend.unwrap_or_default();
         let frontend = frontend.checked(&mut warnings);
@@ -214,16 +214,22 @@ impl fmt::Display for WrongValue {
     }
 }
 
-impl From<serde_yaml::Error> for ConfigError {
+impl ConfigError {
     /// serde_yaml puts the place behind its message; here it goes before it.
-    fn from(error: serde_yaml::Error) -> Self {
-        let text = error.to_string();
-        let place = text.rfind(" at line ").unwrap_or(text.len());
-        ConfigError {
-            line: error.location().map(|location| location.line()),
-            message: text[..place].replace('\n', " "),
-        }
+    fn from_reader(error: &serde_yaml::Error, text: &str) -> ConfigError {
+        let message = error.to_string();
+        let place = message.rfind(" at line ").unwrap_or(message.len());
+        let message = message[..place].replace('\n', " ");
+        let line = error.location().map(|location| location.line());
+        ConfigError { line: line_of_duplicate(&message, text).or(line), message }
     }
+}
+
+/// Where a key stands that serde calls a duplicate: serde_yaml tells where its mapping begins.
+fn line_of_duplicate(message: &str, text: &str) -> Option<usize> {
+    let (above, key) = message.split_once("duplicate field `")?;
+    let path = above.split_terminator(": ").chain([key.trim_end_matches('`')]);
+    line_of(text, &path.collect::<Vec<_>>(), 1)
 }
 
 impl fmt::Display for ConfigError {
@@ -604,7 +610,10 @@ mod tests {
             ("backend:\n  connections: 0", 2, "backend.connections: 0 is not"),
             ("cache:\n\n  ttl: -1", 3, "cache.ttl: -1 is not"),
             ("cache:\n  ttl: .nan", 2, "cache.ttl: NaN is not"),
-            ("cache:\n  ttl: 1\n  ttl: 2", 2, "cache: duplicate field `ttl`"),
+            ("cache:\n  ttl: 1\n  ttl: 2", 3, "cache: duplicate field `ttl`"),
+            ("cache: {ttl: 1,\n  grace: 1, \"ttl\": 2}", 2, "cache: duplicate field `ttl`"),
+            ("frontend:\n  host: x\nbackend:\n  host: y\n  port: 1\n  host: z", 6, "backend: duplicate field `host`"),
+            ("frontend:\n  port: 1\ncache:\nfrontend:\n  port: 2", 4, "duplicate field `frontend`"),
             ("cache:\n  ttl: \"one\"", 2, "cache.ttl: \"one\" is not"),
             ("frontend:\n  port: 1\n  certfile: x", 3, "frontend.certfile: keyfile is missing"),
             ("backend:\n  keyfile: x", 2, "backend.keyfile: certfile is missing"),
