@@ -126,8 +126,7 @@ pub struct ConfigError {
 impl Config {
     /// Reads a configuration. The error has line and key.
     pub fn from_yaml(text: &str) -> Result<Config, ConfigError> {
-        let raw: Result<Option<RawConfig>, _> = serde_yaml::from_str(text);
-        let raw = raw.map_err(|error| ConfigError::from_reader(&error, text))?.unwrap_or_default();
+        let raw = RawConfig::read(text).map_err(|error| ConfigError::from_reader(&error, text))?;
         let mut warnings = Vec::new();
         let frontend = raw.frontend.unwrap_or_default();
         let frontend = frontend.checked(&mut warnings);
@@ -298,6 +297,18 @@ struct RawAdmin {
     _port: NotYet,
 }
 
+impl RawConfig {
+    /// Reads the first document. In another one a configuration would be ignored.
+    fn read(text: &str) -> Result<RawConfig, serde_yaml::Error> {
+        let mut documents = serde_yaml::Deserializer::from_str(text);
+        let first = documents.next().map(Option::deserialize).transpose()?;
+        for surplus in documents {
+            Surplus::deserialize(surplus)?;
+        }
+        Ok(first.flatten().unwrap_or_default())
+    }
+}
+
 impl RawFrontend {
     fn checked(self, warnings: &mut Vec<String>) -> Result<Frontend, WrongValue> {
         let ciphers = self.tls_ciphers.unwrap_or_default();
@@ -404,6 +415,9 @@ struct Format(LogFormat);
 #[derive(Default)]
 struct NotYet;
 
+/// A document after the first, which is empty.
+struct Surplus;
+
 impl FromScalar for Host {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         let Scalar::Text(text) = scalar else {
@@ -507,6 +521,15 @@ impl FromScalar for NotYet {
     }
 }
 
+impl FromScalar for Surplus {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Null => Ok(Surplus),
+            _ => Err("another document; a configuration is a single one".to_owned()),
+        }
+    }
+}
+
 macro_rules! deserialize_from_scalar {
     ($($type:ty),*) => { $(
         impl<'de> Deserialize<'de> for $type {
@@ -517,7 +540,9 @@ macro_rules! deserialize_from_scalar {
     )* };
 }
 
-deserialize_from_scalar!(Host, ListenHost, FileName, Flag, Scheme, TlsVersion, Format, NotYet);
+deserialize_from_scalar!(
+    Host, ListenHost, FileName, Flag, Scheme, TlsVersion, Format, NotYet, Surplus
+);
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -548,7 +573,7 @@ mod tests {
 
     #[test]
     fn defaults() {
-        for text in ["", "---\n", "frontend:\ncache:\n", "{}", "frontend: {host: }"] {
+        for text in ["", "---\n", "frontend:\ncache:\n", "{}", "frontend: {host: }", "{}\n---\n"] {
             let config = config(text);
             assert_eq!(config.frontend.host.as_deref(), Some("localhost"));
             assert_eq!((config.frontend.port, config.frontend.connections), (80, None));
@@ -614,6 +639,9 @@ mod tests {
             ("cache: {ttl: 1,\n  grace: 1, \"ttl\": 2}", 2, "cache: duplicate field `ttl`"),
             ("frontend:\n  host: x\nbackend:\n  host: y\n  port: 1\n  host: z", 6, "backend: duplicate field `host`"),
             ("frontend:\n  port: 1\ncache:\nfrontend:\n  port: 2", 4, "duplicate field `frontend`"),
+            ("cache:\n  ttl: 1\n---\ncache:\n  ttl: 2", 4, "another document"),
+            ("cache:\n---\n---\n- 1", 4, "another document"),
+            ("cache:\n...\n}", 3, "did not find expected"),
             ("cache:\n  ttl: \"one\"", 2, "cache.ttl: \"one\" is not"),
             ("frontend:\n  port: 1\n  certfile: x", 3, "frontend.certfile: keyfile is missing"),
             ("backend:\n  keyfile: x", 2, "backend.keyfile: certfile is missing"),
