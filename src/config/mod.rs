@@ -7,6 +7,7 @@ mod scalar;
 
 use std::fmt;
 
+use core::net::Ipv6Addr;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 
 use self::scalar::{FromScalar, Place, Scalar, ScalarVisitor};
@@ -346,7 +347,9 @@ impl RawBackend {
         let identity = identity("backend", self.certfile, self.keyfile)?;
         let insecure = self.insecure.is_some_and(|flag| flag.0);
         let cafile = self.cafile.and_then(|name| name.0);
-        let server_name = self.server_name.map_or(host.clone(), |name| name.0);
+        // the zone of an IPv6 address is this machine's own affair, and in no certificate
+        let zoneless = host.split('%').next().unwrap_or(&host).to_owned();
+        let server_name = self.server_name.map_or(zoneless, |name| name.0);
         let tls = if self.scheme == Some(Scheme::Https) {
             if insecure {
                 warnings.push("backend.insecure: Patroni's certificate is not checked".into());
@@ -420,15 +423,30 @@ struct Surplus;
 
 impl FromScalar for Host {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        let Scalar::Text(text) = scalar else {
-            return Err(format!("{scalar} is neither a name nor an address"));
+        let wrong = |hint| Err(format!("{scalar} is neither a name nor an address{hint}"));
+        let Scalar::Text(text) = scalar else { return wrong("") };
+        // the Go program took IPv6 addresses in brackets only
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        let is_good = match bare.split_once('%') {
+            Some((address, zone)) => is_ipv6(address) && is_name(zone),
+            None => is_ipv6(bare) || is_name(bare),
         };
-        let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
-        if text.is_empty() || !printable || text.contains(['/', '[', ']', '@']) {
-            return Err(format!("{text:?} is neither a name nor an address"));
+        match is_good {
+            true => Ok(Host(bare.to_owned())),
+            false if text.contains(':') => wrong("; a port has a key of its own"),
+            false => wrong(""),
         }
-        Ok(Host(text.to_owned()))
     }
+}
+
+fn is_ipv6(text: &str) -> bool {
+    text.parse::<Ipv6Addr>().is_ok()
+}
+
+/// What the resolver may be asked: letters, digits and these, as in Go.
+fn is_name(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_part)
 }
 
 impl FromScalar for ListenHost {
@@ -597,6 +615,29 @@ mod tests {
     }
 
     #[test]
+    fn hosts() {
+        let table = [
+            ("::1", "::1"),
+            ("[::1]", "::1"),
+            ("[::]", "::"),
+            ("fe80::1%eth0.1", "fe80::1%eth0.1"),
+            ("[fe80::1%2]", "fe80::1%2"),
+            ("::ffff:10.0.0.1", "::ffff:10.0.0.1"),
+            ("pg_1.example-a.org.", "pg_1.example-a.org."),
+        ];
+        for (spelled, host) in table {
+            let text =
+                format!("frontend: {{host: \"{spelled}\"}}\nbackend: {{host: \"{spelled}\"}}");
+            let config = config(&text);
+            assert_eq!(config.frontend.host.as_deref(), Some(host));
+            assert_eq!(config.backend.host, host);
+        }
+        assert_eq!(config("backend: {host: \"[::1]\"}").backend.authority(), "[::1]:8008");
+        let text = "backend: {host: \"fe80::1%eth0\", scheme: https}";
+        assert!(config(text).backend.tls.is_some_and(|tls| tls.server_name == "fe80::1"));
+    }
+
+    #[test]
     fn tls_is_on_with_a_certificate_or_https() {
         let text = "frontend: {certfile: c, keyfile: k, cafile: a, tls-ciphers: [X],\n\
             tls-min-version: TLSv1.1}";
@@ -626,6 +667,14 @@ mod tests {
             ("frontend:\n  port: 80.5", 2, "frontend.port: 80.5 is not"),
             ("frontend:\n  port: [80]", 2, "frontend.port: a collection is not"),
             ("frontend:\n  host: a b", 2, "frontend.host: \"a b\" is neither"),
+            ("frontend:\n  host: \"[::1]:80\"", 2, "frontend.host: \"[::1]:80\" is neither a name nor an address; a port"),
+            ("frontend:\n  host: \"[]\"", 2, "frontend.host: \"[]\" is neither"),
+            ("frontend:\n  host: 1:2", 2, "frontend.host: \"1:2\" is neither"),
+            ("backend:\n  port: 1\n  host: 127.0.0.1:8008", 3, "backend.host: \"127.0.0.1:8008\" is neither a name nor an address; a port has a key of its own"),
+            ("backend:\n  host: http://pg1", 2, "backend.host: \"http://pg1\" is neither"),
+            ("backend:\n  host: \"[[::1]]\"", 2, "backend.host: \"[[::1]]\" is neither"),
+            ("backend:\n  host: fe80::1%", 2, "backend.host: \"fe80::1%\" is neither"),
+            ("backend:\n  host: \"*\"", 2, "backend.host: \"*\" is neither"),
             ("frontend:\n  logformat: \"%x\"", 2, "frontend.logformat: unknown %x"),
             ("backend:\n  host: \"\"", 2, "backend.host: \"\" is neither"),
             ("backend:\n  port: 0", 2, "backend.port: 0 is not"),
