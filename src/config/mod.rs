@@ -10,7 +10,7 @@ use std::fmt;
 use core::net::Ipv6Addr;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 
-use self::scalar::{FromScalar, Place, Scalar, ScalarVisitor};
+use self::scalar::{FromScalar, Given, Place, Scalar, ScalarVisitor};
 use crate::cache::Limits;
 use crate::engine::Settings;
 use crate::logformat::LogFormat;
@@ -256,28 +256,28 @@ struct RawConfig {
 struct RawFrontend {
     host: Option<ListenHost>,
     port: Option<Count<0, 65_535>>,
-    logformat: Option<Format>,
+    logformat: Given<Format>,
     connections: Option<Count<1, 1_000_000>>,
-    certfile: Option<FileName>,
-    keyfile: Option<FileName>,
-    cafile: Option<FileName>,
-    tls_min_version: Option<TlsVersion>,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
+    cafile: Given<FileName>,
+    tls_min_version: Given<TlsVersion>,
     tls_ciphers: Option<Vec<String>>,
 }
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 struct RawBackend {
-    host: Option<Host>,
+    host: Given<Host>,
     port: Option<Count<1, 65_535>>,
-    scheme: Option<Scheme>,
+    scheme: Given<Scheme>,
     timeout: Option<Seconds<100, 600_000>>,
     connections: Option<Count<1, 1_000>>,
     insecure: Option<Flag>,
-    cafile: Option<FileName>,
-    certfile: Option<FileName>,
-    keyfile: Option<FileName>,
-    server_name: Option<Host>,
+    cafile: Given<FileName>,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
+    server_name: Given<Host>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -313,11 +313,11 @@ impl RawConfig {
 impl RawFrontend {
     fn checked(self, warnings: &mut Vec<String>) -> Result<Frontend, WrongValue> {
         let ciphers = self.tls_ciphers.unwrap_or_default();
-        let given = [(self.tls_min_version.is_some(), "tls-min-version")];
+        let given = [(self.tls_min_version.0.is_some(), "tls-min-version")];
         let given = given.into_iter().chain([(!ciphers.is_empty(), "tls-ciphers")]);
         let given: Vec<&str> = given.filter(|(is, _)| *is).map(|(_, key)| key).collect();
         let identity = identity("frontend", self.certfile, self.keyfile)?;
-        let cafile = self.cafile.and_then(|name| name.0);
+        let cafile = self.cafile.0.map(|name| name.0);
         if identity.is_none() {
             if cafile.is_some() {
                 let message = "client certificates need TLS: certfile and keyfile";
@@ -326,15 +326,15 @@ impl RawFrontend {
             for key in given {
                 warnings.push(format!("frontend.{key} has no effect without certfile"));
             }
-        } else if self.tls_min_version == Some(TlsVersion::Obsolete) {
+        } else if self.tls_min_version.0 == Some(TlsVersion::Obsolete) {
             warnings.push("frontend.tls-min-version: TLSv1.2 is the least that is spoken".into());
         }
-        let min_version = self.tls_min_version.unwrap_or(TlsVersion::V1_2);
+        let min_version = self.tls_min_version.0.unwrap_or(TlsVersion::V1_2);
         let tls = identity.map(|identity| FrontendTls { identity, cafile, min_version, ciphers });
         Ok(Frontend {
             host: self.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
             port: self.port.map_or(80, |port| port.0 as u16),
-            log_format: self.logformat.map_or_else(default_log_format, |format| format.0),
+            log_format: self.logformat.0.map_or_else(default_log_format, |format| format.0),
             connections: self.connections.map(|count| count.0 as usize),
             tls,
         })
@@ -343,14 +343,14 @@ impl RawFrontend {
 
 impl RawBackend {
     fn checked(self, warnings: &mut Vec<String>) -> Result<Backend, WrongValue> {
-        let host = self.host.map_or(LOCALHOST.to_owned(), |host| host.0);
+        let host = self.host.0.map_or(LOCALHOST.to_owned(), |host| host.0);
         let identity = identity("backend", self.certfile, self.keyfile)?;
         let insecure = self.insecure.is_some_and(|flag| flag.0);
-        let cafile = self.cafile.and_then(|name| name.0);
+        let cafile = self.cafile.0.map(|name| name.0);
         // the zone of an IPv6 address is this machine's own affair, and in no certificate
         let zoneless = host.split('%').next().unwrap_or(&host).to_owned();
-        let server_name = self.server_name.map_or(zoneless, |name| name.0);
-        let tls = if self.scheme == Some(Scheme::Https) {
+        let server_name = self.server_name.0.map_or(zoneless, |name| name.0);
+        let tls = if self.scheme.0 == Some(Scheme::Https) {
             if insecure {
                 warnings.push("backend.insecure: Patroni's certificate is not checked".into());
             }
@@ -374,10 +374,10 @@ impl RawBackend {
 /// Both files, or none.
 fn identity(
     section: &'static str,
-    certfile: Option<FileName>,
-    keyfile: Option<FileName>,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
 ) -> Result<Option<Identity>, WrongValue> {
-    let (certfile, keyfile) = (certfile.and_then(|name| name.0), keyfile.and_then(|name| name.0));
+    let (certfile, keyfile) = (certfile.0.map(|name| name.0), keyfile.0.map(|name| name.0));
     match (certfile, keyfile) {
         (Some(certfile), Some(keyfile)) => Ok(Some(Identity { certfile, keyfile })),
         (None, None) => Ok(None),
@@ -408,8 +408,8 @@ enum Scheme {
     Https,
 }
 
-/// A file's name; `None`: an empty one, which means the same as none.
-struct FileName(Option<String>);
+/// A file's name.
+struct FileName(String);
 
 /// The line per request.
 struct Format(LogFormat);
@@ -493,8 +493,7 @@ impl FromScalar for Flag {
 impl FromScalar for FileName {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
-            Scalar::Text("") => Ok(FileName(None)),
-            Scalar::Text(name) => Ok(FileName(Some(name.to_owned()))),
+            Scalar::Text(name) => Ok(FileName(name.to_owned())),
             other => Err(format!("{other} is not a file's name")),
         }
     }
@@ -558,9 +557,7 @@ macro_rules! deserialize_from_scalar {
     )* };
 }
 
-deserialize_from_scalar!(
-    Host, ListenHost, FileName, Flag, Scheme, TlsVersion, Format, NotYet, Surplus
-);
+deserialize_from_scalar!(ListenHost, Flag, NotYet, Surplus);
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -612,6 +609,21 @@ mod tests {
         assert_eq!((config.frontend.host, config.frontend.port), (None, 8009));
         assert_eq!(config.backend.authority(), "[::1]:8008");
         assert_eq!((config.cache.ttl_ms, config.cache.interval_ms), (1_000, 250));
+    }
+
+    #[test]
+    fn what_is_empty_means_the_default() {
+        for empty in ["\"\"", "''", "~", ""] {
+            let text = "frontend:\n  certfile: E\n  keyfile: E\n  cafile: E\n  logformat: E\n  \
+                tls-min-version: E\nbackend:\n  host: E\n  scheme: E\n  certfile: E\n  \
+                keyfile: E\n  cafile: E\n  server-name: E\n";
+            assert_eq!(config(&text.replace('E', empty)), config(""), "{empty}");
+        }
+        let text = "backend: {host: h, scheme: https, server-name: \"\"}";
+        assert!(config(text).backend.tls.is_some_and(|tls| tls.server_name == "h"));
+        for host in ["\"\"", "''", "\"*\""] {
+            assert_eq!(config(&format!("frontend: {{host: {host}}}")).frontend.host, None);
+        }
     }
 
     #[test]
@@ -676,7 +688,6 @@ mod tests {
             ("backend:\n  host: fe80::1%", 2, "backend.host: \"fe80::1%\" is neither"),
             ("backend:\n  host: \"*\"", 2, "backend.host: \"*\" is neither"),
             ("frontend:\n  logformat: \"%x\"", 2, "frontend.logformat: unknown %x"),
-            ("backend:\n  host: \"\"", 2, "backend.host: \"\" is neither"),
             ("backend:\n  port: 0", 2, "backend.port: 0 is not"),
             ("backend:\n  scheme: ftp", 2, "backend.scheme: \"ftp\" is neither http nor https"),
             ("backend:\n  insecure: maybe", 2, "backend.insecure: \"maybe\" is neither"),

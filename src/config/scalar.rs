@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 /// A value as YAML has it.
 #[derive(Debug)]
@@ -20,6 +20,30 @@ pub enum Scalar<'a> {
 /// A type that one scalar makes, or says why not.
 pub trait FromScalar: Sized {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String>;
+}
+
+/// `None`: an empty text or nothing, which mean the default as in the Go program.
+pub struct Given<T>(pub Option<T>);
+
+impl<T> Default for Given<T> {
+    fn default() -> Self {
+        Given(None)
+    }
+}
+
+impl<T: FromScalar> FromScalar for Given<T> {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Null | Scalar::Text("") => Ok(Given(None)),
+            other => T::from_scalar(other).map(|value| Given(Some(value))),
+        }
+    }
+}
+
+impl<'de, T: FromScalar> Deserialize<'de> for Given<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor::new())
+    }
 }
 
 impl FromScalar for bool {
