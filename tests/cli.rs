@@ -71,7 +71,7 @@ fn a_wrong_configuration_is_one_line_and_exit_code_1() {
 
 #[test]
 fn the_go_programs_plain_files_work_unchanged() {
-    let text = "---\nfrontend:\n  host: 127.0.0.1\n  port: 8443\n  logformat: \"%a - %m %U\"\n\
+    let text = "---\nfrontend:\n  host: 127.0.0.1\n  port: 8443\n  logformat: \"%a - %m %U %h\"\n\
         backend:\n  host: 127.0.0.1\n  port: 8008\n  scheme: http\n  insecure: yes\n\
         cache:\n  ttl: 1.0\n  interval: 0.25\n";
     let file = config_file(text);

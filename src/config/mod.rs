@@ -329,12 +329,19 @@ impl RawFrontend {
         } else if self.tls_min_version.0 == Some(TlsVersion::Obsolete) {
             warnings.push("frontend.tls-min-version: TLSv1.2 is the least that is spoken".into());
         }
+        let format = self.logformat.0.map_or(LOG_FORMAT.to_owned(), |format| format.0);
+        let (log_format, unknown) = LogFormat::parse(&format);
+        if !unknown.is_empty() {
+            let unknown = unknown.join(" ").escape_debug().to_string();
+            let known = "there are %a %m %U %s %D %%";
+            warnings.push(format!("frontend.logformat: {unknown} is plain text; {known}"));
+        }
         let min_version = self.tls_min_version.0.unwrap_or(TlsVersion::V1_2);
         let tls = identity.map(|identity| FrontendTls { identity, cafile, min_version, ciphers });
         Ok(Frontend {
             host: self.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
             port: self.port.map_or(80, |port| port.0 as u16),
-            log_format: self.logformat.0.map_or_else(default_log_format, |format| format.0),
+            log_format,
             connections: self.connections.map(|count| count.0 as usize),
             tls,
         })
@@ -412,7 +419,7 @@ enum Scheme {
 struct FileName(String);
 
 /// The line per request.
-struct Format(LogFormat);
+struct Format(String);
 
 /// A key that is known but does nothing yet. Its default, which asks for nothing, is let through.
 #[derive(Default)]
@@ -523,7 +530,7 @@ impl FromScalar for Scheme {
 impl FromScalar for Format {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
-            Scalar::Text(text) => LogFormat::parse(text).map(Format),
+            Scalar::Text(text) => Ok(Format(text.to_owned())),
             other => Err(format!("{other} is not a text")),
         }
     }
@@ -571,11 +578,8 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Seconds<MIN, MAX>
     }
 }
 
-fn default_log_format() -> LogFormat {
-    LogFormat::parse("%a - %m %U").expect("the default format is one")
-}
-
 const LOCALHOST: &str = "localhost";
+const LOG_FORMAT: &str = "%a - %m %U";
 const NOT_YET: &str = "not available yet";
 
 #[cfg(test)]
@@ -624,6 +628,14 @@ mod tests {
         for host in ["\"\"", "''", "\"*\""] {
             assert_eq!(config(&format!("frontend: {{host: {host}}}")).frontend.host, None);
         }
+    }
+
+    #[test]
+    fn what_the_log_format_does_not_know_is_plain_text_with_a_warning() {
+        let warnings = config("frontend: {logformat: \"%h %a %\\n 100%\"}").warnings;
+        let warning = "frontend.logformat: %h %\\n % is plain text; there are %a %m %U %s %D %%";
+        assert_eq!(warnings, [warning]);
+        assert_eq!(config("frontend: {logformat: \"%a %m %U %s %D %%\"}").warnings.len(), 0);
     }
 
     #[test]
@@ -687,7 +699,7 @@ mod tests {
             ("backend:\n  host: \"[[::1]]\"", 2, "backend.host: \"[[::1]]\" is neither"),
             ("backend:\n  host: fe80::1%", 2, "backend.host: \"fe80::1%\" is neither"),
             ("backend:\n  host: \"*\"", 2, "backend.host: \"*\" is neither"),
-            ("frontend:\n  logformat: \"%x\"", 2, "frontend.logformat: unknown %x"),
+            ("frontend:\n  logformat: 1", 2, "frontend.logformat: 1 is not a text"),
             ("backend:\n  port: 0", 2, "backend.port: 0 is not"),
             ("backend:\n  scheme: ftp", 2, "backend.scheme: \"ftp\" is neither http nor https"),
             ("backend:\n  insecure: maybe", 2, "backend.insecure: \"maybe\" is neither"),
