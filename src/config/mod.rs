@@ -242,7 +242,7 @@ impl fmt::Display for ConfigError {
 }
 
 #[derive(Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "sections with their keys below them")]
 struct RawConfig {
     frontend: Option<RawFrontend>,
     backend: Option<RawBackend>,
@@ -253,6 +253,7 @@ struct RawConfig {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[serde(expecting = "keys with their values")]
 struct RawFrontend {
     host: Option<ListenHost>,
     port: Option<Count<0, 65_535>>,
@@ -267,6 +268,7 @@ struct RawFrontend {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[serde(expecting = "keys with their values")]
 struct RawBackend {
     host: Given<Host>,
     port: Option<Count<1, 65_535>>,
@@ -282,6 +284,7 @@ struct RawBackend {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "keys with their values")]
 struct RawCache {
     ttl: Option<Seconds<0, 86_400_000>>,
     interval: Option<Seconds<10, 86_400_000>>,
@@ -291,6 +294,7 @@ struct RawCache {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "keys with their values")]
 struct RawAdmin {
     #[serde(rename = "host")]
     _host: NotYet,
@@ -467,11 +471,15 @@ impl FromScalar for ListenHost {
 
 impl<const MIN: u64, const MAX: u64> FromScalar for Count<MIN, MAX> {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        match scalar {
-            Scalar::Integer(count) if (MIN as i128..=MAX as i128).contains(&count) => {
-                Ok(Count(count as u64))
-            }
-            other => Err(format!("{other} is not a whole number from {MIN} to {MAX}")),
+        let count = match scalar {
+            Scalar::Integer(count) => Some(count),
+            // `80.0`, as `1.0` is a number of seconds
+            Scalar::Float(count) if count.fract() == 0.0 => Some(count as i128),
+            _ => None,
+        };
+        match count {
+            Some(count) if (MIN as i128..=MAX as i128).contains(&count) => Ok(Count(count as u64)),
+            _ => Err(format!("{scalar} is not a whole number from {MIN} to {MAX}")),
         }
     }
 }
@@ -606,7 +614,7 @@ mod tests {
     #[test]
     fn a_plain_file_of_the_go_program_means_what_it_meant() {
         let config = config(
-            "---\nfrontend:\n  host: \"*\"\n  port: 8009\n  logformat: \"%a %m %U\"\n\
+            "---\nfrontend:\n  host: \"*\"\n  port: 8009.0\n  logformat: \"%a %m %U\"\n\
              backend:\n  host: ::1\n  port: 8008\n  scheme: http\n  insecure: no\n\
              cache:\n  ttl: 1.0\n  interval: .25\n",
         );
@@ -689,6 +697,14 @@ mod tests {
             ("frontend:\n  port: 65536", 2, "frontend.port: 65536 is not a whole number from 0 to 65535"),
             ("frontend:\n  port: -1", 2, "frontend.port: -1 is not"),
             ("frontend:\n  port: 80.5", 2, "frontend.port: 80.5 is not"),
+            ("frontend:\n  port: 65536.0", 2, "frontend.port: 65536.0 is not a whole number from 0 to 65535"),
+            ("frontend:\n  port: -1.0", 2, "frontend.port: -1.0 is not"),
+            ("frontend:\n  port: .inf", 2, "frontend.port: inf is not"),
+            ("frontend:\n  port: 1e300", 2, "frontend.port: 1e300 is not"),
+            ("frontend:\n  port: 18446744073709551616", 2, "frontend.port: 18446744073709551616 is not"),
+            ("frontend:\n  port: -9223372036854775809", 2, "frontend.port: -9223372036854775809 is not"),
+            ("frontend:\n  port: 0xffffffffffffffffffffffffffffffff", 2, "frontend.port: 3.402823669209385e38 is not"),
+            ("cache:\n  ttl: 18446744073709551616", 2, "cache.ttl: 18446744073709551616 is not a number of seconds"),
             ("frontend:\n  port: [80]", 2, "frontend.port: a collection is not"),
             ("frontend:\n  host: a b", 2, "frontend.host: \"a b\" is neither"),
             ("frontend:\n  host: \"[::1]:80\"", 2, "frontend.host: \"[::1]:80\" is neither a name nor an address; a port"),
@@ -721,7 +737,13 @@ mod tests {
             ("frontend:\n  cafile: x", 2, "frontend.cafile: client certificates need TLS"),
             ("frontend:\n  tls-min-version: TLSv9", 2, "frontend.tls-min-version: \"TLSv9\" is not"),
             ("frontend:\n  certfile: 1", 2, "frontend.certfile: 1 is not a file's name"),
-            ("cache: 1", 1, "cache: invalid type"),
+            ("cache: 1", 1, "cache: invalid type: integer `1`, expected keys with their values"),
+            ("cache:\nfrontend: [host]", 2, "frontend: invalid type: sequence, expected keys with their values"),
+            ("backend: https", 1, "backend: invalid type: string \"https\", expected keys with their values"),
+            ("admin: true", 1, "admin: invalid type: boolean `true`, expected keys with their values"),
+            ("- cache", 1, "invalid type: sequence, expected sections with their keys below them"),
+            ("cache:\n  ttl: !!foo 1", 2, "cache.ttl: \"1\" is not"),
+            ("cache:\n  ttl: !foo 1", 2, "cache.ttl: invalid type: enum, expected a value without a tag"),
             ("frontend: }", 1, "did not find expected"),
         ];
         for (text, line, message) in table {

@@ -67,7 +67,7 @@ impl fmt::Display for Scalar<'_> {
             Scalar::Null => f.write_str("nothing"),
             Scalar::Flag(flag) => write!(f, "{flag}"),
             Scalar::Integer(integer) => write!(f, "{integer}"),
-            Scalar::Float(float) => write!(f, "{float}"),
+            Scalar::Float(float) => write!(f, "{float:?}"),
             Scalar::Text(text) => write!(f, "{text:?}"),
             Scalar::Collection => f.write_str("a collection"),
         }
@@ -88,7 +88,7 @@ impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
+        f.write_str("a value without a tag")
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<T, E> {
@@ -105,6 +105,16 @@ impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
 
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
         T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
+    }
+
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<T, E> {
+        T::from_scalar(Scalar::Integer(value)).map_err(E::custom)
+    }
+
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<T, E> {
+        // beyond every range, so its last digits do not matter
+        let huge = Scalar::Float(value as f64);
+        T::from_scalar(i128::try_from(value).map_or(huge, Scalar::Integer)).map_err(E::custom)
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<T, E> {
