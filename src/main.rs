@@ -77,9 +77,9 @@ impl Flags {
             config: config.map_err(|error| error.to_string())?,
             check: arguments.contains("--check"),
             verbose: verbose && !quiet,
-            level: match (debug, quiet) {
-                (true, _) => LevelFilter::Debug,
-                (false, true) => LevelFilter::Error,
+            level: match (quiet, debug) {
+                (true, _) => LevelFilter::Error,
+                (false, true) => LevelFilter::Debug,
                 (false, false) => LevelFilter::Info,
             },
             version: arguments.contains("--version"),

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::net::TcpListener;
+
 use common::standin::{StandIn, at_once, primary};
 use common::{Glue, config, config_file, run};
 
@@ -37,6 +39,28 @@ fn flags_with_one_dash_and_with_two() {
         let (code, stdout, stderr) = run(&arguments);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(stderr.contains("usage: patroniglue"), "{stderr}");
+    }
+}
+
+#[test]
+fn quiet_wins() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("an address").port();
+    let text = format!(
+        "frontend: {{host: 127.0.0.1, port: {port}}}\nbackend: {{scheme: https, insecure: yes}}\n"
+    );
+    let file = config_file(&text);
+    let file = file.to_str().expect("a name");
+    let table: [(&[&str], bool); 4] = [
+        (&["-debug", "-verbose"], true),
+        (&["-quiet"], false),
+        (&["-quiet", "-debug"], false),
+        (&["-debug", "-verbose", "-quiet"], false),
+    ];
+    for (flags, warns) in table {
+        let (code, _, stderr) = run(&[&["-config", file], flags].concat());
+        assert_eq!((code, stderr.contains("cannot listen")), (Some(1), true), "{stderr}");
+        assert_eq!(stderr.contains("backend.insecure"), warns, "{flags:?}: {stderr}");
     }
 }
 
