@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
 
 use common::standin::{StandIn, at_once, primary};
 use common::{Glue, config, config_file, run};
@@ -39,6 +42,19 @@ fn flags_with_one_dash_and_with_two() {
         let (code, stdout, stderr) = run(&arguments);
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(stderr.contains("usage: patroniglue"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_files_name_need_not_be_utf_8() {
+    let name = OsStr::from_bytes(b"nowhere-\xff=.yml");
+    let equals = OsStr::from_bytes(b"-config=nowhere-\xff=.yml");
+    for arguments in [&["-config".as_ref(), name][..], &[equals]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_patroniglue")).args(arguments).output();
+        let output = output.expect("the binary starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("nowhere-\u{fffd}=.yml: "), "{arguments:?}: {stderr}");
     }
 }
 
