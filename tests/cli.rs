@@ -136,6 +136,13 @@ fn the_example_says_the_defaults() {
         assert!(text.contains(&commented), "{key}");
         spelled = spelled.replace(&commented, &format!("  {key}"));
     }
+    // and the rest is what its head calls an example
+    let rest = spelled.lines().filter_map(|line| line.trim_start().strip_prefix('#'));
+    let rest = rest.filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
+    let rest: Vec<&str> = rest.filter_map(|line| line.split(':').next()).collect();
+    let frontend = ["certfile", "keyfile", "cafile", "tls-ciphers", "connections"];
+    let backend = ["cafile", "server-name", "certfile", "keyfile"];
+    assert_eq!(rest, [&frontend[..], &backend, &["admin"]].concat());
     let spelled = read(&spelled);
     assert_eq!((spelled.cache, spelled.backend), (defaults.cache, defaults.backend));
     assert_eq!(spelled.frontend, defaults.frontend);
