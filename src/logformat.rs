@@ -19,7 +19,7 @@ enum Piece {
     Target,
     /// `%s`
     Status,
-    /// `%D`
+    /// `%D`, which is known to the millisecond
     Microseconds,
 }
 
@@ -61,7 +61,7 @@ impl LogFormat {
         (LogFormat { pieces }, unknown)
     }
 
-    /// The line for a request from `address`. Durations are known to the millisecond.
+    /// The line for a request from `address`.
     pub fn line(&self, record: &Record, address: &str) -> String {
         let fill = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
