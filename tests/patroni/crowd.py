@@ -7,6 +7,7 @@ a second later. "ready" is printed as soon as all were connected, a line of coun
 import resource
 import selectors
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ KINDS = {
     "half-sent": (b"GET /pri", b""),
     "dripping": (b"", b"GET /primary HTTP/1.1\r\nHost: drip\r\nX-Long: " + b"x" * 4000),
 }
+# Where TLS is spoken also those that send half a hello, or shake hands and then say nothing.
+TLS_KINDS = ("half-hello", "shaken")
 
 
 class Crowd:
@@ -46,8 +49,41 @@ class Crowd:
         self._process.wait(10)
 
 
+def kinds(tls):
+    return (*KINDS, *TLS_KINDS) if tls else tuple(KINDS)
+
+
+def anybody():
+    """Trusts every server, and is made once: a context costs more than a handshake."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Handshake:
+    """TLS on no socket at all: bytes in, bytes out."""
+
+    CONTEXT = anybody()
+
+    def __init__(self):
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = self.CONTEXT.wrap_bio(self._incoming, self._outgoing)
+
+    def go_on(self, received=b""):
+        self._incoming.write(received)
+        try:
+            self._session.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        return self._outgoing.read()
+
+
 class Client:
-    def __init__(self, address, opening, drip, phase):
+    def __init__(self, kind, address, phase):
+        opening, drip = KINDS.get(kind, (b"", b""))
+        self.kind = kind
+        self.handshake = None
         self.address = address
         self.opening = opening
         self.drip = drip
@@ -68,7 +104,13 @@ class Client:
         if self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             return False
         self.connected = True
-        return not self.opening or self._send(self.opening)
+        opening = self.opening
+        if self.kind in TLS_KINDS:
+            self.handshake = Handshake()
+            opening = self.handshake.go_on()
+            if self.kind == "half-hello":
+                self.handshake, opening = None, opening[:len(opening) // 2]
+        return not opening or self._send(opening)
 
     def send_byte(self):
         byte = self.drip[self.dripped:self.dripped + 1]
@@ -84,7 +126,13 @@ class Client:
 
     def is_closed(self):
         try:
-            return not self.socket.recv(4096)  # an error page is read and forgotten
+            received = self.socket.recv(4096)  # an error page is read and forgotten
+            if received and self.handshake:
+                answer = self.handshake.go_on(received)
+                return bool(answer) and not self._send(answer)
+            return not received
+        except ssl.SSLError:
+            return True
         except BlockingIOError:
             return False
         except OSError:
@@ -142,7 +190,7 @@ def main():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     addresses = [(host, int(port)) for host, _, port in (one.partition(":") for one in addresses)]
-    loop = Loop([Client(address, *KINDS[kind], number % round(1 / TICK_S))
+    loop = Loop([Client(kind, address, number % round(1 / TICK_S))
                  for number in range(int(count)) for address in addresses])
     loop.selector.register(sys.stdin, selectors.EVENT_READ, None)
     announced, phase, due = False, 0, time.monotonic()

@@ -17,6 +17,7 @@ from cluster import free_port, until
 # back as a standby 2.4 s after its Patroni began to say 503, and three checks at 1 s can take 3 s.
 # In between nobody listens there, which is what the observer sees. A wrong 200 is still found:
 # two of them after that, and the server is up again.
+INTER_S, RISE = 1, 2
 CONFIGURATION = """\
 global
     nbthread 1
@@ -28,7 +29,7 @@ defaults
     timeout connect 1s
     timeout client 60s
     timeout server 60s
-    default-server inter 1s fall 3 rise 2 on-marked-down shutdown-sessions
+    default-server inter {inter}s fall 3 rise {rise} on-marked-down shutdown-sessions
     default-server observe layer4 error-limit 3 on-error mark-down
 listen write
     bind {host}:{write}
@@ -65,6 +66,7 @@ class HAProxy:
         with open(file, "w", encoding="utf-8") as output:
             output.write(CONFIGURATION.format(
                 socket=self.socket, host=self.host, write=self.write[1], read=self.read[1],
+                inter=INTER_S, rise=RISE,
                 servers="\n".join(map(self._server_line, self.cluster.nodes))))
         warden.spawn(["haproxy", "-db", "-f", file], f"{self.directory}/log", self.directory)
         # At its start HAProxy takes every server for good until its first check.
