@@ -7,15 +7,16 @@ cd "$(dirname "$0")"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 name=patroniglue-$version-$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m)
 target=$(rustc -vV | sed -n 's/^host: //p')
+built=${CARGO_TARGET_DIR:-target}
 if [ "${STATIC:-0}" = 1 ]; then
   name=$name-static
   # naming the target keeps the flag from the build scripts and macros of the dependencies
   RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
-    cargo build --release --locked --target "$target" --target-dir target/static
-  binary=target/static/$target/release/patroniglue
+    cargo build --release --locked --target "$target" --target-dir "$built/static"
+  binary=$built/static/$target/release/patroniglue
 else
   cargo build --release --locked
-  binary=target/release/patroniglue
+  binary=$built/release/patroniglue
 fi
 mkdir -p "dist/$name"
 cp "$binary" config.yml.example LICENSE extra/licences.txt README.md CHANGELOG.md "dist/$name/"

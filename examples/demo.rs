@@ -46,8 +46,11 @@ fn ask_for_ever(glue: SocketAddr, thread: usize, seen: &Mutex<Seen>) {
     for turn in 0.. {
         let begun = Instant::now();
         let client = turn % share;
-        let status =
-            if client % 2 == 0 { check(glue) } else { check_kept(glue, &mut kept[client]) };
+        let status = if client.is_multiple_of(2) {
+            check(glue)
+        } else {
+            check_kept(glue, &mut kept[client])
+        };
         seen.lock().expect("no client panics").note(status, begun.elapsed());
         thread::sleep(pause.saturating_sub(begun.elapsed()));
     }

@@ -197,10 +197,10 @@ impl Engine {
     fn next_idlest(&mut self, now: Time) -> Option<ConnId> {
         while let Some((since, id)) = self.idlest.pop() {
             let connection = self.connections.get(id);
-            if let Some(Connection { peer: Peer::Client(frontend, _), .. }) = connection {
-                if frontend.idle_since(now) == Some(since) {
-                    return Some(id);
-                }
+            if let Some(Connection { peer: Peer::Client(frontend, _), .. }) = connection
+                && frontend.idle_since(now) == Some(since)
+            {
+                return Some(id);
             }
         }
         None
