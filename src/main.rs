@@ -1,6 +1,7 @@
 //! Flags, configuration, logger, daemon, exit code. No logic.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -77,9 +78,9 @@ impl Flags {
             config: config.map_err(|error| error.to_string())?,
             check: arguments.contains("--check"),
             verbose: verbose && !quiet,
-            level: match (debug, quiet) {
-                (true, _) => LevelFilter::Debug,
-                (false, true) => LevelFilter::Error,
+            level: match (quiet, debug) {
+                (true, _) => LevelFilter::Error,
+                (false, true) => LevelFilter::Debug,
                 (false, false) => LevelFilter::Info,
             },
             version: arguments.contains("--version"),
@@ -98,18 +99,18 @@ fn two_dashes(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut rewritten: Vec<OsString> = Vec::new();
     let mut config = Vec::new();
     while let Some(argument) = arguments.next() {
-        let flag = argument.to_str();
-        let name = flag.and_then(|text| text.strip_prefix("--").or(text.strip_prefix('-')));
-        let (name, value) = match name.map(|name| (name, name.split_once('='))) {
-            Some((_, Some((name, value)))) => (name, Some(value)),
-            Some((name, None)) => (name, None),
-            None => ("", None),
+        let bytes = argument.as_bytes();
+        let flag = bytes.strip_prefix(b"--").or(bytes.strip_prefix(b"-")).unwrap_or_default();
+        let (name, value) = match flag.iter().position(|byte| *byte == b'=') {
+            Some(at) => (&flag[..at], Some(OsStr::from_bytes(&flag[at + 1..]))),
+            None => (flag, None),
         };
-        let switch = SWITCHES.contains(&name).then(|| truth(value.unwrap_or("true"))).flatten();
+        let name = std::str::from_utf8(name).unwrap_or_default();
+        let switch = SWITCHES.contains(&name).then(|| truth(value.unwrap_or("true".as_ref())));
         if name == "config" {
             config = vec!["--config".into()];
             config.extend(value.map(OsString::from).or_else(|| arguments.next()));
-        } else if let Some(on) = switch {
+        } else if let Some(on) = switch.flatten() {
             let name = format!("--{name}").into();
             rewritten.retain(|former| *former != name);
             rewritten.extend(on.then_some(name));
@@ -122,10 +123,10 @@ fn two_dashes(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 /// The spellings of Go's `strconv.ParseBool`.
-fn truth(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+fn truth(text: &OsStr) -> Option<bool> {
+    match text.to_str() {
+        Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Some(true),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Some(false),
         _ => None,
     }
 }

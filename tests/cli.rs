@@ -2,6 +2,11 @@
 
 mod common;
 
+use std::ffi::OsStr;
+use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+
 use common::standin::{StandIn, at_once, primary};
 use common::{Glue, config, config_file, run};
 
@@ -41,12 +46,48 @@ fn flags_with_one_dash_and_with_two() {
 }
 
 #[test]
+fn a_files_name_need_not_be_utf_8() {
+    let name = OsStr::from_bytes(b"nowhere-\xff=.yml");
+    let equals = OsStr::from_bytes(b"-config=nowhere-\xff=.yml");
+    for arguments in [&["-config".as_ref(), name][..], &[equals]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_patroniglue")).args(arguments).output();
+        let output = output.expect("the binary starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("nowhere-\u{fffd}=.yml: "), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn quiet_wins() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("an address").port();
+    let text = format!(
+        "frontend: {{host: 127.0.0.1, port: {port}}}\nbackend: {{scheme: https, insecure: yes}}\n"
+    );
+    let file = config_file(&text);
+    let file = file.to_str().expect("a name");
+    let table: [(&[&str], bool); 4] = [
+        (&["-debug", "-verbose"], true),
+        (&["-quiet"], false),
+        (&["-quiet", "-debug"], false),
+        (&["-debug", "-verbose", "-quiet"], false),
+    ];
+    for (flags, warns) in table {
+        let (code, _, stderr) = run(&[&["-config", file], flags].concat());
+        assert_eq!((code, stderr.contains("cannot listen")), (Some(1), true), "{stderr}");
+        assert_eq!(stderr.contains("backend.insecure"), warns, "{flags:?}: {stderr}");
+    }
+}
+
+#[test]
 fn a_wrong_configuration_is_one_line_and_exit_code_1() {
     let table = [
         ("frontend:\n  prot: 80\n", ":2: frontend: unknown field `prot`"),
         ("cache:\n  ttl: soon\n", ":2: cache.ttl: \"soon\" is not a number of seconds"),
         ("frontend:\n  port: 1\n  certfile: x\n", ":3: frontend.certfile: keyfile is missing"),
         ("backend:\n  scheme: https\n  cafile: nowhere.pem\n", ":3: backend.cafile: nowhere.pem: "),
+        ("backend:\n  scheme: https\n  host: a..b\n", ":3: backend.host: \"a..b\" is neither"),
         ("admin:\n  port: 1\n", ":2: admin.port: not available yet"),
         ("frontend: [", ":1: "),
     ];
@@ -70,7 +111,7 @@ fn a_wrong_configuration_is_one_line_and_exit_code_1() {
 
 #[test]
 fn the_go_programs_plain_files_work_unchanged() {
-    let text = "---\nfrontend:\n  host: 127.0.0.1\n  port: 8443\n  logformat: \"%a - %m %U\"\n\
+    let text = "---\nfrontend:\n  host: 127.0.0.1\n  port: 8443\n  logformat: \"%a - %m %U %h\"\n\
         backend:\n  host: 127.0.0.1\n  port: 8008\n  scheme: http\n  insecure: yes\n\
         cache:\n  ttl: 1.0\n  interval: 0.25\n";
     let file = config_file(text);
@@ -95,6 +136,13 @@ fn the_example_says_the_defaults() {
         assert!(text.contains(&commented), "{key}");
         spelled = spelled.replace(&commented, &format!("  {key}"));
     }
+    // and the rest is what its head calls an example
+    let rest = spelled.lines().filter_map(|line| line.trim_start().strip_prefix('#'));
+    let rest = rest.filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
+    let rest: Vec<&str> = rest.filter_map(|line| line.split(':').next()).collect();
+    let frontend = ["certfile", "keyfile", "cafile", "tls-ciphers", "connections"];
+    let backend = ["cafile", "server-name", "certfile", "keyfile"];
+    assert_eq!(rest, [&frontend[..], &backend, &["admin"]].concat());
     let spelled = read(&spelled);
     assert_eq!((spelled.cache, spelled.backend), (defaults.cache, defaults.backend));
     assert_eq!(spelled.frontend, defaults.frontend);

@@ -7,9 +7,10 @@ mod scalar;
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer};
+use core::net::Ipv6Addr;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 
-use self::scalar::{FromScalar, Scalar, ScalarVisitor};
+use self::scalar::{FromScalar, Given, Place, Scalar, ScalarVisitor};
 use crate::cache::Limits;
 use crate::engine::Settings;
 use crate::logformat::LogFormat;
@@ -126,8 +127,7 @@ pub struct ConfigError {
 impl Config {
     /// Reads a configuration. The error has line and key.
     pub fn from_yaml(text: &str) -> Result<Config, ConfigError> {
-        let raw: Option<RawConfig> = serde_yaml::from_str(text)?;
-        let raw = raw.unwrap_or_default();
+        let raw = RawConfig::read(text).map_err(|error| ConfigError::from_reader(&error, text))?;
         let mut warnings = Vec::new();
         let frontend = raw.frontend.unwrap_or_default();
         let frontend = frontend.checked(&mut warnings);
@@ -191,19 +191,21 @@ impl WrongValue {
     /// The error, with the line of the key in the configuration's text.
     pub fn at_line_in(self, text: &str) -> ConfigError {
         let WrongValue { section, key, message } = self;
-        let is_key = |line: &&str, name: &str| {
-            let rest = line.trim_start().strip_prefix(name);
-            rest.is_some_and(|rest| rest.trim_start().starts_with(':'))
+        let line_of_key = |key| line_of(text, &[section, key], 0);
+        // without a key of its own, the name in Patroni's certificate is its host's
+        let key = match line_of_key(key) {
+            None if key == "server-name" => "host",
+            _ => key,
         };
-        let lines: Vec<&str> = text.lines().collect();
-        let begin = lines.iter().position(|line| is_key(line, section));
-        let begin = begin.unwrap_or(lines.len());
-        let offset = lines[begin..].iter().position(|line| is_key(line, key));
-        // in `{ … }` on one line, the section's line is the key's
-        let line = offset.map_or(begin, |offset| begin + offset) + 1;
-        let line = (line <= lines.len()).then_some(line);
-        ConfigError { line, message: format!("{section}.{key}: {message}") }
+        ConfigError { line: line_of_key(key), message: format!("{section}.{key}: {message}") }
     }
+}
+
+/// The line of a key, given with those above it, that has so many like it before it.
+fn line_of(text: &str, path: &[&str], former_count: usize) -> Option<usize> {
+    let document = serde_yaml::Deserializer::from_str(text).next()?;
+    let error = Place { path, former_count }.deserialize(document).err()?;
+    error.location().map(|location| location.line())
 }
 
 impl fmt::Display for WrongValue {
@@ -212,16 +214,22 @@ impl fmt::Display for WrongValue {
     }
 }
 
-impl From<serde_yaml::Error> for ConfigError {
+impl ConfigError {
     /// serde_yaml puts the place behind its message; here it goes before it.
-    fn from(error: serde_yaml::Error) -> Self {
-        let text = error.to_string();
-        let place = text.rfind(" at line ").unwrap_or(text.len());
-        ConfigError {
-            line: error.location().map(|location| location.line()),
-            message: text[..place].replace('\n', " "),
-        }
+    fn from_reader(error: &serde_yaml::Error, text: &str) -> ConfigError {
+        let message = error.to_string();
+        let place = message.rfind(" at line ").unwrap_or(message.len());
+        let message = message[..place].replace('\n', " ");
+        let line = error.location().map(|location| location.line());
+        ConfigError { line: line_of_duplicate(&message, text).or(line), message }
     }
+}
+
+/// Where a key stands that serde calls a duplicate: serde_yaml tells where its mapping begins.
+fn line_of_duplicate(message: &str, text: &str) -> Option<usize> {
+    let (above, key) = message.split_once("duplicate field `")?;
+    let path = above.split_terminator(": ").chain([key.trim_end_matches('`')]);
+    line_of(text, &path.collect::<Vec<_>>(), 1)
 }
 
 impl fmt::Display for ConfigError {
@@ -234,7 +242,7 @@ impl fmt::Display for ConfigError {
 }
 
 #[derive(Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "sections with their keys below them")]
 struct RawConfig {
     frontend: Option<RawFrontend>,
     backend: Option<RawBackend>,
@@ -245,35 +253,38 @@ struct RawConfig {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[serde(expecting = "keys with their values")]
 struct RawFrontend {
     host: Option<ListenHost>,
     port: Option<Count<0, 65_535>>,
-    logformat: Option<Format>,
+    logformat: Given<Format>,
     connections: Option<Count<1, 1_000_000>>,
-    certfile: Option<FileName>,
-    keyfile: Option<FileName>,
-    cafile: Option<FileName>,
-    tls_min_version: Option<TlsVersion>,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
+    cafile: Given<FileName>,
+    tls_min_version: Given<TlsVersion>,
     tls_ciphers: Option<Vec<String>>,
 }
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[serde(expecting = "keys with their values")]
 struct RawBackend {
-    host: Option<Host>,
+    host: Given<Host>,
     port: Option<Count<1, 65_535>>,
-    scheme: Option<Scheme>,
+    scheme: Given<Scheme>,
     timeout: Option<Seconds<100, 600_000>>,
     connections: Option<Count<1, 1_000>>,
     insecure: Option<Flag>,
-    cafile: Option<FileName>,
-    certfile: Option<FileName>,
-    keyfile: Option<FileName>,
-    server_name: Option<Host>,
+    cafile: Given<FileName>,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
+    server_name: Given<Host>,
 }
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "keys with their values")]
 struct RawCache {
     ttl: Option<Seconds<0, 86_400_000>>,
     interval: Option<Seconds<10, 86_400_000>>,
@@ -283,6 +294,7 @@ struct RawCache {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[serde(expecting = "keys with their values")]
 struct RawAdmin {
     #[serde(rename = "host")]
     _host: NotYet,
@@ -290,14 +302,26 @@ struct RawAdmin {
     _port: NotYet,
 }
 
+impl RawConfig {
+    /// Reads the first document. In another one a configuration would be ignored.
+    fn read(text: &str) -> Result<RawConfig, serde_yaml::Error> {
+        let mut documents = serde_yaml::Deserializer::from_str(text);
+        let first = documents.next().map(Option::deserialize).transpose()?;
+        for surplus in documents {
+            Surplus::deserialize(surplus)?;
+        }
+        Ok(first.flatten().unwrap_or_default())
+    }
+}
+
 impl RawFrontend {
     fn checked(self, warnings: &mut Vec<String>) -> Result<Frontend, WrongValue> {
         let ciphers = self.tls_ciphers.unwrap_or_default();
-        let given = [(self.tls_min_version.is_some(), "tls-min-version")];
+        let given = [(self.tls_min_version.0.is_some(), "tls-min-version")];
         let given = given.into_iter().chain([(!ciphers.is_empty(), "tls-ciphers")]);
         let given: Vec<&str> = given.filter(|(is, _)| *is).map(|(_, key)| key).collect();
         let identity = identity("frontend", self.certfile, self.keyfile)?;
-        let cafile = self.cafile.and_then(|name| name.0);
+        let cafile = self.cafile.0.map(|name| name.0);
         if identity.is_none() {
             if cafile.is_some() {
                 let message = "client certificates need TLS: certfile and keyfile";
@@ -306,15 +330,22 @@ impl RawFrontend {
             for key in given {
                 warnings.push(format!("frontend.{key} has no effect without certfile"));
             }
-        } else if self.tls_min_version == Some(TlsVersion::Obsolete) {
+        } else if self.tls_min_version.0 == Some(TlsVersion::Obsolete) {
             warnings.push("frontend.tls-min-version: TLSv1.2 is the least that is spoken".into());
         }
-        let min_version = self.tls_min_version.unwrap_or(TlsVersion::V1_2);
+        let format = self.logformat.0.map_or(LOG_FORMAT.to_owned(), |format| format.0);
+        let (log_format, unknown) = LogFormat::parse(&format);
+        if !unknown.is_empty() {
+            let unknown = unknown.join(" ").escape_debug().to_string();
+            let known = "there are %a %m %U %s %D %%";
+            warnings.push(format!("frontend.logformat: {unknown} is plain text; {known}"));
+        }
+        let min_version = self.tls_min_version.0.unwrap_or(TlsVersion::V1_2);
         let tls = identity.map(|identity| FrontendTls { identity, cafile, min_version, ciphers });
         Ok(Frontend {
             host: self.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
             port: self.port.map_or(80, |port| port.0 as u16),
-            log_format: self.logformat.map_or_else(default_log_format, |format| format.0),
+            log_format,
             connections: self.connections.map(|count| count.0 as usize),
             tls,
         })
@@ -323,12 +354,14 @@ impl RawFrontend {
 
 impl RawBackend {
     fn checked(self, warnings: &mut Vec<String>) -> Result<Backend, WrongValue> {
-        let host = self.host.map_or(LOCALHOST.to_owned(), |host| host.0);
+        let host = self.host.0.map_or(LOCALHOST.to_owned(), |host| host.0);
         let identity = identity("backend", self.certfile, self.keyfile)?;
         let insecure = self.insecure.is_some_and(|flag| flag.0);
-        let cafile = self.cafile.and_then(|name| name.0);
-        let server_name = self.server_name.map_or(host.clone(), |name| name.0);
-        let tls = if self.scheme == Some(Scheme::Https) {
+        let cafile = self.cafile.0.map(|name| name.0);
+        // the zone of an IPv6 address is this machine's own affair, and in no certificate
+        let zoneless = host.split('%').next().unwrap_or(&host).to_owned();
+        let server_name = self.server_name.0.map_or(zoneless, |name| name.0);
+        let tls = if self.scheme.0 == Some(Scheme::Https) {
             if insecure {
                 warnings.push("backend.insecure: Patroni's certificate is not checked".into());
             }
@@ -352,10 +385,10 @@ impl RawBackend {
 /// Both files, or none.
 fn identity(
     section: &'static str,
-    certfile: Option<FileName>,
-    keyfile: Option<FileName>,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
 ) -> Result<Option<Identity>, WrongValue> {
-    let (certfile, keyfile) = (certfile.and_then(|name| name.0), keyfile.and_then(|name| name.0));
+    let (certfile, keyfile) = (certfile.0.map(|name| name.0), keyfile.0.map(|name| name.0));
     match (certfile, keyfile) {
         (Some(certfile), Some(keyfile)) => Ok(Some(Identity { certfile, keyfile })),
         (None, None) => Ok(None),
@@ -386,27 +419,45 @@ enum Scheme {
     Https,
 }
 
-/// A file's name; `None`: an empty one, which means the same as none.
-struct FileName(Option<String>);
+/// A file's name.
+struct FileName(String);
 
 /// The line per request.
-struct Format(LogFormat);
+struct Format(String);
 
 /// A key that is known but does nothing yet. Its default, which asks for nothing, is let through.
 #[derive(Default)]
 struct NotYet;
 
+/// A document after the first, which is empty.
+struct Surplus;
+
 impl FromScalar for Host {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        let Scalar::Text(text) = scalar else {
-            return Err(format!("{scalar} is neither a name nor an address"));
+        let wrong = |hint| Err(format!("{scalar} is neither a name nor an address{hint}"));
+        let Scalar::Text(text) = scalar else { return wrong("") };
+        // the Go program took IPv6 addresses in brackets only
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        let is_good = match bare.split_once('%') {
+            Some((address, zone)) => is_ipv6(address) && is_name(zone),
+            None => is_ipv6(bare) || is_name(bare),
         };
-        let printable = text.bytes().all(|byte| byte.is_ascii_graphic());
-        if text.is_empty() || !printable || text.contains(['/', '[', ']', '@']) {
-            return Err(format!("{text:?} is neither a name nor an address"));
+        match is_good {
+            true => Ok(Host(bare.to_owned())),
+            false if text.contains(':') => wrong("; a port has a key of its own"),
+            false => wrong(""),
         }
-        Ok(Host(text.to_owned()))
     }
+}
+
+fn is_ipv6(text: &str) -> bool {
+    text.parse::<Ipv6Addr>().is_ok()
+}
+
+/// What the resolver may be asked: letters, digits and these, as in Go.
+fn is_name(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_part)
 }
 
 impl FromScalar for ListenHost {
@@ -420,11 +471,15 @@ impl FromScalar for ListenHost {
 
 impl<const MIN: u64, const MAX: u64> FromScalar for Count<MIN, MAX> {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        match scalar {
-            Scalar::Integer(count) if (MIN as i128..=MAX as i128).contains(&count) => {
-                Ok(Count(count as u64))
-            }
-            other => Err(format!("{other} is not a whole number from {MIN} to {MAX}")),
+        let count = match scalar {
+            Scalar::Integer(count) => Some(count),
+            // `80.0`, as `1.0` is a number of seconds
+            Scalar::Float(count) if count.fract() == 0.0 => Some(count as i128),
+            _ => None,
+        };
+        match count {
+            Some(count) if (MIN as i128..=MAX as i128).contains(&count) => Ok(Count(count as u64)),
+            _ => Err(format!("{scalar} is not a whole number from {MIN} to {MAX}")),
         }
     }
 }
@@ -453,8 +508,7 @@ impl FromScalar for Flag {
 impl FromScalar for FileName {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
-            Scalar::Text("") => Ok(FileName(None)),
-            Scalar::Text(name) => Ok(FileName(Some(name.to_owned()))),
+            Scalar::Text(name) => Ok(FileName(name.to_owned())),
             other => Err(format!("{other} is not a file's name")),
         }
     }
@@ -484,7 +538,7 @@ impl FromScalar for Scheme {
 impl FromScalar for Format {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
-            Scalar::Text(text) => LogFormat::parse(text).map(Format),
+            Scalar::Text(text) => Ok(Format(text.to_owned())),
             other => Err(format!("{other} is not a text")),
         }
     }
@@ -499,6 +553,15 @@ impl FromScalar for NotYet {
     }
 }
 
+impl FromScalar for Surplus {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Null => Ok(Surplus),
+            _ => Err("another document; a configuration is a single one".to_owned()),
+        }
+    }
+}
+
 macro_rules! deserialize_from_scalar {
     ($($type:ty),*) => { $(
         impl<'de> Deserialize<'de> for $type {
@@ -509,7 +572,7 @@ macro_rules! deserialize_from_scalar {
     )* };
 }
 
-deserialize_from_scalar!(Host, ListenHost, FileName, Flag, Scheme, TlsVersion, Format, NotYet);
+deserialize_from_scalar!(ListenHost, Flag, NotYet, Surplus);
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -523,11 +586,8 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Seconds<MIN, MAX>
     }
 }
 
-fn default_log_format() -> LogFormat {
-    LogFormat::parse("%a - %m %U").expect("the default format is one")
-}
-
 const LOCALHOST: &str = "localhost";
+const LOG_FORMAT: &str = "%a - %m %U";
 const NOT_YET: &str = "not available yet";
 
 #[cfg(test)]
@@ -540,7 +600,7 @@ mod tests {
 
     #[test]
     fn defaults() {
-        for text in ["", "---\n", "frontend:\ncache:\n", "{}", "frontend: {host: }"] {
+        for text in ["", "---\n", "frontend:\ncache:\n", "{}", "frontend: {host: }", "{}\n---\n"] {
             let config = config(text);
             assert_eq!(config.frontend.host.as_deref(), Some("localhost"));
             assert_eq!((config.frontend.port, config.frontend.connections), (80, None));
@@ -554,13 +614,59 @@ mod tests {
     #[test]
     fn a_plain_file_of_the_go_program_means_what_it_meant() {
         let config = config(
-            "---\nfrontend:\n  host: \"*\"\n  port: 8009\n  logformat: \"%a %m %U\"\n\
+            "---\nfrontend:\n  host: \"*\"\n  port: 8009.0\n  logformat: \"%a %m %U\"\n\
              backend:\n  host: ::1\n  port: 8008\n  scheme: http\n  insecure: no\n\
              cache:\n  ttl: 1.0\n  interval: .25\n",
         );
         assert_eq!((config.frontend.host, config.frontend.port), (None, 8009));
         assert_eq!(config.backend.authority(), "[::1]:8008");
         assert_eq!((config.cache.ttl_ms, config.cache.interval_ms), (1_000, 250));
+    }
+
+    #[test]
+    fn what_is_empty_means_the_default() {
+        for empty in ["\"\"", "''", "~", ""] {
+            let text = "frontend:\n  certfile: E\n  keyfile: E\n  cafile: E\n  logformat: E\n  \
+                tls-min-version: E\nbackend:\n  host: E\n  scheme: E\n  certfile: E\n  \
+                keyfile: E\n  cafile: E\n  server-name: E\n";
+            assert_eq!(config(&text.replace('E', empty)), config(""), "{empty}");
+        }
+        let text = "backend: {host: h, scheme: https, server-name: \"\"}";
+        assert!(config(text).backend.tls.is_some_and(|tls| tls.server_name == "h"));
+        for host in ["\"\"", "''", "\"*\""] {
+            assert_eq!(config(&format!("frontend: {{host: {host}}}")).frontend.host, None);
+        }
+    }
+
+    #[test]
+    fn what_the_log_format_does_not_know_is_plain_text_with_a_warning() {
+        let warnings = config("frontend: {logformat: \"%h %a %\\n 100%\"}").warnings;
+        let warning = "frontend.logformat: %h %\\n % is plain text; there are %a %m %U %s %D %%";
+        assert_eq!(warnings, [warning]);
+        assert_eq!(config("frontend: {logformat: \"%a %m %U %s %D %%\"}").warnings.len(), 0);
+    }
+
+    #[test]
+    fn hosts() {
+        let table = [
+            ("::1", "::1"),
+            ("[::1]", "::1"),
+            ("[::]", "::"),
+            ("fe80::1%eth0.1", "fe80::1%eth0.1"),
+            ("[fe80::1%2]", "fe80::1%2"),
+            ("::ffff:10.0.0.1", "::ffff:10.0.0.1"),
+            ("pg_1.example-a.org.", "pg_1.example-a.org."),
+        ];
+        for (spelled, host) in table {
+            let text =
+                format!("frontend: {{host: \"{spelled}\"}}\nbackend: {{host: \"{spelled}\"}}");
+            let config = config(&text);
+            assert_eq!(config.frontend.host.as_deref(), Some(host));
+            assert_eq!(config.backend.host, host);
+        }
+        assert_eq!(config("backend: {host: \"[::1]\"}").backend.authority(), "[::1]:8008");
+        let text = "backend: {host: \"fe80::1%eth0\", scheme: https}";
+        assert!(config(text).backend.tls.is_some_and(|tls| tls.server_name == "fe80::1"));
     }
 
     #[test]
@@ -591,10 +697,25 @@ mod tests {
             ("frontend:\n  port: 65536", 2, "frontend.port: 65536 is not a whole number from 0 to 65535"),
             ("frontend:\n  port: -1", 2, "frontend.port: -1 is not"),
             ("frontend:\n  port: 80.5", 2, "frontend.port: 80.5 is not"),
+            ("frontend:\n  port: 65536.0", 2, "frontend.port: 65536.0 is not a whole number from 0 to 65535"),
+            ("frontend:\n  port: -1.0", 2, "frontend.port: -1.0 is not"),
+            ("frontend:\n  port: .inf", 2, "frontend.port: inf is not"),
+            ("frontend:\n  port: 1e300", 2, "frontend.port: 1e300 is not"),
+            ("frontend:\n  port: 18446744073709551616", 2, "frontend.port: 18446744073709551616 is not"),
+            ("frontend:\n  port: -9223372036854775809", 2, "frontend.port: -9223372036854775809 is not"),
+            ("frontend:\n  port: 0xffffffffffffffffffffffffffffffff", 2, "frontend.port: 3.402823669209385e38 is not"),
+            ("cache:\n  ttl: 18446744073709551616", 2, "cache.ttl: 18446744073709551616 is not a number of seconds"),
             ("frontend:\n  port: [80]", 2, "frontend.port: a collection is not"),
             ("frontend:\n  host: a b", 2, "frontend.host: \"a b\" is neither"),
-            ("frontend:\n  logformat: \"%x\"", 2, "frontend.logformat: unknown %x"),
-            ("backend:\n  host: \"\"", 2, "backend.host: \"\" is neither"),
+            ("frontend:\n  host: \"[::1]:80\"", 2, "frontend.host: \"[::1]:80\" is neither a name nor an address; a port"),
+            ("frontend:\n  host: \"[]\"", 2, "frontend.host: \"[]\" is neither"),
+            ("frontend:\n  host: 1:2", 2, "frontend.host: \"1:2\" is neither"),
+            ("backend:\n  port: 1\n  host: 127.0.0.1:8008", 3, "backend.host: \"127.0.0.1:8008\" is neither a name nor an address; a port has a key of its own"),
+            ("backend:\n  host: http://pg1", 2, "backend.host: \"http://pg1\" is neither"),
+            ("backend:\n  host: \"[[::1]]\"", 2, "backend.host: \"[[::1]]\" is neither"),
+            ("backend:\n  host: fe80::1%", 2, "backend.host: \"fe80::1%\" is neither"),
+            ("backend:\n  host: \"*\"", 2, "backend.host: \"*\" is neither"),
+            ("frontend:\n  logformat: 1", 2, "frontend.logformat: 1 is not a text"),
             ("backend:\n  port: 0", 2, "backend.port: 0 is not"),
             ("backend:\n  scheme: ftp", 2, "backend.scheme: \"ftp\" is neither http nor https"),
             ("backend:\n  insecure: maybe", 2, "backend.insecure: \"maybe\" is neither"),
@@ -602,7 +723,13 @@ mod tests {
             ("backend:\n  connections: 0", 2, "backend.connections: 0 is not"),
             ("cache:\n\n  ttl: -1", 3, "cache.ttl: -1 is not"),
             ("cache:\n  ttl: .nan", 2, "cache.ttl: NaN is not"),
-            ("cache:\n  ttl: 1\n  ttl: 2", 2, "cache: duplicate field `ttl`"),
+            ("cache:\n  ttl: 1\n  ttl: 2", 3, "cache: duplicate field `ttl`"),
+            ("cache: {ttl: 1,\n  grace: 1, \"ttl\": 2}", 2, "cache: duplicate field `ttl`"),
+            ("frontend:\n  host: x\nbackend:\n  host: y\n  port: 1\n  host: z", 6, "backend: duplicate field `host`"),
+            ("frontend:\n  port: 1\ncache:\nfrontend:\n  port: 2", 4, "duplicate field `frontend`"),
+            ("cache:\n  ttl: 1\n---\ncache:\n  ttl: 2", 4, "another document"),
+            ("cache:\n---\n---\n- 1", 4, "another document"),
+            ("cache:\n...\n}", 3, "did not find expected"),
             ("cache:\n  ttl: \"one\"", 2, "cache.ttl: \"one\" is not"),
             ("frontend:\n  port: 1\n  certfile: x", 3, "frontend.certfile: keyfile is missing"),
             ("backend:\n  keyfile: x", 2, "backend.keyfile: certfile is missing"),
@@ -610,7 +737,13 @@ mod tests {
             ("frontend:\n  cafile: x", 2, "frontend.cafile: client certificates need TLS"),
             ("frontend:\n  tls-min-version: TLSv9", 2, "frontend.tls-min-version: \"TLSv9\" is not"),
             ("frontend:\n  certfile: 1", 2, "frontend.certfile: 1 is not a file's name"),
-            ("cache: 1", 1, "cache: invalid type"),
+            ("cache: 1", 1, "cache: invalid type: integer `1`, expected keys with their values"),
+            ("cache:\nfrontend: [host]", 2, "frontend: invalid type: sequence, expected keys with their values"),
+            ("backend: https", 1, "backend: invalid type: string \"https\", expected keys with their values"),
+            ("admin: true", 1, "admin: invalid type: boolean `true`, expected keys with their values"),
+            ("- cache", 1, "invalid type: sequence, expected sections with their keys below them"),
+            ("cache:\n  ttl: !!foo 1", 2, "cache.ttl: \"1\" is not"),
+            ("cache:\n  ttl: !foo 1", 2, "cache.ttl: invalid type: enum, expected a value without a tag"),
             ("frontend: }", 1, "did not find expected"),
         ];
         for (text, line, message) in table {
@@ -618,6 +751,31 @@ mod tests {
             assert!(error.message.starts_with(message), "{text:?}: {error}");
             assert_eq!(error.line, Some(line), "{text:?}: {error}");
             assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_has_the_line_of_its_key() {
+        #[rustfmt::skip]
+        let table = [
+            ("frontend: {certfile: a}\nbackend:\n  certfile: b\n  keyfile: c", 1, "frontend.certfile"),
+            ("\"frontend\":\n  'certfile': a", 2, "frontend.certfile"),
+            ("backend:\n  host: keyfile\n  # keyfile: y\n  ? keyfile\n  : x", 4, "backend.keyfile"),
+            ("backend: {host: x,\n  keyfile: y}", 2, "backend.keyfile"),
+            ("frontend: &same\n  keyfile: y\nbackend: *same", 2, "frontend.keyfile"),
+        ];
+        for (text, line, key) in table {
+            let error = Config::from_yaml(text).expect_err(text);
+            assert_eq!(error.line, Some(line), "{text:?}: {error}");
+            assert!(error.message.starts_with(&format!("{key}: ")), "{text:?}: {error}");
+        }
+        let wrong = || WrongValue::new("backend", "server-name", "bad");
+        let table = [
+            ("backend:\n  scheme: https\n  host: a..b\n", "line 3: backend.host: bad"),
+            ("backend:\n  host: x\n  server-name: y\n", "line 3: backend.server-name: bad"),
+        ];
+        for (text, error) in table {
+            assert_eq!(wrong().at_line_in(text).to_string(), error);
         }
     }
 
