@@ -251,6 +251,11 @@ impl<S: Read + Write> Stream<S> {
         self.tls.as_ref().is_some_and(|secured| secured.session.is_handshaking())
     }
 
+    /// Has something come that its handshake may go on with?
+    pub fn handshake_goes_on(&self) -> bool {
+        self.is_handshaking() && self.socket.readable
+    }
+
     /// Has TLS something to send of its own?
     pub fn has_outgoing(&self) -> bool {
         self.tls.as_ref().is_some_and(|secured| secured.session.has_outgoing())
