@@ -5,11 +5,12 @@
 mod common;
 mod tls_support;
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 
-use common::Glue;
 use common::standin::{StandIn, at_once, primary};
+use common::{Glue, body};
 use tls_support::{Ca, Folder, section};
 
 struct House {
@@ -55,6 +56,77 @@ impl House {
     /// The name the certificates bear, with the port.
     fn connect(&self) -> String {
         format!("localhost:{}", self.glue.address.port())
+    }
+}
+
+/// `openssl s_server`, which answers with the files of a folder; ended when it is dropped.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Server {
+    fn start(folder: &Folder, arguments: &[&str]) -> Server {
+        folder.write("primary", "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nall is well");
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-accept", "127.0.0.1:0", "-HTTP", "-http_server_binmode"]);
+        command.args(arguments).current_dir(folder.path(""));
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("it was here before");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let line = stdout.lines().map_while(Result::ok).find(|line| line.starts_with("ACCEPT "));
+        let address = line.as_deref().and_then(|line| line.strip_prefix("ACCEPT "));
+        let address = address.and_then(|text| text.parse().ok()).expect("where it listens");
+        Server { child, address }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Self-signed certificates that webpki refuses to read or whose signatures ring cannot check.
+#[test]
+fn insecure_takes_any_certificate_of_patroni_s() {
+    let folder = Folder::new();
+    let [cert, key, request] = ["odd.pem", "odd.key", "odd.csr"].map(|name| folder.path(name));
+    let make = ["req", "-x509", "-nodes", "-days", "9", "-subj", "/CN=odd", "-keyout", &key];
+    let kinds: [&[&str]; 4] = [
+        &["-newkey", "rsa:1024"],
+        &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-521"],
+        &["-newkey", "ed448"],
+        // no extension, and so the first version of X.509
+        &["-newkey", "rsa:2048"],
+    ];
+    for (at, kind) in kinds.into_iter().enumerate() {
+        let is_first_version = at == 3;
+        let arguments = [&make[..], kind, &["-out", &cert]].concat();
+        if tool("openssl", &arguments, b"").is_none() {
+            return;
+        }
+        if is_first_version {
+            let ask = ["req", "-new", "-key", &key, "-subj", "/CN=odd", "-out", &request];
+            tool("openssl", &ask, b"").expect("it was here before");
+            let sign = ["x509", "-req", "-in", &request, "-signkey", &key, "-out", &cert];
+            tool("openssl", &sign, b"").expect("it was here before");
+            let text = tool("openssl", &["x509", "-in", &cert, "-noout", "-text"], b"");
+            assert!(text.is_some_and(|text| text.contains("Version: 1 (0x0)")));
+        }
+        // to TLS 1.2 those of other curves belong to cipher suites that rustls does not know
+        let versions = ["-tls1_3", "-tls1_2"];
+        let known_count = if kind[1].starts_with("rsa") { 2 } else { 1 };
+        for version in &versions[..known_count] {
+            let level = ["-cipher", "DEFAULT@SECLEVEL=0"];
+            let names = ["-cert", &cert, "-key", &key, version];
+            let server = Server::start(&folder, &[&names[..], &level].concat());
+            let lines = [("backend", "scheme: https"), ("backend", "insecure: yes")];
+            let glue = Glue::start(server.address, &lines);
+            let (status, text) = glue.get("/primary");
+            assert_eq!((status, body(&text)), (200, "all is well"), "{kind:?} {version}: {text}");
+        }
     }
 }
 
