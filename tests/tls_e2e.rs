@@ -350,6 +350,9 @@ fn every_failure_of_the_backend_s_tls_is_named() {
         let line = glue.wait_for_line(why);
         assert!(line.contains("fetching "), "{line}");
         assert_eq!(glue.lines_with(why).len(), 1);
+        // and the cause in rustls' words
+        let line = glue.wait_for_line("no TLS with Patroni: ");
+        assert!(line.ends_with(" (1 times)") && !line.contains(":  ("), "{line}");
     }
     // the public roots did not sign it, insecure does not ask, and a client certificate is shown
     let address = start(server(&ca.issue(), BOTH, None));

@@ -34,7 +34,7 @@ use self::resolver::Resolver;
 use self::signals::{Event as SignalEvent, Signals};
 use self::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
 use self::streams::{Streams, token_of};
-use self::tls::{Session, Tls};
+use self::tls::{Session, Tls, TlsError};
 use crate::backend::Failure;
 use crate::config::Config;
 use crate::engine::{Action, Engine, no_room};
@@ -64,6 +64,7 @@ pub struct Daemon {
     tls: Tls,
     buffers: Buffers,
     tls_failures: Repeats,
+    tls_failures_of_patroni: Repeats,
 }
 
 /// What the command line says.
@@ -114,6 +115,7 @@ impl Daemon {
             tls,
             buffers: Buffers::new(),
             tls_failures: Repeats::default(),
+            tls_failures_of_patroni: Repeats::default(),
             config,
             options,
             poll,
@@ -309,13 +311,26 @@ impl Daemon {
     }
 
     fn broken(&mut self, now: Now, id: ConnId, why: &Broken) {
-        if let (Broken::Tls(error), Some(stream)) = (why, self.streams.get_mut(id)) {
-            let address = stream.peer().filter(|_| !self.engine.is_fetch(id));
-            if let (Some(address), Some(times)) = (address, self.tls_failures.note(now.time)) {
-                info!("no TLS with {address}: {error} ({times} times)");
-            }
+        if let Broken::Tls(error) = why {
+            self.no_tls(now, id, error);
         }
         self.engine.broken(now, id, why.failure());
+    }
+
+    /// What a fetch says of it is for everybody; this is for who looks for the cause.
+    fn no_tls(&mut self, now: Now, id: ConnId, error: &TlsError) {
+        if self.engine.is_fetch(id) {
+            if let Some(times) = self.tls_failures_of_patroni.note(now.time) {
+                warn!("no TLS with Patroni: {error} ({times} times)");
+            }
+            return;
+        }
+        let Some(address) = self.streams.get_mut(id).and_then(|stream| stream.peer()) else {
+            return;
+        };
+        if let Some(times) = self.tls_failures.note(now.time) {
+            info!("no TLS with {address}: {error} ({times} times)");
+        }
     }
 
     /// A stream that has nothing to do waits for its events; only now does the poll have to know
@@ -379,7 +394,10 @@ impl Daemon {
         let session = self.tls.client.as_ref().map(Session::client).transpose();
         let mut stream = match session {
             Ok(session) => Stream::connecting(socket, session),
-            Err(error) => return self.connect_failed(now, id, error.failure),
+            Err(error) => {
+                self.no_tls(now, id, &error);
+                return self.connect_failed(now, id, error.failure);
+            }
         };
         let registered = stream.register(self.poll.registry(), token_of(id));
         self.streams.insert(id, stream);
