@@ -65,6 +65,8 @@ pub enum Failure {
     CertificateName,
     /// Its certificate is signed by nobody known here.
     CertificateIssuer,
+    /// Its certificate is one that signs others, and not known here.
+    CertificateOfCa,
     /// Its certificate is wrong in another way.
     CertificateInvalid,
     /// It wants a client certificate, or another one.
@@ -316,6 +318,9 @@ impl fmt::Display for Failure {
             }
             Failure::CertificateIssuer => {
                 "Patroni's certificate is not signed by a CA of backend.cafile"
+            }
+            Failure::CertificateOfCa => {
+                "Patroni's certificate is that of a CA, and not one of backend.cafile"
             }
             Failure::CertificateInvalid => "Patroni's certificate is not valid",
             Failure::ClientCertificate => {

@@ -14,7 +14,7 @@ use common::{Glue, body, config, config_file, run, status_of, wait_for};
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, SupportedProtocolVersion};
 use tls_support::patroni::{Manner, TlsPatroni, server};
 use tls_support::{BOTH, Ca, Folder, Identity, ONLY_12, ONLY_13, TlsStream, Valid};
-use tls_support::{ask, client, connect, fixture, refusal, section};
+use tls_support::{ask, client, connect, fixture, refusal, section, self_signed_ca};
 
 /// The daemon on TLS, with these lines of `frontend` besides.
 fn tls_glue(backend: SocketAddr, folder: &Folder, identity: &Identity, more: &[&str]) -> Glue {
@@ -369,6 +369,30 @@ fn every_failure_of_the_backend_s_tls_is_named() {
         let glue = Glue::start(patroni.address, &section("backend", &lines));
         assert_eq!(glue.get("/primary").0, 200);
         assert!(patroni.wait_for_seen(1)[0].has_certificate);
+    }
+}
+
+#[test]
+fn patroni_s_own_certificate_may_be_the_cafile() {
+    let (folder, other) = (Folder::new(), Ca::new("other"));
+    let me = ["localhost", "127.0.0.1"];
+    let table = [
+        (self_signed_ca(&me, Valid::Now), "\"role\": \"primary\""),
+        (self_signed_ca(&me, Valid::Before), "Patroni's certificate has expired"),
+        (self_signed_ca(&me, Valid::Later), "Patroni's certificate is not valid yet"),
+        (self_signed_ca(&["x.test"], Valid::Now), "bears another name"),
+    ];
+    for (identity, expected) in &table {
+        let patroni = TlsPatroni::start(server(identity, BOTH, None));
+        let cafile = format!("cafile: {}", folder.write("own.pem", &identity.chain));
+        let lines = [("backend", "scheme: https"), ("backend", &cafile)];
+        let (_, text) = Glue::start(patroni.address, &lines).get("/primary");
+        assert!(body(&text).contains(expected), "{expected}: {text}");
+        // it is nobody else's root
+        let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &other)));
+        let text = glue.get("/primary").1;
+        let is_valid = expected.contains("role") || expected.contains("name");
+        assert_eq!(text.contains("is that of a CA, and not one of"), is_valid, "{text}");
     }
 }
 

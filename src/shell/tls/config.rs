@@ -3,15 +3,15 @@
 use std::fs;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
-    CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    SignatureScheme, SupportedProtocolVersion, version,
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
+    ServerConfig, SignatureScheme, SupportedProtocolVersion, version,
 };
 
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
@@ -63,7 +63,8 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
     let builder = match &tls.cafile {
         None => builder.with_no_client_auth(),
         Some(file) => {
-            let roots = Arc::new(roots("frontend", file)?);
+            let roots = roots("frontend", file, &certificates("frontend", "cafile", file)?)?;
+            let roots = Arc::new(roots);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             let verifier = verifier.map_err(|error: VerifierBuilderError| {
                 wrong_file("frontend", "cafile", file, &error)
@@ -96,12 +97,16 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
     let verifier: Arc<dyn ServerCertVerifier> = if tls.insecure {
         Arc::new(Unchecked)
     } else {
-        let (roots, file) = match &tls.cafile {
-            Some(file) => (roots("backend", file)?, file.as_str()),
-            None => (public_roots(), "the public roots"),
+        let (roots, own, file) = match &tls.cafile {
+            Some(file) => {
+                let own = certificates("backend", "cafile", file)?;
+                (roots("backend", file, &own)?, own, file.as_str())
+            }
+            None => (public_roots(), Vec::new(), "the public roots"),
         };
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        built.map_err(|error| wrong_file("backend", "cafile", file, &error))?
+        let webpki = built.map_err(|error| wrong_file("backend", "cafile", file, &error))?;
+        Arc::new(OwnOrSigned { webpki, own })
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     match &tls.identity {
@@ -112,6 +117,70 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
             config.map_err(|error| wrong_identity("backend", identity, &error))
         }
     }
+}
+
+/// Takes what a CA has signed, and what `cafile` itself has in it: `openssl req -x509` makes a
+/// certificate that is its own CA, which webpki does not take for a server's.
+#[derive(Debug)]
+struct OwnOrSigned {
+    webpki: Arc<WebPkiServerVerifier>,
+    own: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for OwnOrSigned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.webpki.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match verified {
+            // webpki looks at the validity before this, and at the name after it
+            Err(Error::InvalidCertificate(why))
+                if is_ca_as_server(&why) && self.own.contains(end_entity) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+/// rustls passes this error of webpki's on without a name of its own.
+pub(super) fn is_ca_as_server(why: &CertificateError) -> bool {
+    matches!(why, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
 }
 
 /// Takes Patroni's certificate as it is: what `insecure` asks for. Whoever sits in between can
@@ -231,10 +300,14 @@ fn public_roots() -> RootCertStore {
     RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
 }
 
-fn roots(section: &'static str, file: &str) -> Result<RootCertStore, WrongValue> {
+fn roots(
+    section: &'static str,
+    file: &str,
+    certificates: &[CertificateDer<'static>],
+) -> Result<RootCertStore, WrongValue> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(section, "cafile", file)? {
-        let added = roots.add(certificate);
+    for certificate in certificates {
+        let added = roots.add(certificate.clone());
         added.map_err(|error| wrong_file(section, "cafile", file, &error))?;
     }
     Ok(roots)

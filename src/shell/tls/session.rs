@@ -12,7 +12,7 @@ use rustls::unbuffered::{
 };
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
 
-use super::config::{ClientSide, ServerSide};
+use super::config::{ClientSide, ServerSide, is_ca_as_server};
 use crate::backend::Failure;
 
 /// One TLS connection.
@@ -374,6 +374,7 @@ fn certificate_failure(why: &CertificateError) -> Failure {
             Failure::CertificateName
         }
         CertificateError::UnknownIssuer => Failure::CertificateIssuer,
+        why if is_ca_as_server(why) => Failure::CertificateOfCa,
         _ => Failure::CertificateInvalid,
     }
 }
