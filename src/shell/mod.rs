@@ -391,6 +391,9 @@ impl Daemon {
     }
 
     fn await_connection(&mut self, now: Now, id: ConnId, socket: TcpStream) {
+        if let Some(client) = &mut self.tls.client {
+            client.forget_old_sessions(now.time);
+        }
         let session = self.tls.client.as_ref().map(Session::client).transpose();
         let mut stream = match session {
             Ok(session) => Stream::connecting(socket, session),

@@ -4,17 +4,20 @@ use std::fs;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{
+    NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier,
+};
 use rustls::{
     CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
     ServerConfig, SignatureScheme, SupportedProtocolVersion, version,
 };
 
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
+use crate::wheel::Time;
 
 /// Both sides, as far as they speak TLS. Cheap to clone; sessions keep what they began with.
 #[derive(Clone, Default)]
@@ -33,7 +36,12 @@ pub struct ServerSide(pub(super) Arc<ServerConfig>);
 
 /// What a client's session begins with; keeps the sessions that can be resumed.
 #[derive(Clone)]
-pub struct ClientSide(pub(super) Arc<ClientConfig>, pub(super) ServerName<'static>);
+pub struct ClientSide {
+    pub(super) config: Arc<ClientConfig>,
+    pub(super) name: ServerName<'static>,
+    /// Since when the sessions have been kept.
+    kept_since: Time,
+}
 
 impl Tls {
     /// Reads every file the configuration names.
@@ -48,9 +56,21 @@ impl Tls {
                 let message = format!("{:?} is neither a name nor an address", backend.server_name);
                 WrongValue { section: "backend", key: "server-name", message }
             })?;
-            tls.client = Some(ClientSide(Arc::new(client(backend)?), name));
+            let config = Arc::new(client(backend)?);
+            tls.client = Some(ClientSide { config, name, kept_since: Time::ZERO });
         }
         Ok(tls)
+    }
+}
+
+impl ClientSide {
+    /// Who resumes shows no certificate, so that one which has expired or was exchanged for
+    /// another would do for ever: every hour all sessions are forgotten.
+    pub fn forget_old_sessions(&mut self, now: Time) {
+        if now.ms_since(self.kept_since) >= SESSIONS_KEPT_MS {
+            self.kept_since = now;
+            Arc::make_mut(&mut self.config).resumption = Resumption::default();
+        }
     }
 }
 
@@ -78,6 +98,12 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
         .map_err(|error| wrong_identity("frontend", &tls.identity, &error))?;
     // HTTP/1.0 is spoken too; a client that offers h2 alone is told that there is none
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
+    if tls.cafile.is_some() {
+        // who resumes shows no certificate, which may have expired since: none is resumed
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        return Ok(config);
+    }
     // stateless: nothing is kept per client. The keys change every six hours
     config.ticketer = ring::Ticketer::new()
         .map_err(|error| wrong_file("frontend", "certfile", &tls.identity.certfile, &error))?;
@@ -358,3 +384,6 @@ fn wrong_file(
 ) -> WrongValue {
     WrongValue { section, key, message: format!("{file}: {error}") }
 }
+
+/// How long sessions with Patroni are resumed.
+const SESSIONS_KEPT_MS: u64 = 60 * 60 * 1_000;

@@ -64,7 +64,8 @@ impl Session {
 
     /// With Patroni; the first records are ready to be sent.
     pub fn client(config: &ClientSide) -> Result<Session, TlsError> {
-        let connection = UnbufferedClientConnection::new(config.0.clone(), config.1.clone());
+        let connection =
+            UnbufferedClientConnection::new(config.config.clone(), config.name.clone());
         let connection = connection.map_err(|error| TlsError::of(&error, true))?;
         let mut session = Session::new(Side::Client(connection));
         session.receive(&mut [], &mut Vec::new())?;

@@ -19,6 +19,7 @@ use super::{Session, Tls};
 use crate::backend::Failure;
 use crate::config::Config;
 use crate::shell::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
+use crate::wheel::Time;
 
 /// What the socket does, and what is in it.
 struct Wire {
@@ -594,27 +595,51 @@ fn feed(client: &mut ClientConnection, mut records: &[u8]) {
     }
 }
 
+/// Exchanges, and tells how the peer has it that hands were shaken.
+fn handshake_kind(setting: &Setting, role: Role) -> Option<HandshakeKind> {
+    let mut talk = setting.talk(role);
+    exchange(&mut talk, role, &answer_of(450));
+    assert_whole(&talk, role, &answer_of(450), "resumed or not");
+    match &talk.peer {
+        Connection::Client(client) => client.handshake_kind(),
+        Connection::Server(server) => server.handshake_kind(),
+    }
+}
+
 #[test]
 fn a_second_connection_resumes_the_first() {
+    let (full, resumed) = (Some(HandshakeKind::Full), Some(HandshakeKind::Resumed));
     for version in VERSIONS {
+        for (role, certificates) in [(ROLES[0], false), (ROLES[1], false), (ROLES[1], true)] {
+            let setting = Setting::new(version, certificates);
+            let kinds = [0; 3].map(|_| handshake_kind(&setting, role));
+            assert_eq!(kinds, [full, resumed, resumed], "{version:?} {role:?}");
+        }
+        // a client's certificate is looked at each time
         let setting = Setting::new(version, true);
-        for role in ROLES {
-            let mut kinds = Vec::new();
-            for _ in 0..3 {
-                let mut talk = setting.talk(role);
-                exchange(&mut talk, role, &answer_of(450));
-                assert_whole(&talk, role, &answer_of(450), "resumed");
-                kinds.push(match &talk.peer {
-                    Connection::Client(client) => client.handshake_kind(),
-                    Connection::Server(server) => server.handshake_kind(),
-                });
-            }
-            let resumed = Some(HandshakeKind::Resumed);
-            assert_eq!(
-                kinds,
-                [Some(HandshakeKind::Full), resumed, resumed],
-                "{version:?} {role:?}"
-            );
+        let kinds = [0; 3].map(|_| handshake_kind(&setting, Role::Server));
+        assert_eq!(kinds, [full; 3], "{version:?}");
+    }
+}
+
+#[test]
+fn sessions_with_patroni_are_forgotten_after_an_hour() {
+    let (full, resumed) = (Some(HandshakeKind::Full), Some(HandshakeKind::Resumed));
+    let hour_ms = 60 * 60 * 1_000;
+    let table = [
+        (0, full),
+        (1, resumed),
+        (hour_ms - 1, resumed),
+        (hour_ms, full),
+        (hour_ms + 1, resumed),
+        (3 * hour_ms, full),
+    ];
+    for version in VERSIONS {
+        let mut setting = Setting::new(version, false);
+        for (at_ms, kind) in table {
+            let client = setting.ours.client.as_mut().expect("TLS");
+            client.forget_old_sessions(Time::from_ms(at_ms));
+            assert_eq!(handshake_kind(&setting, Role::Client), kind, "{version:?} {at_ms}");
         }
     }
 }
