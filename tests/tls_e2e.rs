@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use common::standin::{Mood, StandIn, at_once, primary};
 use common::{Glue, body, config, config_file, run, status_of, wait_for};
-use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, SupportedProtocolVersion};
+use rustls::crypto::ring;
+use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, SupportedProtocolVersion};
 use tls_support::patroni::{Manner, TlsPatroni, server};
 use tls_support::{BOTH, Ca, Folder, Identity, ONLY_12, ONLY_13, TlsStream, Valid};
 use tls_support::{ask, client, connect, fixture, refusal, section, self_signed_ca};
@@ -334,11 +335,15 @@ fn every_failure_of_the_backend_s_tls_is_named() {
         (valid(Valid::Before), "Patroni's certificate has expired"),
         (valid(Valid::Later), "Patroni's certificate is not valid yet"),
         (start(server(&ca.issue_for(&["x.test"], Valid::Now), BOTH, None)), "bears another name"),
-        (start(server(&other.issue(), BOTH, None)), "not signed by a CA of backend.cafile"),
+        (start(server(&other.issue(), BOTH, None)), "not signed by a CA that is trusted"),
         (wants(ONLY_13), "wants one: backend.certfile"),
         (wants(ONLY_12), "wants one: backend.certfile"),
-        (parrot(version), "no TLS version in common with Patroni"),
-        (parrot(refusal), "perhaps it wants backend.certfile"),
+        (parrot(version), "no TLS version, cipher suite or key exchange in common"),
+        (
+            parrot(refusal),
+            "perhaps it wants backend.certfile, or there is no TLS version or cipher",
+        ),
+        (start(server_of_rsa_suites(&ca.issue())), "or there is no TLS version or cipher suite"),
         (parrot(b"HTTP/1.0 400 Bad Request\r\n\r\n"), "does not speak TLS on this port"),
     ];
     for (address, why) in table {
@@ -357,7 +362,7 @@ fn every_failure_of_the_backend_s_tls_is_named() {
     // the public roots did not sign it, insecure does not ask, and a client certificate is shown
     let address = start(server(&ca.issue(), BOTH, None));
     let glue = Glue::start(address, &[("backend", "scheme: https")]);
-    assert!(glue.get("/primary").1.contains("not signed by a CA"));
+    assert!(glue.get("/primary").1.contains("not signed by a CA that is trusted"));
     let lines = [("backend", "scheme: https"), ("backend", "insecure: yes")];
     let mut glue = Glue::start(address, &lines);
     assert_eq!(glue.get("/primary").0, 200);
@@ -369,6 +374,37 @@ fn every_failure_of_the_backend_s_tls_is_named() {
         let glue = Glue::start(patroni.address, &section("backend", &lines));
         assert_eq!(glue.get("/primary").0, 200);
         assert!(patroni.wait_for_seen(1)[0].has_certificate);
+    }
+}
+
+/// With a key that fits none of its cipher suites, as far as TLS 1.2 goes.
+fn server_of_rsa_suites(identity: &Identity) -> ServerConfig {
+    let mut provider = ring::default_provider();
+    provider.cipher_suites.retain(|suite| {
+        suite.suite().as_str().is_some_and(|name| name.starts_with("TLS_ECDHE_RSA_"))
+    });
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider));
+    let builder = builder.with_protocol_versions(ONLY_12).expect("versions").with_no_client_auth();
+    let config = builder.with_single_cert(identity.certificates(), identity.private_key());
+    config.expect("an identity")
+}
+
+#[test]
+fn who_does_not_shake_hands_is_named() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    // a Patroni without TLS, which waits for the end of a line that never comes
+    let plain = StandIn::start(at_once(primary()));
+    let table = [
+        (plain.address, "did not finish the TLS handshake in time; is backend.scheme right?"),
+        (parrot(b""), "Patroni closed the connection without an answer"),
+    ];
+    for (address, why) in table {
+        let mut lines = https(&folder, &ca);
+        lines.push("timeout: 1".to_owned());
+        let glue = Glue::start(address, &section("backend", &lines));
+        let (status, text) = glue.get("/primary");
+        assert_eq!(status, 503);
+        assert!(body(&text).contains(why), "{why}: {text}");
     }
 }
 

@@ -414,7 +414,12 @@ impl Daemon {
         let Some(stream) = self.streams.get_mut(id) else { return };
         match stream.connect_outcome() {
             None => {}
-            Some(Ok(())) => self.connector.made(id),
+            Some(Ok(())) => {
+                if stream.is_handshaking() {
+                    self.engine.securing(id);
+                }
+                self.connector.made(id);
+            }
             Some(Err(why)) => {
                 self.streams.remove(id);
                 let progress = self.connector.try_next(id, why);

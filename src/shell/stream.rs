@@ -65,6 +65,8 @@ pub enum WriteOutcome {
 pub enum Broken {
     /// RST, or another error.
     Io,
+    /// The peer's end came before the handshake's.
+    Closed,
     /// The peer's end came without close_notify: what was said may be cut.
     Cut,
     /// TLS failed.
@@ -129,6 +131,7 @@ impl<S: Read + Write> Stream<S> {
             return ReadOutcome::Broken(Broken::Tls(error));
         }
         match self.socket.read(&mut buffers.wire) {
+            Ok(Some(0)) if secured.session.is_handshaking() => ReadOutcome::Broken(Broken::Closed),
             Ok(Some(0)) => ReadOutcome::Broken(Broken::Cut),
             Ok(Some(count)) => {
                 buffers.plain.clear();
@@ -397,6 +400,7 @@ impl Broken {
     pub fn failure(&self) -> Failure {
         match self {
             Broken::Io => Failure::Reset,
+            Broken::Closed => Failure::Closed,
             Broken::Cut => Failure::Cut,
             Broken::Tls(error) => error.failure,
         }

@@ -10,7 +10,7 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
 use super::config::{ClientSide, ServerSide, is_ca_as_server};
 use crate::backend::Failure;
@@ -35,7 +35,7 @@ pub struct Session {
 pub struct TlsError {
     /// As a fetch tells it.
     pub failure: Failure,
-    /// In rustls' words.
+    /// In rustls' words, or plainer ones where it is nothing but a mistake that is often made.
     pub text: String,
 }
 
@@ -341,6 +341,7 @@ fn too_small(error: EncryptError) -> Result<usize, Error> {
 impl TlsError {
     fn of(error: &Error, heard: bool) -> TlsError {
         use AlertDescription as Alert;
+        use PeerIncompatible as Incompatible;
         let failure = match error {
             Error::InvalidCertificate(why) => certificate_failure(why),
             Error::AlertReceived(
@@ -359,7 +360,24 @@ impl TlsError {
             Error::InvalidMessage(InvalidMessage::InvalidContentType) if !heard => Failure::NotTls,
             _ => Failure::Tls,
         };
-        TlsError { failure, text: error.to_string() }
+        let text = match error {
+            _ if failure == Failure::NotTls => "it does not speak TLS".to_owned(),
+            Error::PeerIncompatible(
+                Incompatible::ServerDoesNotSupportTls12Or13
+                | Incompatible::ServerTlsVersionIsDisabledByOurConfig
+                // TLS 1.2 brought it: a hello without it is of an older version, and rustls
+                // notices this first
+                | Incompatible::SignatureAlgorithmsExtensionRequired
+                | Incompatible::SupportedVersionsExtensionRequired
+                | Incompatible::Tls12NotOffered
+                | Incompatible::Tls12NotOfferedOrEnabled,
+            ) => "no TLS version in common".to_owned(),
+            Error::PeerIncompatible(Incompatible::NoCipherSuitesInCommon) => {
+                "no cipher suite in common".to_owned()
+            }
+            other => other.to_string(),
+        };
+        TlsError { failure, text }
     }
 }
 

@@ -516,7 +516,11 @@ fn an_end_at_every_step_is_an_end() {
                 drop(wire);
                 exchange(&mut talk, role, &answer);
                 let which = format!("{version:?} {role:?} {fault:?} {step}");
-                let broken = if fault == Fault::Eof { Broken::Cut } else { Broken::Io };
+                let broken = match fault {
+                    Fault::Eof if talk.stream.is_handshaking() => Broken::Closed,
+                    Fault::Eof => Broken::Cut,
+                    _ => Broken::Io,
+                };
                 match &talk.end {
                     // it came before the fault did
                     Some(End::Eof) => assert_eq!(talk.received, ours, "{which}"),
