@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
 use common::standin::{StandIn, at_once, primary};
-use common::{Glue, body};
+use common::{Glue, body, config, config_file, run};
 use tls_support::{Ca, Folder, section};
 
 struct House {
@@ -128,6 +128,38 @@ fn insecure_takes_any_certificate_of_patroni_s() {
             assert_eq!((status, body(&text)), (200, "all is well"), "{kind:?} {version}: {text}");
         }
     }
+}
+
+#[test]
+fn keys_that_cannot_be_used_are_named() {
+    let folder = Folder::new();
+    let [cert, key] = Ca::new("root").issue().lines(&folder, "server");
+    let path = folder.path("server.key");
+    let not_these = "the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519";
+    let encrypted = "an encrypted key is not supported";
+    let rsa = ["genpkey", "-algorithm", "RSA", "-out", &path];
+    let curve = ["genpkey", "-algorithm", "EC", "-out", &path, "-pkeyopt"];
+    let password = ["-aes256", "-pass", "pass:word"];
+    let older = ["genrsa", "-traditional", "-aes256", "-passout", "pass:word", "-out", &path];
+    let table = [
+        ([&rsa[..], &["-pkeyopt", "rsa_keygen_bits:1024"]].concat(), not_these),
+        ([&curve[..], &["ec_paramgen_curve:P-521"]].concat(), not_these),
+        ([&curve[..], &["ec_paramgen_curve:secp256k1"]].concat(), not_these),
+        (vec!["genpkey", "-algorithm", "ED448", "-out", &path], not_these),
+        ([&rsa[..], &password].concat(), encrypted),
+        (older.to_vec(), encrypted),
+    ];
+    let text = config("127.0.0.1", 1, &[("frontend", &cert), ("frontend", &key)]);
+    let file = config_file(&text);
+    for (arguments, why) in table {
+        if tool("openssl", &arguments, b"").is_none() {
+            return;
+        }
+        let (code, _, stderr) = run(&["-check", "-config", &file.display().to_string()]);
+        assert_eq!((code, stderr.lines().count()), (Some(1), 1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("server.key: ") && stderr.contains(why), "{arguments:?}: {stderr}");
+    }
+    let _ = std::fs::remove_file(file);
 }
 
 #[test]

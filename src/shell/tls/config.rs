@@ -345,8 +345,13 @@ fn read_identity(section: &'static str, identity: &Identity) -> Result<ChainAndK
     let chain = certificates(section, "certfile", &identity.certfile)?;
     let file = &identity.keyfile;
     let pem = fs::read(file).map_err(|error| wrong_file(section, "keyfile", file, &error))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|_| wrong_file(section, "keyfile", file, &"no private key in it"))?;
+    // in the label, or in a header of the older form
+    let is_encrypted = pem.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        let encrypted = "an encrypted key is not supported";
+        let why = if is_encrypted { encrypted } else { "no private key in it" };
+        wrong_file(section, "keyfile", file, &why)
+    })?;
     Ok((chain, key))
 }
 
@@ -372,6 +377,11 @@ fn wrong_identity(section: &'static str, identity: &Identity, error: &Error) -> 
             wrong_file(section, "keyfile", &identity.keyfile, &message)
         }
         Error::InvalidCertificate(_) => wrong_file(section, "certfile", file, error),
+        // a key that ring cannot read, for whatever reason
+        Error::General(_) => {
+            let message = "the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519";
+            wrong_file(section, "keyfile", &identity.keyfile, &message)
+        }
         _ => wrong_file(section, "keyfile", &identity.keyfile, error),
     }
 }
@@ -387,3 +397,4 @@ fn wrong_file(
 
 /// How long sessions with Patroni are resumed.
 const SESSIONS_KEPT_MS: u64 = 60 * 60 * 1_000;
+const ENCRYPTED: &[u8] = b"ENCRYPTED";
