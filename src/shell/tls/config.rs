@@ -32,7 +32,11 @@ pub struct Tls {
 
 /// What a server's session begins with.
 #[derive(Clone)]
-pub struct ServerSide(pub(super) Arc<ServerConfig>);
+pub struct ServerSide {
+    pub(super) config: Arc<ServerConfig>,
+    /// Are client certificates wanted?
+    pub(super) wants_certificates: bool,
+}
 
 /// What a client's session begins with; keeps the sessions that can be resumed.
 #[derive(Clone)]
@@ -48,7 +52,9 @@ impl Tls {
     pub fn read(config: &Config) -> Result<Tls, WrongValue> {
         let mut tls = Tls::default();
         if let Some(frontend) = &config.frontend.tls {
-            tls.server = Some(ServerSide(Arc::new(server(frontend, &mut tls.warnings)?)));
+            let config = Arc::new(server(frontend, &mut tls.warnings)?);
+            let wants_certificates = frontend.cafile.is_some();
+            tls.server = Some(ServerSide { config, wants_certificates });
         }
         if let Some(backend) = &config.backend.tls {
             let name = ServerName::try_from(backend.server_name.clone());
