@@ -286,6 +286,10 @@ fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvi
     let wrong = |message| WrongValue { section: "frontend", key: "tls-ciphers", message };
     let mut named = Vec::new();
     for name in &tls.ciphers {
+        if name == FALLBACK {
+            warnings.push(format!("frontend.tls-ciphers: {name} is no cipher suite, but a signal"));
+            continue;
+        }
         let suite = suite(name).ok_or_else(|| wrong(format!("unknown cipher suite {name}")))?;
         if provider.cipher_suites.iter().any(|spoken| spoken.suite() == suite) {
             named.push(suite);
@@ -404,3 +408,5 @@ fn wrong_file(
 /// How long sessions with Patroni are resumed.
 const SESSIONS_KEPT_MS: u64 = 60 * 60 * 1_000;
 const ENCRYPTED: &[u8] = b"ENCRYPTED";
+/// In Go's table of cipher suites, but what a client says who tries an older version (RFC 7507).
+const FALLBACK: &str = "TLS_FALLBACK_SCSV";
