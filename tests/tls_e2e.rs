@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::standin::{Mood, StandIn, at_once, primary};
+use common::strace::{name_of_call, trace};
 use common::{Glue, body, config, config_file, run, status_of, wait_for};
 use rustls::crypto::ring;
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, SupportedProtocolVersion};
@@ -479,6 +480,70 @@ fn certificates_are_exchanged_while_running() {
     }
     let error = refusal(&mut connect(&trusting(&first), glue.address));
     assert!(error.contains("UnknownIssuer"), "{error}");
+}
+
+#[test]
+fn the_clients_ca_is_exchanged_while_running() {
+    let folder = Folder::new();
+    let (ca, first, second) = (Ca::new("root"), Ca::new("first"), Ca::new("second"));
+    let patroni = StandIn::start(at_once(primary()));
+    let cafile = format!("cafile: {}", folder.write("clients.pem", &first.pem));
+    let mut glue = tls_glue(patroni.address, &folder, &ca.issue(), &[&cafile]);
+    let with = |identity: &Identity| Arc::new(client(&ca.pem, BOTH, Some(identity)));
+    let (old, new) = (with(&first.issue()), with(&second.issue()));
+    let mut kept = connect(&old, glue.address);
+    assert_answers(&mut kept);
+    assert!(refusal(&mut connect(&new, glue.address)).contains("UnknownC"));
+
+    // a file that is empty, and one that is gone, change nothing
+    folder.write("clients.pem", "");
+    glue.signal("HUP");
+    let line = glue.wait_for_line("not reloaded: ");
+    assert!(line.contains("frontend.cafile") && line.contains("no certificate in it"), "{line}");
+    std::fs::remove_file(folder.path("clients.pem")).expect("it was there");
+    glue.signal("HUP");
+    wait_for("another line", || (glue.lines_with("not reloaded: ").len() == 2).then_some(()));
+    let line = glue.lines_with("not reloaded: ").remove(1);
+    assert!(line.contains("clients.pem: No such file"), "{line}");
+    assert_answers(&mut connect(&old, glue.address));
+
+    folder.write("clients.pem", &second.pem);
+    glue.signal("HUP");
+    glue.wait_for_line(" reloaded /");
+    assert_answers(&mut connect(&new, glue.address));
+    assert!(refusal(&mut connect(&old, glue.address)).contains("UnknownC"));
+    // who came before goes on
+    assert_answers(&mut kept);
+}
+
+/// Patroni's two session tickets and its answer are small writes under Nagle's algorithm: without
+/// this, each waits for our kernel's delayed acknowledgement of the one before.
+#[test]
+fn what_patroni_sends_after_the_request_is_acknowledged_at_once() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let patroni = TlsPatroni::start(server(&ca.issue(), ONLY_13, None));
+    let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &ca)));
+    // the daemon's own question has been answered
+    patroni.wait_for_seen(1);
+    let Some(text) = trace(&glue, || assert_eq!(glue.get("/health").0, 200)) else { return };
+    let lines: Vec<&str> = text.lines().collect();
+    let port = format!("htons({})", patroni.address.port());
+    let connects = |line: &&str| name_of_call(line) == Some("connect") && line.contains(&port);
+    let connect = lines.iter().position(connects).expect("a fetch");
+    let descriptor = lines[connect].split(['(', ',']).nth(1).expect("a descriptor");
+    let of_fetch = |call: &str| {
+        let call = format!(" {call}({descriptor},");
+        let from = lines[connect..].iter().enumerate();
+        from.filter(|(_, line)| line.contains(&call)).map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    // the last one is close_notify
+    let sent = of_fetch("sendto");
+    let request = sent[sent.len() - 2];
+    let answer = of_fetch("recvfrom").into_iter().find(|at| *at > request).expect("an answer");
+    let acknowledging = of_fetch("setsockopt").into_iter().filter(|at| {
+        lines[connect + at].contains("TCP_QUICKACK, [1]") && (request..answer).contains(at)
+    });
+    assert_eq!(acknowledging.count(), 1, "{text}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The tools operators have speak with the TLS port: curl and `openssl s_client`.
+//! The tools operators have speak with the TLS port: curl, `openssl s_client` and sslscan.
 //!
 //! HAProxy's `check-ssl` does so in the real cluster's test, with client certificates.
 
@@ -180,6 +180,64 @@ fn curl_speaks_both_versions_and_shows_its_certificate() {
             assert!(text.ends_with("} 200"), "TLS {version}: {text}");
         }
     }
+}
+
+#[test]
+fn sslscan_finds_nothing_weak() {
+    let house = house(false);
+    let arguments = ["--ipv4", "--no-colour", &house.connect()];
+    let Some(text) = tool("sslscan", &arguments, b"") else { return };
+    let expected = [
+        "SSLv2     disabled",
+        "SSLv3     disabled",
+        "TLSv1.0   disabled",
+        "TLSv1.1   disabled",
+        "TLSv1.2   enabled",
+        "TLSv1.3   enabled",
+        "Session renegotiation not supported",
+        "TLSv1.2 not vulnerable to heartbleed",
+        "TLSv1.3 not vulnerable to heartbleed",
+    ];
+    for line in expected {
+        assert!(text.lines().any(|said| said == line), "{line}: {text}");
+    }
+    assert!(!text.contains("Compression enabled"), "{text}");
+    // forward secrecy and authenticated encryption, all of them
+    let suites =
+        text.lines().filter(|line| line.starts_with("Preferred ") || line.starts_with("Accepted "));
+    let suites: Vec<&str> = suites.filter_map(|line| line.split_whitespace().nth(4)).collect();
+    assert_eq!(suites.len(), 6, "{text}");
+    for suite in suites {
+        let secret = ["TLS_", "ECDHE-"].iter().any(|kind| suite.starts_with(kind));
+        let sealed = ["_GCM_", "-GCM-", "CHACHA20"].iter().any(|kind| suite.contains(kind));
+        assert!(secret && sealed, "{suite}: {text}");
+    }
+}
+
+#[test]
+fn openssl_shows_a_client_certificate() {
+    let house = house(true);
+    let (ca, connect) = (house.folder.path("ca.pem"), house.connect());
+    let (cert, key) = (house.folder.path("client.pem"), house.folder.path("client.key"));
+    let common = ["s_client", "-4", "-connect", &connect, "-CAfile", &ca, "-ign_eof"];
+    let request = b"GET /primary HTTP/1.0\r\n\r\n";
+    for version in ["-tls1_2", "-tls1_3"] {
+        let without = [&common[..], &[version]].concat();
+        let Some(text) = tool("openssl", &without, request) else { return };
+        // TLS 1.2 has no alert of its own for it
+        let is_told =
+            text.contains("alert handshake failure") || text.contains("alert certificate required");
+        assert!(is_told && !text.contains("HTTP/1.1"), "{version}: {text}");
+        let with = [&without[..], &["-cert", &cert, "-key", &key]].concat();
+        let text = tool("openssl", &with, request).expect("it was here before");
+        assert!(text.contains("HTTP/1.1 200 OK"), "{version}: {text}");
+        assert!(text.contains("Acceptable client certificate CA names"), "{version}: {text}");
+    }
+    // each time anew: who resumes would not show it
+    let arguments = [&common[..6], &["-tls1_2", "-reconnect", "-cert", &cert, "-key", &key]];
+    let text = tool("openssl", &arguments.concat(), b"").expect("it was here before");
+    let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
+    assert_eq!((count("New, "), count("Reused, ")), (6, 0), "{text}");
 }
 
 #[test]

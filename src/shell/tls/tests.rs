@@ -627,6 +627,17 @@ fn a_second_connection_resumes_the_first() {
 }
 
 #[test]
+fn one_ticket_is_sent_and_none_with_client_certificates() {
+    for (certificates, count) in [(false, 1), (true, 0)] {
+        let setting = Setting::new(&version::TLS13, certificates);
+        let mut talk = setting.talk(Role::Server);
+        exchange(&mut talk, Role::Server, &answer_of(450));
+        let Connection::Client(client) = &talk.peer else { panic!("we are the server") };
+        assert_eq!(client.tls13_tickets_received(), count);
+    }
+}
+
+#[test]
 fn sessions_with_patroni_are_forgotten_after_an_hour() {
     let (full, resumed) = (Some(HandshakeKind::Full), Some(HandshakeKind::Resumed));
     let hour_ms = 60 * 60 * 1_000;
