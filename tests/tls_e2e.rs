@@ -151,7 +151,9 @@ fn sessions_are_resumed_by_clients_and_with_patroni() {
         let resumed = Some(HandshakeKind::Resumed);
         assert_eq!(kinds, [Some(HandshakeKind::Full), resumed, resumed], "{versions:?}");
         let seen = patroni.wait_for_seen(3);
-        assert!(!seen[0].resumed && seen[seen.len() - 1].resumed, "{seen:?}");
+        // in the order of their ends, and the daemon's own question is one of them
+        let resumed_count = seen.iter().filter(|seen| seen.resumed).count();
+        assert!((1..seen.len()).contains(&resumed_count), "{seen:?}");
     }
 }
 
