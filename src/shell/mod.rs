@@ -272,7 +272,11 @@ impl Daemon {
         if !wanted || !stream.is_readable() || stream.is_connecting() {
             return false;
         }
-        match stream.read(&mut self.buffers) {
+        let outcome = stream.read(&mut self.buffers);
+        if self.engine.is_fetch(id) {
+            stream.acknowledge_at_once();
+        }
+        match outcome {
             ReadOutcome::Data(bytes) => self.engine.receive(now, id, bytes),
             ReadOutcome::Progress => {}
             ReadOutcome::Eof => self.engine.eof(now, id),

@@ -325,7 +325,7 @@ impl Stream<TcpStream> {
     /// Has what comes next acknowledged at once. Patroni's TLS 1.3 sends its two session tickets
     /// and then the answer as small writes under Nagle's algorithm, so each waits for our
     /// acknowledgement of the one before; delayed, that costs 41 ms of every fetch. The kernel
-    /// leaves this mode by itself, so it is set again after each write (tcp(7)).
+    /// leaves this mode by itself, so it is set again after each write and each read (tcp(7)).
     pub fn acknowledge_at_once(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if self.tls.is_some() {
