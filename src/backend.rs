@@ -47,6 +47,9 @@ pub enum Failure {
     NoDescriptor,
     /// Silence: no connection, or no whole answer, in time.
     TimedOut,
+    /// Silence where TLS should be spoken: frozen, or a Patroni without TLS that waits for the end
+    /// of a line.
+    HandshakeTimedOut,
     /// RST, or another error while talking.
     Reset,
     /// It closed the connection without a byte; a handler that throws does.
@@ -65,6 +68,8 @@ pub enum Failure {
     CertificateName,
     /// Its certificate is signed by nobody known here.
     CertificateIssuer,
+    /// Its certificate is one that signs others, and not known here.
+    CertificateOfCa,
     /// Its certificate is wrong in another way.
     CertificateInvalid,
     /// It wants a client certificate, or another one.
@@ -89,6 +94,10 @@ enum State {
         request: Rc<[u8]>,
     },
     Connecting {
+        request: Rc<[u8]>,
+    },
+    /// TLS' handshake goes on.
+    Securing {
         request: Rc<[u8]>,
     },
     /// `sent < request.len()`.
@@ -130,9 +139,9 @@ impl Fetch {
         matches!(self.state, State::Queued { .. })
     }
 
-    /// Is its connection being made?
+    /// Is its connection being made, TLS included?
     pub fn is_connecting(&self) -> bool {
-        matches!(self.state, State::Connecting { .. })
+        matches!(self.state, State::Connecting { .. } | State::Securing { .. })
     }
 
     /// Since when Patroni is being asked.
@@ -148,9 +157,16 @@ impl Fetch {
         }
     }
 
+    /// Patroni's host has accepted the connection; TLS comes before the request.
+    pub fn securing(&mut self) {
+        if let State::Connecting { request } = &self.state {
+            self.state = State::Securing { request: Rc::clone(request) };
+        }
+    }
+
     /// The connection stands.
     pub fn connected(&mut self) {
-        if let State::Connecting { request } = &self.state {
+        if let State::Connecting { request } | State::Securing { request } = &self.state {
             self.state = State::Sending { request: Rc::clone(request), sent: 0 };
         }
     }
@@ -189,8 +205,18 @@ impl Fetch {
                     self.fail(Failure::Cut)
                 }
             }
-            State::Connecting { .. } | State::Sending { .. } => self.fail(Failure::Closed),
+            State::Connecting { .. } | State::Securing { .. } | State::Sending { .. } => {
+                self.fail(Failure::Closed)
+            }
             State::Queued { .. } | State::Done => None,
+        }
+    }
+
+    /// Its time is over.
+    pub fn expire(&mut self) -> Outcome {
+        match self.state {
+            State::Securing { .. } => self.fail(Failure::HandshakeTimedOut),
+            _ => self.fail(Failure::TimedOut),
         }
     }
 
@@ -275,7 +301,7 @@ impl Fetch {
 impl Failure {
     /// Is Patroni perhaps only frozen? Anything else says that it is gone, or broken.
     pub fn is_silence(self) -> bool {
-        self == Failure::TimedOut
+        matches!(self, Failure::TimedOut | Failure::HandshakeTimedOut)
     }
 
     /// Is it certain that Patroni has not seen the request?
@@ -304,6 +330,9 @@ impl fmt::Display for Failure {
             Failure::Unresolved => "Patroni's name cannot be resolved",
             Failure::NoDescriptor => "no file descriptor is left to ask Patroni",
             Failure::TimedOut => "Patroni did not answer in time",
+            Failure::HandshakeTimedOut => {
+                "Patroni did not finish the TLS handshake in time; is backend.scheme right?"
+            }
             Failure::Reset => "Patroni broke the connection off",
             Failure::Closed => "Patroni closed the connection without an answer",
             Failure::Cut => "Patroni's answer was cut short",
@@ -315,16 +344,22 @@ impl fmt::Display for Failure {
                 "Patroni's certificate bears another name than backend.server-name"
             }
             Failure::CertificateIssuer => {
-                "Patroni's certificate is not signed by a CA of backend.cafile"
+                "Patroni's certificate is not signed by a CA that is trusted: backend.cafile"
+            }
+            Failure::CertificateOfCa => {
+                "Patroni's certificate is that of a CA, and not one of backend.cafile"
             }
             Failure::CertificateInvalid => "Patroni's certificate is not valid",
             Failure::ClientCertificate => {
                 "Patroni does not accept the client certificate, or wants one: backend.certfile"
             }
             Failure::HandshakeRefused => {
-                "Patroni refused the TLS handshake; perhaps it wants backend.certfile"
+                "Patroni refused the TLS handshake; perhaps it wants backend.certfile, or there is \
+                 no TLS version or cipher suite in common"
             }
-            Failure::NoCommonVersion => "there is no TLS version in common with Patroni",
+            Failure::NoCommonVersion => {
+                "there is no TLS version, cipher suite or key exchange in common with Patroni"
+            }
             Failure::NotTls => "Patroni does not speak TLS on this port: backend.scheme",
             Failure::Tls => "the TLS connection to Patroni failed",
         })
@@ -437,5 +472,27 @@ mod tests {
         assert!(fetched(&text, 4096).is_ok());
         text.push(b'x');
         assert_eq!(fetched(&text, 4096), Err(Failure::TooLarge));
+    }
+
+    #[test]
+    fn a_handshake_in_vain_is_silence_too_and_named() {
+        let begin = || {
+            let at_3_s = Time::from_ms(3_000);
+            let mut fetch = Fetch::new(Time::ZERO, Subject::Timing, b"GET"[..].into(), at_3_s);
+            fetch.connect(Time::ZERO);
+            assert!(fetch.is_connecting());
+            fetch
+        };
+        assert_eq!(begin().expire(), Some(Err(Failure::TimedOut)));
+        let mut fetch = begin();
+        fetch.securing();
+        assert!(fetch.is_connecting() && fetch.output().is_empty() && !fetch.wants_read());
+        assert_eq!(fetch.expire(), Some(Err(Failure::HandshakeTimedOut)));
+        assert!(Failure::HandshakeTimedOut.is_silence());
+        let mut fetch = begin();
+        fetch.securing();
+        fetch.connected();
+        assert_eq!((fetch.output(), fetch.is_connecting()), (&b"GET"[..], false));
+        assert_eq!(fetch.expire(), Some(Err(Failure::TimedOut)));
     }
 }

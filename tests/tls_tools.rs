@@ -1,15 +1,16 @@
-//! The tools operators have speak with the TLS port: curl and `openssl s_client`.
+//! The tools operators have speak with the TLS port: curl, `openssl s_client` and sslscan.
 //!
 //! HAProxy's `check-ssl` does so in the real cluster's test, with client certificates.
 
 mod common;
 mod tls_support;
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
 
-use common::Glue;
 use common::standin::{StandIn, at_once, primary};
+use common::{Glue, body, config, config_file, run};
 use tls_support::{Ca, Folder, section};
 
 struct House {
@@ -58,6 +59,109 @@ impl House {
     }
 }
 
+/// `openssl s_server`, which answers with the files of a folder; ended when it is dropped.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Server {
+    fn start(folder: &Folder, arguments: &[&str]) -> Server {
+        folder.write("primary", "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\nall is well");
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-accept", "127.0.0.1:0", "-HTTP", "-http_server_binmode"]);
+        command.args(arguments).current_dir(folder.path(""));
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("it was here before");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let line = stdout.lines().map_while(Result::ok).find(|line| line.starts_with("ACCEPT "));
+        let address = line.as_deref().and_then(|line| line.strip_prefix("ACCEPT "));
+        let address = address.and_then(|text| text.parse().ok()).expect("where it listens");
+        Server { child, address }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Self-signed certificates that webpki refuses to read or whose signatures ring cannot check.
+#[test]
+fn insecure_takes_any_certificate_of_patroni_s() {
+    let folder = Folder::new();
+    let [cert, key, request] = ["odd.pem", "odd.key", "odd.csr"].map(|name| folder.path(name));
+    let make = ["req", "-x509", "-nodes", "-days", "9", "-subj", "/CN=odd", "-keyout", &key];
+    let kinds: [&[&str]; 4] = [
+        &["-newkey", "rsa:1024"],
+        &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-521"],
+        &["-newkey", "ed448"],
+        // no extension, and so the first version of X.509
+        &["-newkey", "rsa:2048"],
+    ];
+    for (at, kind) in kinds.into_iter().enumerate() {
+        let is_first_version = at == 3;
+        let arguments = [&make[..], kind, &["-out", &cert]].concat();
+        if tool("openssl", &arguments, b"").is_none() {
+            return;
+        }
+        if is_first_version {
+            let ask = ["req", "-new", "-key", &key, "-subj", "/CN=odd", "-out", &request];
+            tool("openssl", &ask, b"").expect("it was here before");
+            let sign = ["x509", "-req", "-in", &request, "-signkey", &key, "-out", &cert];
+            tool("openssl", &sign, b"").expect("it was here before");
+            let text = tool("openssl", &["x509", "-in", &cert, "-noout", "-text"], b"");
+            assert!(text.is_some_and(|text| text.contains("Version: 1 (0x0)")));
+        }
+        // to TLS 1.2 those of other curves belong to cipher suites that rustls does not know
+        let versions = ["-tls1_3", "-tls1_2"];
+        let known_count = if kind[1].starts_with("rsa") { 2 } else { 1 };
+        for version in &versions[..known_count] {
+            let level = ["-cipher", "DEFAULT@SECLEVEL=0"];
+            let names = ["-cert", &cert, "-key", &key, version];
+            let server = Server::start(&folder, &[&names[..], &level].concat());
+            let lines = [("backend", "scheme: https"), ("backend", "insecure: yes")];
+            let glue = Glue::start(server.address, &lines);
+            let (status, text) = glue.get("/primary");
+            assert_eq!((status, body(&text)), (200, "all is well"), "{kind:?} {version}: {text}");
+        }
+    }
+}
+
+#[test]
+fn keys_that_cannot_be_used_are_named() {
+    let folder = Folder::new();
+    let [cert, key] = Ca::new("root").issue().lines(&folder, "server");
+    let path = folder.path("server.key");
+    let not_these = "the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519";
+    let encrypted = "an encrypted key is not supported";
+    let rsa = ["genpkey", "-algorithm", "RSA", "-out", &path];
+    let curve = ["genpkey", "-algorithm", "EC", "-out", &path, "-pkeyopt"];
+    let password = ["-aes256", "-pass", "pass:word"];
+    let older = ["genrsa", "-traditional", "-aes256", "-passout", "pass:word", "-out", &path];
+    let table = [
+        ([&rsa[..], &["-pkeyopt", "rsa_keygen_bits:1024"]].concat(), not_these),
+        ([&curve[..], &["ec_paramgen_curve:P-521"]].concat(), not_these),
+        ([&curve[..], &["ec_paramgen_curve:secp256k1"]].concat(), not_these),
+        (vec!["genpkey", "-algorithm", "ED448", "-out", &path], not_these),
+        ([&rsa[..], &password].concat(), encrypted),
+        (older.to_vec(), encrypted),
+    ];
+    let text = config("127.0.0.1", 1, &[("frontend", &cert), ("frontend", &key)]);
+    let file = config_file(&text);
+    for (arguments, why) in table {
+        if tool("openssl", &arguments, b"").is_none() {
+            return;
+        }
+        let (code, _, stderr) = run(&["-check", "-config", &file.display().to_string()]);
+        assert_eq!((code, stderr.lines().count()), (Some(1), 1), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("server.key: ") && stderr.contains(why), "{arguments:?}: {stderr}");
+    }
+    let _ = std::fs::remove_file(file);
+}
+
 #[test]
 fn curl_speaks_both_versions_and_shows_its_certificate() {
     for client_ca in [false, true] {
@@ -79,8 +183,66 @@ fn curl_speaks_both_versions_and_shows_its_certificate() {
 }
 
 #[test]
-fn openssl_speaks_both_versions_and_resumes() {
+fn sslscan_finds_nothing_weak() {
     let house = house(false);
+    let arguments = ["--ipv4", "--no-colour", &house.connect()];
+    let Some(text) = tool("sslscan", &arguments, b"") else { return };
+    let expected = [
+        "SSLv2     disabled",
+        "SSLv3     disabled",
+        "TLSv1.0   disabled",
+        "TLSv1.1   disabled",
+        "TLSv1.2   enabled",
+        "TLSv1.3   enabled",
+        "Session renegotiation not supported",
+        "TLSv1.2 not vulnerable to heartbleed",
+        "TLSv1.3 not vulnerable to heartbleed",
+    ];
+    for line in expected {
+        assert!(text.lines().any(|said| said == line), "{line}: {text}");
+    }
+    assert!(!text.contains("Compression enabled"), "{text}");
+    // forward secrecy and authenticated encryption, all of them
+    let suites =
+        text.lines().filter(|line| line.starts_with("Preferred ") || line.starts_with("Accepted "));
+    let suites: Vec<&str> = suites.filter_map(|line| line.split_whitespace().nth(4)).collect();
+    assert_eq!(suites.len(), 6, "{text}");
+    for suite in suites {
+        let secret = ["TLS_", "ECDHE-"].iter().any(|kind| suite.starts_with(kind));
+        let sealed = ["_GCM_", "-GCM-", "CHACHA20"].iter().any(|kind| suite.contains(kind));
+        assert!(secret && sealed, "{suite}: {text}");
+    }
+}
+
+#[test]
+fn openssl_shows_a_client_certificate() {
+    let house = house(true);
+    let (ca, connect) = (house.folder.path("ca.pem"), house.connect());
+    let (cert, key) = (house.folder.path("client.pem"), house.folder.path("client.key"));
+    let common = ["s_client", "-4", "-connect", &connect, "-CAfile", &ca, "-ign_eof"];
+    let request = b"GET /primary HTTP/1.0\r\n\r\n";
+    for version in ["-tls1_2", "-tls1_3"] {
+        let without = [&common[..], &[version]].concat();
+        let Some(text) = tool("openssl", &without, request) else { return };
+        // TLS 1.2 has no alert of its own for it
+        let is_told =
+            text.contains("alert handshake failure") || text.contains("alert certificate required");
+        assert!(is_told && !text.contains("HTTP/1.1"), "{version}: {text}");
+        let with = [&without[..], &["-cert", &cert, "-key", &key]].concat();
+        let text = tool("openssl", &with, request).expect("it was here before");
+        assert!(text.contains("HTTP/1.1 200 OK"), "{version}: {text}");
+        assert!(text.contains("Acceptable client certificate CA names"), "{version}: {text}");
+    }
+    // each time anew: who resumes would not show it
+    let arguments = [&common[..6], &["-tls1_2", "-reconnect", "-cert", &cert, "-key", &key]];
+    let text = tool("openssl", &arguments.concat(), b"").expect("it was here before");
+    let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
+    assert_eq!((count("New, "), count("Reused, ")), (6, 0), "{text}");
+}
+
+#[test]
+fn openssl_speaks_both_versions_and_resumes() {
+    let mut house = house(false);
     let (ca, connect) = (house.folder.path("ca.pem"), house.connect());
     let common = ["s_client", "-4", "-connect", &connect, "-CAfile", &ca, "-verify_return_error"];
     let request = b"GET /primary HTTP/1.0\r\n\r\n";
@@ -95,7 +257,8 @@ fn openssl_speaks_both_versions_and_resumes() {
     let text = tool("openssl", &arguments, b"").expect("it was here before");
     let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
     assert_eq!((count("New, "), count("Reused, ")), (1, 5), "{text}");
-    let arguments = [&common[..], &["-tls1_1"]].concat();
+    let arguments = [&common[..], &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]].concat();
     let text = tool("openssl", &arguments, b"").expect("it was here before");
-    assert!(!text.contains("New, TLSv1.1"), "{text}");
+    assert!(text.contains(" alert ") && !text.contains("New, TLSv1.1"), "{text}");
+    house.glue.wait_for_line("no TLS with 127.0.0.1: no TLS version in common (1 times)");
 }

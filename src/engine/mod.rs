@@ -213,6 +213,13 @@ impl Engine {
         idlest.map(|id| self.close(id)).is_some()
     }
 
+    /// A `Connect` goes on with TLS' handshake.
+    pub fn securing(&mut self, id: ConnId) {
+        if let Some(fetch) = self.fetch(id) {
+            fetch.securing();
+        }
+    }
+
     /// A `Connect` has succeeded.
     pub fn connected(&mut self, id: ConnId) {
         if let Some(fetch) = self.fetch(id) {
@@ -427,7 +434,7 @@ impl Engine {
                 }
             }
             Peer::Patroni(fetch) => {
-                let outcome = fetch.fail(Failure::TimedOut);
+                let outcome = fetch.expire();
                 self.fetch_step(now, id, outcome);
             }
         }

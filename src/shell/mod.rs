@@ -1,7 +1,7 @@
 //! The turn of the loop: poll, mark, serve, tick, act, accept. The only `Poll` and the only clock.
 //!
 //! ```text
-//!  poll ── mark ── serve each queued stream ── tick ── serve what arose ── accept ── serve ──┐
+//!  poll ── mark ── serve each queued stream ── tick ── serve what arose ── shake hands ── accept
 //!   └──────────────────────── until nothing is queued, then until the next deadline ─────────┘
 //! ```
 
@@ -17,6 +17,7 @@ mod stream;
 mod streams;
 pub mod tls;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -33,7 +34,7 @@ use self::resolver::Resolver;
 use self::signals::{Event as SignalEvent, Signals};
 use self::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
 use self::streams::{Streams, token_of};
-use self::tls::{Session, Tls};
+use self::tls::{Session, Tls, TlsError};
 use crate::backend::Failure;
 use crate::config::Config;
 use crate::engine::{Action, Engine, no_room};
@@ -57,9 +58,13 @@ pub struct Daemon {
     queue: Vec<ConnId>,
     /// Streams whose budget ran out: served in the next turn, behind all others.
     postponed: Vec<ConnId>,
+    /// Clients whose handshakes can go on, in the order they asked: a few are served each turn,
+    /// behind everybody else.
+    handshakes: VecDeque<ConnId>,
     tls: Tls,
     buffers: Buffers,
     tls_failures: Repeats,
+    tls_failures_of_patroni: Repeats,
 }
 
 /// What the command line says.
@@ -106,9 +111,11 @@ impl Daemon {
             streams: Streams::default(),
             queue: Vec::new(),
             postponed: Vec::new(),
+            handshakes: VecDeque::new(),
             tls,
             buffers: Buffers::new(),
             tls_failures: Repeats::default(),
+            tls_failures_of_patroni: Repeats::default(),
             config,
             options,
             poll,
@@ -155,7 +162,8 @@ impl Daemon {
         self.act(now);
         self.queue.extend(postponed);
         self.serve_queue(now);
-        self.accept(now);
+        let steps = self.continue_handshakes(now);
+        self.accept(now, steps);
         Ok(now)
     }
 
@@ -163,7 +171,8 @@ impl Daemon {
     fn timeout(&mut self, now: Now) -> Option<Duration> {
         let accepting = self.listener.as_ref().and_then(|listener| listener.ready_at(now.time));
         let deadline = self.engine.next_deadline();
-        if !self.queue.is_empty() || !self.postponed.is_empty() {
+        let is_idle = self.queue.is_empty() && self.postponed.is_empty();
+        if !is_idle || !self.handshakes.is_empty() {
             return Some(Duration::ZERO);
         }
         let next = [deadline, accepting].into_iter().flatten().min()?;
@@ -199,16 +208,34 @@ impl Daemon {
             }
             let mut queue = std::mem::take(&mut self.queue);
             for id in queue.drain(..) {
-                if let Some(stream) = self.streams.get_mut(id) {
-                    stream.unqueue();
-                    self.serve(now, id);
+                let Some(stream) = self.streams.get_mut(id) else { continue };
+                if stream.handshake_goes_on() && !self.engine.is_fetch(id) {
+                    // a hundred times the work of a request
+                    self.handshakes.push_back(id);
+                    continue;
                 }
+                stream.unqueue();
+                self.serve(now, id);
             }
             // the vector's memory is kept for the next round
             if self.queue.is_empty() {
                 self.queue = queue;
             }
         }
+    }
+
+    /// Serves those who wait longest for their handshake to go on. How many were there?
+    fn continue_handshakes(&mut self, now: Now) -> u32 {
+        let mut steps = 0;
+        while steps < HANDSHAKES_PER_TURN {
+            let Some(id) = self.handshakes.pop_front() else { break };
+            if let Some(stream) = self.streams.get_mut(id) {
+                stream.unqueue();
+                self.serve(now, id);
+                steps += 1;
+            }
+        }
+        steps
     }
 
     /// Reads and writes on one stream as long as both sides want it, within a budget.
@@ -245,7 +272,11 @@ impl Daemon {
         if !wanted || !stream.is_readable() || stream.is_connecting() {
             return false;
         }
-        match stream.read(&mut self.buffers) {
+        let outcome = stream.read(&mut self.buffers);
+        if self.engine.is_fetch(id) {
+            stream.acknowledge_at_once();
+        }
+        match outcome {
             ReadOutcome::Data(bytes) => self.engine.receive(now, id, bytes),
             ReadOutcome::Progress => {}
             ReadOutcome::Eof => self.engine.eof(now, id),
@@ -284,13 +315,26 @@ impl Daemon {
     }
 
     fn broken(&mut self, now: Now, id: ConnId, why: &Broken) {
-        if let (Broken::Tls(error), Some(stream)) = (why, self.streams.get_mut(id)) {
-            let address = stream.peer().filter(|_| !self.engine.is_fetch(id));
-            if let (Some(address), Some(times)) = (address, self.tls_failures.note(now.time)) {
-                info!("no TLS with {address}: {error} ({times} times)");
-            }
+        if let Broken::Tls(error) = why {
+            self.no_tls(now, id, error);
         }
         self.engine.broken(now, id, why.failure());
+    }
+
+    /// What a fetch says of it is for everybody; this is for who looks for the cause.
+    fn no_tls(&mut self, now: Now, id: ConnId, error: &TlsError) {
+        if self.engine.is_fetch(id) {
+            if let Some(times) = self.tls_failures_of_patroni.note(now.time) {
+                warn!("no TLS with Patroni: {error} ({times} times)");
+            }
+            return;
+        }
+        let Some(address) = self.streams.get_mut(id).and_then(|stream| stream.peer()) else {
+            return;
+        };
+        if let Some(times) = self.tls_failures.note(now.time) {
+            info!("no TLS with {address}: {error} ({times} times)");
+        }
     }
 
     /// A stream that has nothing to do waits for its events; only now does the poll have to know
@@ -351,10 +395,16 @@ impl Daemon {
     }
 
     fn await_connection(&mut self, now: Now, id: ConnId, socket: TcpStream) {
+        if let Some(client) = &mut self.tls.client {
+            client.forget_old_sessions(now.time);
+        }
         let session = self.tls.client.as_ref().map(Session::client).transpose();
         let mut stream = match session {
             Ok(session) => Stream::connecting(socket, session),
-            Err(error) => return self.connect_failed(now, id, error.failure),
+            Err(error) => {
+                self.no_tls(now, id, &error);
+                return self.connect_failed(now, id, error.failure);
+            }
         };
         let registered = stream.register(self.poll.registry(), token_of(id));
         self.streams.insert(id, stream);
@@ -368,7 +418,12 @@ impl Daemon {
         let Some(stream) = self.streams.get_mut(id) else { return };
         match stream.connect_outcome() {
             None => {}
-            Some(Ok(())) => self.connector.made(id),
+            Some(Ok(())) => {
+                if stream.is_handshaking() {
+                    self.engine.securing(id);
+                }
+                self.connector.made(id);
+            }
             Some(Err(why)) => {
                 self.streams.remove(id);
                 let progress = self.connector.try_next(id, why);
@@ -404,9 +459,13 @@ impl Daemon {
 
     // ---- the clients' side
 
-    fn accept(&mut self, now: Now) {
-        // a flood of handshakes, which cost a hundred times a request, must not starve the others
-        let most = if self.tls.server.is_some() { ACCEPTS_PER_TURN_TLS } else { ACCEPTS_PER_TURN };
+    /// Over TLS each may bring a handshake, and so many steps of handshakes were done before.
+    fn accept(&mut self, now: Now, steps: u32) {
+        // one at least: who only goes on and on with his handshake must not shut the door
+        let most = match self.tls.server {
+            Some(_) => HANDSHAKES_PER_TURN.saturating_sub(steps).max(1),
+            None => ACCEPTS_PER_TURN,
+        };
         for _ in 0..most {
             let Some(listener) = &mut self.listener else { return };
             match listener.accept(now.time) {
@@ -491,8 +550,9 @@ const SERVE_BYTES_BUDGET: usize = 64 * 1024;
 const QUEUE_ROUNDS: u32 = 4;
 /// New connections a turn; those that have come stay in the backlog, which costs nobody anything.
 const ACCEPTS_PER_TURN: u32 = 64;
-/// The same where each means a handshake: four take a millisecond with ECDSA, four with RSA.
-const ACCEPTS_PER_TURN_TLS: u32 = 4;
+/// Clients whose handshakes go on in one turn, new ones included: four steps take a millisecond
+/// with ECDSA, four with RSA.
+const HANDSHAKES_PER_TURN: u32 = 4;
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);

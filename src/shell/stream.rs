@@ -65,6 +65,8 @@ pub enum WriteOutcome {
 pub enum Broken {
     /// RST, or another error.
     Io,
+    /// The peer's end came before the handshake's.
+    Closed,
     /// The peer's end came without close_notify: what was said may be cut.
     Cut,
     /// TLS failed.
@@ -129,6 +131,7 @@ impl<S: Read + Write> Stream<S> {
             return ReadOutcome::Broken(Broken::Tls(error));
         }
         match self.socket.read(&mut buffers.wire) {
+            Ok(Some(0)) if secured.session.is_handshaking() => ReadOutcome::Broken(Broken::Closed),
             Ok(Some(0)) => ReadOutcome::Broken(Broken::Cut),
             Ok(Some(count)) => {
                 buffers.plain.clear();
@@ -251,6 +254,11 @@ impl<S: Read + Write> Stream<S> {
         self.tls.as_ref().is_some_and(|secured| secured.session.is_handshaking())
     }
 
+    /// Has something come that its handshake may go on with?
+    pub fn handshake_goes_on(&self) -> bool {
+        self.is_handshaking() && self.socket.readable
+    }
+
     /// Has TLS something to send of its own?
     pub fn has_outgoing(&self) -> bool {
         self.tls.as_ref().is_some_and(|secured| secured.session.has_outgoing())
@@ -317,7 +325,7 @@ impl Stream<TcpStream> {
     /// Has what comes next acknowledged at once. Patroni's TLS 1.3 sends its two session tickets
     /// and then the answer as small writes under Nagle's algorithm, so each waits for our
     /// acknowledgement of the one before; delayed, that costs 41 ms of every fetch. The kernel
-    /// leaves this mode by itself, so it is set again after each write (tcp(7)).
+    /// leaves this mode by itself, so it is set again after each write and each read (tcp(7)).
     pub fn acknowledge_at_once(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if self.tls.is_some() {
@@ -392,6 +400,7 @@ impl Broken {
     pub fn failure(&self) -> Failure {
         match self {
             Broken::Io => Failure::Reset,
+            Broken::Closed => Failure::Closed,
             Broken::Cut => Failure::Cut,
             Broken::Tls(error) => error.failure,
         }

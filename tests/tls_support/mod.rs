@@ -68,13 +68,7 @@ impl Ca {
 
     pub fn issue_for(&self, names: &[&str], valid: Valid) -> Identity {
         let key = KeyPair::generate().expect("a key");
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).expect("names");
-        (params.not_before, params.not_after) = match valid {
-            Valid::Now => (date_time_ymd(2020, 1, 1), date_time_ymd(2100, 1, 1)),
-            Valid::Before => (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1)),
-            Valid::Later => (date_time_ymd(2090, 1, 1), date_time_ymd(2100, 1, 1)),
-        };
+        let mut params = leaf_params(names, valid);
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let (server, client) =
@@ -83,6 +77,28 @@ impl Ca {
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
         Identity { chain: format!("{}{}", leaf.pem(), self.between), key: key.serialize_pem() }
     }
+}
+
+fn leaf_params(names: &[&str], valid: Valid) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).expect("names");
+    let year = |year| date_time_ymd(year, 1, 1);
+    (params.not_before, params.not_after) = match valid {
+        Valid::Now => (year(2020), year(2100)),
+        Valid::Before => (year(2020), year(2021)),
+        Valid::Later => (year(2090), year(2100)),
+    };
+    params
+}
+
+/// A certificate that signed itself and may sign others, as `openssl req -x509` makes it; the
+/// root of its own, with its key.
+pub fn self_signed_ca(names: &[&str], valid: Valid) -> Identity {
+    let key = KeyPair::generate().expect("a key");
+    let mut params = leaf_params(names, valid);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let chain = params.self_signed(&key).expect("a certificate").pem();
+    Identity { chain, key: key.serialize_pem() }
 }
 
 fn ca_params(name: &str) -> CertificateParams {

@@ -3,18 +3,21 @@
 use std::fs;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::server::{
+    NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier,
+};
 use rustls::{
-    CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    SignatureScheme, SupportedProtocolVersion, version,
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
+    ServerConfig, SignatureScheme, SupportedProtocolVersion, version,
 };
 
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
+use crate::wheel::Time;
 
 /// Both sides, as far as they speak TLS. Cheap to clone; sessions keep what they began with.
 #[derive(Clone, Default)]
@@ -29,18 +32,29 @@ pub struct Tls {
 
 /// What a server's session begins with.
 #[derive(Clone)]
-pub struct ServerSide(pub(super) Arc<ServerConfig>);
+pub struct ServerSide {
+    pub(super) config: Arc<ServerConfig>,
+    /// Are client certificates wanted?
+    pub(super) wants_certificates: bool,
+}
 
 /// What a client's session begins with; keeps the sessions that can be resumed.
 #[derive(Clone)]
-pub struct ClientSide(pub(super) Arc<ClientConfig>, pub(super) ServerName<'static>);
+pub struct ClientSide {
+    pub(super) config: Arc<ClientConfig>,
+    pub(super) name: ServerName<'static>,
+    /// Since when the sessions have been kept.
+    kept_since: Time,
+}
 
 impl Tls {
     /// Reads every file the configuration names.
     pub fn read(config: &Config) -> Result<Tls, WrongValue> {
         let mut tls = Tls::default();
         if let Some(frontend) = &config.frontend.tls {
-            tls.server = Some(ServerSide(Arc::new(server(frontend, &mut tls.warnings)?)));
+            let config = Arc::new(server(frontend, &mut tls.warnings)?);
+            let wants_certificates = frontend.cafile.is_some();
+            tls.server = Some(ServerSide { config, wants_certificates });
         }
         if let Some(backend) = &config.backend.tls {
             let name = ServerName::try_from(backend.server_name.clone());
@@ -48,9 +62,21 @@ impl Tls {
                 let message = format!("{:?} is neither a name nor an address", backend.server_name);
                 WrongValue { section: "backend", key: "server-name", message }
             })?;
-            tls.client = Some(ClientSide(Arc::new(client(backend)?), name));
+            let config = Arc::new(client(backend)?);
+            tls.client = Some(ClientSide { config, name, kept_since: Time::ZERO });
         }
         Ok(tls)
+    }
+}
+
+impl ClientSide {
+    /// Who resumes shows no certificate, so that one which has expired or was exchanged for
+    /// another would do for ever: every hour all sessions are forgotten.
+    pub fn forget_old_sessions(&mut self, now: Time) {
+        if now.ms_since(self.kept_since) >= SESSIONS_KEPT_MS {
+            self.kept_since = now;
+            Arc::make_mut(&mut self.config).resumption = Resumption::default();
+        }
     }
 }
 
@@ -63,7 +89,8 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
     let builder = match &tls.cafile {
         None => builder.with_no_client_auth(),
         Some(file) => {
-            let roots = Arc::new(roots("frontend", file)?);
+            let roots = roots("frontend", file, &certificates("frontend", "cafile", file)?)?;
+            let roots = Arc::new(roots);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             let verifier = verifier.map_err(|error: VerifierBuilderError| {
                 wrong_file("frontend", "cafile", file, &error)
@@ -77,6 +104,12 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
         .map_err(|error| wrong_identity("frontend", &tls.identity, &error))?;
     // HTTP/1.0 is spoken too; a client that offers h2 alone is told that there is none
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
+    if tls.cafile.is_some() {
+        // who resumes shows no certificate, which may have expired since: none is resumed
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        return Ok(config);
+    }
     // stateless: nothing is kept per client. The keys change every six hours
     config.ticketer = ring::Ticketer::new()
         .map_err(|error| wrong_file("frontend", "certfile", &tls.identity.certfile, &error))?;
@@ -87,7 +120,6 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
 
 fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
     let provider = Arc::new(ring::default_provider());
-    let algorithms = provider.signature_verification_algorithms;
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| WrongValue {
         section: "backend",
@@ -95,14 +127,18 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
         message: error.to_string(),
     })?;
     let verifier: Arc<dyn ServerCertVerifier> = if tls.insecure {
-        Arc::new(Unchecked { algorithms })
+        Arc::new(Unchecked)
     } else {
-        let (roots, file) = match &tls.cafile {
-            Some(file) => (roots("backend", file)?, file.as_str()),
-            None => (public_roots(), "the public roots"),
+        let (roots, own, file) = match &tls.cafile {
+            Some(file) => {
+                let own = certificates("backend", "cafile", file)?;
+                (roots("backend", file, &own)?, own, file.as_str())
+            }
+            None => (public_roots(), Vec::new(), "the public roots"),
         };
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        built.map_err(|error| wrong_file("backend", "cafile", file, &error))?
+        let webpki = built.map_err(|error| wrong_file("backend", "cafile", file, &error))?;
+        Arc::new(OwnOrSigned { webpki, own })
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     match &tls.identity {
@@ -115,12 +151,75 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
     }
 }
 
-/// Takes Patroni's certificate as it is; only the handshake's signature by its key is checked,
-/// without which the connection would not even be to its owner. What `insecure` asks for.
+/// Takes what a CA has signed, and what `cafile` itself has in it: `openssl req -x509` makes a
+/// certificate that is its own CA, which webpki does not take for a server's.
 #[derive(Debug)]
-struct Unchecked {
-    algorithms: WebPkiSupportedAlgorithms,
+struct OwnOrSigned {
+    webpki: Arc<WebPkiServerVerifier>,
+    own: Vec<CertificateDer<'static>>,
 }
+
+impl ServerCertVerifier for OwnOrSigned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.webpki.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match verified {
+            // webpki looks at the validity before this, and at the name after it
+            Err(Error::InvalidCertificate(why))
+                if is_ca_as_server(&why) && self.own.contains(end_entity) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+/// rustls passes this error of webpki's on without a name of its own.
+pub(super) fn is_ca_as_server(why: &CertificateError) -> bool {
+    matches!(why, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
+}
+
+/// Takes Patroni's certificate as it is: what `insecure` asks for. Whoever sits in between can
+/// show one of his own, so nothing is lost by not checking the handshake's signature either, while
+/// certificates are taken that webpki cannot read: X.509 v1, RSA of 1024 bits, P-521.
+#[derive(Debug)]
+struct Unchecked;
 
 impl ServerCertVerifier for Unchecked {
     fn verify_server_cert(
@@ -136,26 +235,46 @@ impl ServerCertVerifier for Unchecked {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, signature, &self.algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn verify_tls13_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, signature, &self.algorithms)
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        EVERY_SCHEME.to_vec()
     }
 }
+
+/// Those that rustls knows by name; a server signs with one that fits its certificate.
+const EVERY_SCHEME: [SignatureScheme; 16] = [
+    SignatureScheme::ECDSA_NISTP256_SHA256,
+    SignatureScheme::ECDSA_NISTP384_SHA384,
+    SignatureScheme::ECDSA_NISTP521_SHA512,
+    SignatureScheme::ED25519,
+    SignatureScheme::ED448,
+    SignatureScheme::RSA_PSS_SHA256,
+    SignatureScheme::RSA_PSS_SHA384,
+    SignatureScheme::RSA_PSS_SHA512,
+    SignatureScheme::RSA_PKCS1_SHA256,
+    SignatureScheme::RSA_PKCS1_SHA384,
+    SignatureScheme::RSA_PKCS1_SHA512,
+    SignatureScheme::ML_DSA_44,
+    SignatureScheme::ML_DSA_65,
+    SignatureScheme::ML_DSA_87,
+    SignatureScheme::ECDSA_SHA1_Legacy,
+    SignatureScheme::RSA_PKCS1_SHA1,
+];
 
 /// ring's cipher suites, those that `tls-ciphers` names. The names of TLS 1.3's suites may be
 /// left out, as in Go, where they are not configured: then all three are spoken.
@@ -167,6 +286,10 @@ fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvi
     let wrong = |message| WrongValue { section: "frontend", key: "tls-ciphers", message };
     let mut named = Vec::new();
     for name in &tls.ciphers {
+        if name == FALLBACK {
+            warnings.push(format!("frontend.tls-ciphers: {name} is no cipher suite, but a signal"));
+            continue;
+        }
         let suite = suite(name).ok_or_else(|| wrong(format!("unknown cipher suite {name}")))?;
         if provider.cipher_suites.iter().any(|spoken| spoken.suite() == suite) {
             named.push(suite);
@@ -213,10 +336,14 @@ fn public_roots() -> RootCertStore {
     RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
 }
 
-fn roots(section: &'static str, file: &str) -> Result<RootCertStore, WrongValue> {
+fn roots(
+    section: &'static str,
+    file: &str,
+    certificates: &[CertificateDer<'static>],
+) -> Result<RootCertStore, WrongValue> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(section, "cafile", file)? {
-        let added = roots.add(certificate);
+    for certificate in certificates {
+        let added = roots.add(certificate.clone());
         added.map_err(|error| wrong_file(section, "cafile", file, &error))?;
     }
     Ok(roots)
@@ -228,8 +355,13 @@ fn read_identity(section: &'static str, identity: &Identity) -> Result<ChainAndK
     let chain = certificates(section, "certfile", &identity.certfile)?;
     let file = &identity.keyfile;
     let pem = fs::read(file).map_err(|error| wrong_file(section, "keyfile", file, &error))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|_| wrong_file(section, "keyfile", file, &"no private key in it"))?;
+    // in the label, or in a header of the older form
+    let is_encrypted = pem.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        let encrypted = "an encrypted key is not supported";
+        let why = if is_encrypted { encrypted } else { "no private key in it" };
+        wrong_file(section, "keyfile", file, &why)
+    })?;
     Ok((chain, key))
 }
 
@@ -255,6 +387,11 @@ fn wrong_identity(section: &'static str, identity: &Identity, error: &Error) -> 
             wrong_file(section, "keyfile", &identity.keyfile, &message)
         }
         Error::InvalidCertificate(_) => wrong_file(section, "certfile", file, error),
+        // a key that ring cannot read, for whatever reason
+        Error::General(_) => {
+            let message = "the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519";
+            wrong_file(section, "keyfile", &identity.keyfile, &message)
+        }
         _ => wrong_file(section, "keyfile", &identity.keyfile, error),
     }
 }
@@ -267,3 +404,9 @@ fn wrong_file(
 ) -> WrongValue {
     WrongValue { section, key, message: format!("{file}: {error}") }
 }
+
+/// How long sessions with Patroni are resumed.
+const SESSIONS_KEPT_MS: u64 = 60 * 60 * 1_000;
+const ENCRYPTED: &[u8] = b"ENCRYPTED";
+/// In Go's table of cipher suites, but what a client says who tries an older version (RFC 7507).
+const FALLBACK: &str = "TLS_FALLBACK_SCSV";

@@ -10,9 +10,9 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
-use super::config::{ClientSide, ServerSide};
+use super::config::{ClientSide, ServerSide, is_ca_as_server};
 use crate::backend::Failure;
 
 /// One TLS connection.
@@ -20,6 +20,7 @@ pub struct Session {
     side: Side,
     /// Records that are not complete, or a handshake message whose end is still to come.
     incoming: Vec<u8>,
+    incoming_bytes_max: usize,
     /// Records to be sent. Owns no memory while it is empty.
     outgoing: Vec<u8>,
     /// The peer said close_notify.
@@ -35,7 +36,7 @@ pub struct Session {
 pub struct TlsError {
     /// As a fetch tells it.
     pub failure: Failure,
-    /// In rustls' words.
+    /// In rustls' words, or plainer ones where it is nothing but a mistake that is often made.
     pub text: String,
 }
 
@@ -58,22 +59,33 @@ enum Step {
 impl Session {
     /// With a client.
     pub fn server(config: &ServerSide) -> Result<Session, TlsError> {
-        let connection = UnbufferedServerConnection::new(config.0.clone());
-        connection.map(Side::Server).map(Session::new).map_err(|error| TlsError::of(&error, true))
+        let connection = UnbufferedServerConnection::new(config.config.clone());
+        let connection = connection.map_err(|error| TlsError::of(&error, true))?;
+        let incoming_bytes_max =
+            if config.wants_certificates { CHAIN_BYTES_MAX } else { RECORD_BYTES_MAX };
+        Ok(Session::new(Side::Server(connection), incoming_bytes_max))
     }
 
     /// With Patroni; the first records are ready to be sent.
     pub fn client(config: &ClientSide) -> Result<Session, TlsError> {
-        let connection = UnbufferedClientConnection::new(config.0.clone(), config.1.clone());
+        let connection =
+            UnbufferedClientConnection::new(config.config.clone(), config.name.clone());
         let connection = connection.map_err(|error| TlsError::of(&error, true))?;
-        let mut session = Session::new(Side::Client(connection));
+        let mut session = Session::new(Side::Client(connection), CHAIN_BYTES_MAX);
         session.receive(&mut [], &mut Vec::new())?;
         Ok(session)
     }
 
-    fn new(side: Side) -> Session {
-        let (incoming, outgoing) = (Vec::new(), Vec::new());
-        Session { side, incoming, outgoing, peer_closed: false, heard: false, failed: None }
+    fn new(side: Side, incoming_bytes_max: usize) -> Session {
+        Session {
+            side,
+            incoming: Vec::new(),
+            incoming_bytes_max,
+            outgoing: Vec::new(),
+            peer_closed: false,
+            heard: false,
+            failed: None,
+        }
     }
 
     /// Records came: appends what they carry to `plain`. They are decrypted in place. After an
@@ -103,7 +115,7 @@ impl Session {
             }
         }
         if used < view.len() {
-            if view.len() - used > INCOMING_BYTES_MAX {
+            if view.len() - used > self.incoming_bytes_max {
                 return Err(self.fail(&Error::PeerSentOversizedRecord));
             }
             self.incoming = view[used..].to_vec();
@@ -340,6 +352,7 @@ fn too_small(error: EncryptError) -> Result<usize, Error> {
 impl TlsError {
     fn of(error: &Error, heard: bool) -> TlsError {
         use AlertDescription as Alert;
+        use PeerIncompatible as Incompatible;
         let failure = match error {
             Error::InvalidCertificate(why) => certificate_failure(why),
             Error::AlertReceived(
@@ -358,7 +371,24 @@ impl TlsError {
             Error::InvalidMessage(InvalidMessage::InvalidContentType) if !heard => Failure::NotTls,
             _ => Failure::Tls,
         };
-        TlsError { failure, text: error.to_string() }
+        let text = match error {
+            _ if failure == Failure::NotTls => "it does not speak TLS".to_owned(),
+            Error::PeerIncompatible(
+                Incompatible::ServerDoesNotSupportTls12Or13
+                | Incompatible::ServerTlsVersionIsDisabledByOurConfig
+                // TLS 1.2 brought it: a hello without it is of an older version, and rustls
+                // notices this first
+                | Incompatible::SignatureAlgorithmsExtensionRequired
+                | Incompatible::SupportedVersionsExtensionRequired
+                | Incompatible::Tls12NotOffered
+                | Incompatible::Tls12NotOfferedOrEnabled,
+            ) => "no TLS version in common".to_owned(),
+            Error::PeerIncompatible(Incompatible::NoCipherSuitesInCommon) => {
+                "no cipher suite in common".to_owned()
+            }
+            other => other.to_string(),
+        };
+        TlsError { failure, text }
     }
 }
 
@@ -374,6 +404,7 @@ fn certificate_failure(why: &CertificateError) -> Failure {
             Failure::CertificateName
         }
         CertificateError::UnknownIssuer => Failure::CertificateIssuer,
+        why if is_ca_as_server(why) => Failure::CertificateOfCa,
         _ => Failure::CertificateInvalid,
     }
 }
@@ -384,8 +415,12 @@ impl fmt::Display for TlsError {
     }
 }
 
-/// A handshake message has up to 64 KiB (rustls' own limit), and the record behind it is cut.
-const INCOMING_BYTES_MAX: usize = 96 * 1024;
+/// Where the peer sends certificates: a handshake message has up to 64 KiB (rustls' own limit),
+/// and the record behind it is cut.
+const CHAIN_BYTES_MAX: usize = 96 * 1024;
+/// Where he sends none: a record has up to 16 KiB and its head and tag, and no message of a
+/// client's is longer. Anybody who can connect may have so much kept for him.
+const RECORD_BYTES_MAX: usize = 20 * 1024;
 /// RFC 8446, section 5.1.
 const ALERT_TYPE: u8 = 21;
 /// Header, level and description, type, tag (RFC 8446, section 5.2).

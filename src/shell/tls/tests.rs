@@ -19,6 +19,7 @@ use super::{Session, Tls};
 use crate::backend::Failure;
 use crate::config::Config;
 use crate::shell::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
+use crate::wheel::Time;
 
 /// What the socket does, and what is in it.
 struct Wire {
@@ -515,7 +516,11 @@ fn an_end_at_every_step_is_an_end() {
                 drop(wire);
                 exchange(&mut talk, role, &answer);
                 let which = format!("{version:?} {role:?} {fault:?} {step}");
-                let broken = if fault == Fault::Eof { Broken::Cut } else { Broken::Io };
+                let broken = match fault {
+                    Fault::Eof if talk.stream.is_handshaking() => Broken::Closed,
+                    Fault::Eof => Broken::Cut,
+                    _ => Broken::Io,
+                };
                 match &talk.end {
                     // it came before the fault did
                     Some(End::Eof) => assert_eq!(talk.received, ours, "{which}"),
@@ -594,27 +599,62 @@ fn feed(client: &mut ClientConnection, mut records: &[u8]) {
     }
 }
 
+/// Exchanges, and tells how the peer has it that hands were shaken.
+fn handshake_kind(setting: &Setting, role: Role) -> Option<HandshakeKind> {
+    let mut talk = setting.talk(role);
+    exchange(&mut talk, role, &answer_of(450));
+    assert_whole(&talk, role, &answer_of(450), "resumed or not");
+    match &talk.peer {
+        Connection::Client(client) => client.handshake_kind(),
+        Connection::Server(server) => server.handshake_kind(),
+    }
+}
+
 #[test]
 fn a_second_connection_resumes_the_first() {
+    let (full, resumed) = (Some(HandshakeKind::Full), Some(HandshakeKind::Resumed));
     for version in VERSIONS {
+        for (role, certificates) in [(ROLES[0], false), (ROLES[1], false), (ROLES[1], true)] {
+            let setting = Setting::new(version, certificates);
+            let kinds = [0; 3].map(|_| handshake_kind(&setting, role));
+            assert_eq!(kinds, [full, resumed, resumed], "{version:?} {role:?}");
+        }
+        // a client's certificate is looked at each time
         let setting = Setting::new(version, true);
-        for role in ROLES {
-            let mut kinds = Vec::new();
-            for _ in 0..3 {
-                let mut talk = setting.talk(role);
-                exchange(&mut talk, role, &answer_of(450));
-                assert_whole(&talk, role, &answer_of(450), "resumed");
-                kinds.push(match &talk.peer {
-                    Connection::Client(client) => client.handshake_kind(),
-                    Connection::Server(server) => server.handshake_kind(),
-                });
-            }
-            let resumed = Some(HandshakeKind::Resumed);
-            assert_eq!(
-                kinds,
-                [Some(HandshakeKind::Full), resumed, resumed],
-                "{version:?} {role:?}"
-            );
+        let kinds = [0; 3].map(|_| handshake_kind(&setting, Role::Server));
+        assert_eq!(kinds, [full; 3], "{version:?}");
+    }
+}
+
+#[test]
+fn one_ticket_is_sent_and_none_with_client_certificates() {
+    for (certificates, count) in [(false, 1), (true, 0)] {
+        let setting = Setting::new(&version::TLS13, certificates);
+        let mut talk = setting.talk(Role::Server);
+        exchange(&mut talk, Role::Server, &answer_of(450));
+        let Connection::Client(client) = &talk.peer else { panic!("we are the server") };
+        assert_eq!(client.tls13_tickets_received(), count);
+    }
+}
+
+#[test]
+fn sessions_with_patroni_are_forgotten_after_an_hour() {
+    let (full, resumed) = (Some(HandshakeKind::Full), Some(HandshakeKind::Resumed));
+    let hour_ms = 60 * 60 * 1_000;
+    let table = [
+        (0, full),
+        (1, resumed),
+        (hour_ms - 1, resumed),
+        (hour_ms, full),
+        (hour_ms + 1, resumed),
+        (3 * hour_ms, full),
+    ];
+    for version in VERSIONS {
+        let mut setting = Setting::new(version, false);
+        for (at_ms, kind) in table {
+            let client = setting.ours.client.as_mut().expect("TLS");
+            client.forget_old_sessions(Time::from_ms(at_ms));
+            assert_eq!(handshake_kind(&setting, Role::Client), kind, "{version:?} {at_ms}");
         }
     }
 }
@@ -671,16 +711,33 @@ fn any_bit_that_was_changed_on_the_way_is_noticed() {
 
 #[test]
 fn who_never_ends_a_message_is_cut_off() {
+    // a client of whom no certificate is wanted has less to say
+    let table = [(Role::Server, false, 20), (Role::Server, true, 96), (Role::Client, false, 96)];
+    for (role, certificates, kib_max) in table {
+        let setting = Setting::new(&version::TLS13, certificates);
+        let mut talk = setting.talk(role);
+        // a hello of 16 MiB, in records of 16 KiB
+        let kind = if matches!(role, Role::Server) { 1 } else { 2 };
+        let mut hello = vec![kind, 0xff, 0xff, 0xff];
+        hello.resize(16_384, 0);
+        let mut kept_bytes_most = 0;
+        for _ in 0..100 {
+            talk.wire.borrow_mut().to_us.extend([0x16, 3, 1, 0x40, 0]);
+            talk.wire.borrow_mut().to_us.extend(&hello);
+            talk.serve();
+            kept_bytes_most = kept_bytes_most.max(talk.stream.buffered_bytes());
+        }
+        let which = format!("{role:?} {certificates}: {kept_bytes_most}");
+        assert!(matches!(talk.end, Some(End::Broken(Broken::Tls(_)))), "{which} {:?}", talk.end);
+        assert!(kept_bytes_most <= kib_max * 1024, "{which}");
+    }
+    // never more than a part of a hello: who goes slowly is cut off by his timer
     let setting = Setting::new(&version::TLS13, false);
     let mut talk = setting.talk(Role::Server);
-    // a ClientHello of 16 MiB, in records of 16 KiB
-    let mut hello = vec![1, 0xff, 0xff, 0xff];
-    hello.resize(16_384, 0);
-    for _ in 0..100 {
-        talk.wire.borrow_mut().to_us.extend([0x16, 3, 1, 0x40, 0]);
-        talk.wire.borrow_mut().to_us.extend(&hello);
-        talk.serve();
-        assert!(talk.stream.buffered_bytes() <= 128 * 1024, "{}", talk.stream.buffered_bytes());
-    }
-    assert!(matches!(talk.end, Some(End::Broken(Broken::Tls(_)))), "{:?}", talk.end);
+    let mut unfinished = vec![0x16, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff];
+    unfinished.resize(16_384, 0);
+    talk.wire.borrow_mut().to_us.extend(&unfinished);
+    talk.serve();
+    assert_eq!(talk.end, None);
+    assert!(talk.stream.buffered_bytes() <= 20 * 1024, "{}", talk.stream.buffered_bytes());
 }
