@@ -466,6 +466,13 @@ mod tests {
     }
 
     #[test]
+    fn as_many_interim_responses_come_first_as_may() {
+        let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(INTERIM_RESPONSES_MAX as usize);
+        let text = format!("{interim}HTTP/1.0 200 OK\r\n\r\nbody");
+        assert_eq!(outcome(&text), Ok((200, "body".to_owned())));
+    }
+
+    #[test]
     fn a_body_without_length_is_limited_too() {
         let mut text = b"HTTP/1.0 200 OK\r\n\r\n".to_vec();
         text.resize(text.len() + RESPONSE_BODY_BYTES_MAX, b'x');

@@ -463,4 +463,28 @@ mod tests {
         let step = frontend.receive(NOW, &body, &mut target);
         assert_eq!(step, Step::Refuse(Method::Get, BadRequest::BodyTooLarge));
     }
+
+    #[test]
+    fn what_comes_unasked_is_kept_up_to_a_limit() {
+        let mut target = String::new();
+        let mut frontend = Frontend::new(NOW);
+        asked(&mut frontend, b"GET / HTTP/1.1\r\n\r\n").expect("a request");
+        let unread = vec![b'x'; 64 * 1024];
+        assert_eq!(frontend.receive(NOW, &unread, &mut target), Step::Continue);
+        assert_eq!(frontend.receive(NOW, b"x", &mut target), Step::Close);
+    }
+
+    #[test]
+    fn the_last_answer_is_followed_by_the_end() {
+        let mut target = String::new();
+        for begun in ["", "GET /two HTTP/1.1\r\n\r\n"] {
+            let mut frontend = Frontend::new(NOW);
+            let text = format!("GET /one HTTP/1.1\r\n\r\n{begun}");
+            asked(&mut frontend, text.as_bytes()).expect("a request");
+            frontend.close_after_answer();
+            frontend.answer(NOW, b"one"[..].into());
+            let end = if begun.is_empty() { Step::Close } else { Step::Drain };
+            assert_eq!(frontend.sent(NOW, 3, &mut target), end, "{begun}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What the simulator found, each as a small story of its own.
+//! What the simulator and mutants found, each as a small story of its own.
 
 use patroniglue::backend::Failure;
 use patroniglue::cache::Limits;
@@ -106,4 +106,47 @@ fn a_route_with_a_long_ttl_is_fetched_ahead_too() {
         ahead_ms = ahead_ms.or(connects.then_some(story.ms));
     }
     assert_eq!(ahead_ms, Some(45_000));
+}
+
+/// Nothing noticed when inputs for connections that had gone were counted wrongly.
+#[test]
+fn every_input_for_who_has_gone_is_counted_and_does_nothing() {
+    let mut story = Story::new(LIMITS);
+    let gone = story.client(b"");
+    story.engine.broken(story.now(), gone, Failure::Reset);
+    assert_eq!(story.actions(), [Action::Close(gone)]);
+    let now = story.now();
+    story.engine.receive(now, gone, b"GET / HTTP/1.1\r\n\r\n");
+    story.engine.sent(now, gone, 1);
+    story.engine.eof(now, gone);
+    story.engine.broken(now, gone, Failure::Reset);
+    story.engine.connected(gone);
+    story.engine.securing(gone);
+    story.engine.connect_failed(now, gone, Failure::Refused);
+    assert_eq!(story.engine.counts().stale_inputs, 7);
+    assert_eq!((story.actions(), story.engine.next_deadline()), (vec![], None));
+    assert!(!story.engine.wants_read(gone) && story.engine.output(gone).is_empty());
+}
+
+/// Nor when the shell was told wrongly what a connection is.
+#[test]
+fn the_shell_can_ask_what_a_connection_is() {
+    let mut story = Story::new(LIMITS);
+    let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+    let actions = story.actions();
+    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+    let is = |story: &Story, id| (story.engine.is_fetch(id), story.engine.is_connecting(id));
+    assert_eq!((is(&story, client), is(&story, fetch)), ((false, false), (true, true)));
+    story.engine.securing(fetch);
+    assert_eq!(is(&story, fetch), (true, true));
+    story.engine.connected(fetch);
+    assert_eq!(is(&story, fetch), (true, false));
+    story.engine.connect_failed(story.now(), fetch, Failure::Refused);
+    assert_eq!(is(&story, fetch), (false, false), "it has gone");
+    assert!(!story.engine.is_finished());
+    story.engine.finish(story.now());
+    assert!(!story.engine.is_finished(), "there is an answer to be taken");
+    let answer = story.engine.output(client).len();
+    story.take(client, answer);
+    assert!(story.engine.is_finished());
 }

@@ -249,6 +249,7 @@ mod tests {
             "5\nhello\n0\n\n", "5\r\nhelloo\r\n0\r\n\r\n", "x\r\n", "-1\r\n", "0x5\r\nhello\r\n0\r\n\r\n",
             "123456789\r\n", ";a\r\n", "5;a\nhello\r\n0\r\n\r\n", "5;\0\r\nhello\r\n0\r\n\r\n",
             "0\r\nX: y\n\r\n", "0\r\nX\r\n\r\n", "0\r\n: y\r\n\r\n", "0\r\nX : y\r\n\r\n",
+            "000000005\r\nhello\r\n0\r\n\r\n", "\r\n\r\n", ";a\r\n\r\n", " \r\n\r\n",
             "0\r\nX: y\r\n z\r\n\r\n", "0\r\nGET / HTTP/1.1\r\n\r\n", " 5\r\nhello\r\n0\r\n\r\n", &long_extension, &long_trailer,
         ];
         for text in table {
@@ -258,5 +259,25 @@ mod tests {
         let long_name = format!("0\r\n{}: y\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX + 1));
         assert_eq!(decode(Framing::Chunked, long_name.as_bytes(), 64), Err(BadFraming));
         assert_eq!(decode(Framing::Length(5), b"hell", 9), Err(BadFraming));
+    }
+
+    #[test]
+    fn each_limit_is_the_last_that_passes() {
+        let extension = |bytes| format!("1{}\r\na\r\n0\r\n\r\n", ";".repeat(bytes));
+        let value = |bytes| format!("1\r\na\r\n0\r\nX:{}\r\n\r\n", "x".repeat(bytes - 1));
+        let name = |bytes| format!("1\r\na\r\n0\r\n{}:\r\n\r\n", "x".repeat(bytes));
+        let size = |digits| format!("{}1\r\na\r\n0\r\n\r\n", "0".repeat(digits - 1));
+        let limits: [(&dyn Fn(usize) -> String, usize); 4] = [
+            (&extension, EXTENSION_BYTES_MAX),
+            (&value, TRAILER_BYTES_MAX),
+            (&name, TRAILER_BYTES_MAX),
+            (&size, SIZE_DIGITS_MAX as usize),
+        ];
+        for (text, most) in limits {
+            let (last, first) = (text(most), text(most + 1));
+            let expected = Ok((b"a".to_vec(), last.len()));
+            assert_eq!(decode(Framing::Chunked, last.as_bytes(), 64), expected, "{last}");
+            assert_eq!(decode(Framing::Chunked, first.as_bytes(), 64), Err(BadFraming), "{first}");
+        }
     }
 }

@@ -317,6 +317,7 @@ fn decimal(value: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::{INTERIM_RESPONSES_MAX, REQUEST_BODY_BYTES_MAX, RESPONSE_BODY_BYTES_MAX};
 
     fn refusal(text: &str) -> BadRequest {
         match request(text.as_bytes()) {
@@ -443,6 +444,28 @@ mod tests {
             refusal(&format!("GET / HTTP/1.1\r\n{many}A: b\r\n\r\n")),
             BadRequest::HeadTooLarge
         );
+    }
+
+    #[test]
+    fn limits_are_those_that_are_promised() {
+        assert_eq!((REQUEST_HEAD_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX), (8_192, 64, 1_024));
+        assert_eq!((RESPONSE_HEAD_BYTES_MAX, RESPONSE_BODY_BYTES_MAX), (16_384, 1_048_576));
+        assert_eq!((REQUEST_BODY_BYTES_MAX, INTERIM_RESPONSES_MAX), (65_536, 8));
+        // a head too large, with a target as long as it may be
+        let target = format!("/{}", "x".repeat(TARGET_BYTES_MAX - 1));
+        let field = "x".repeat(REQUEST_HEAD_BYTES_MAX);
+        let text = format!("GET {target} HTTP/1.1\r\nA: {field}");
+        assert_eq!(refusal(&text), BadRequest::HeadTooLarge);
+        let head = |bytes: usize| {
+            let text = "HTTP/1.0 200 OK\r\nA: ";
+            format!("{text}{}\r\n\r\n", "x".repeat(bytes - text.len() - 4))
+        };
+        let last = head(RESPONSE_HEAD_BYTES_MAX);
+        assert!(matches!(response(last.as_bytes()), Ok(Some(_))));
+        assert_eq!(response(&last.as_bytes()[..last.len() - 1]), Ok(None));
+        let more = head(RESPONSE_HEAD_BYTES_MAX + 1);
+        let outcome = response(&more.as_bytes()[..RESPONSE_HEAD_BYTES_MAX]);
+        assert_eq!(outcome, Err(BadResponse::HeadTooLarge));
     }
 
     #[test]

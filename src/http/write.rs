@@ -157,6 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_answered_here_or_by_patroni_has_its_phrase() {
+        #[rustfmt::skip]
+        let table = [
+            (200, "OK"), (400, "Bad Request"), (404, "Not Found"), (405, "Method Not Allowed"),
+            (408, "Request Timeout"), (412, "Precondition Failed"), (413, "Content Too Large"),
+            (414, "URI Too Long"), (417, "Expectation Failed"),
+            (431, "Request Header Fields Too Large"), (500, "Internal Server Error"),
+            (501, "Not Implemented"), (502, "Bad Gateway"), (503, "Service Unavailable"), (299, ""),
+        ];
+        for (status, phrase) in table {
+            assert_eq!(reason(status), phrase, "{status}");
+        }
+    }
+
+    #[test]
     fn a_request_is_patronis_own_version() {
         let text = format!(
             "GET /replica?lag=1 HTTP/1.0\r\nHost: [::1]:8008\r\nConnection: close\r\n\
