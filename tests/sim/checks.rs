@@ -17,8 +17,8 @@ pub struct Memory {
     anonymous: Vec<Failed>,
     /// Nothing that was asked up to here may be served old.
     old_forbidden_ms: Option<u64>,
-    /// Patroni's intervals, as they were read last.
-    pub timing: Option<Timing>,
+    /// Patroni's intervals, as they were read last, and when.
+    timing: Option<(Timing, u64)>,
     former: Option<Node>,
     pub contradicted_step: u64,
     /// An answer of whatever route said that the leader's word rests on no lease.
@@ -85,17 +85,23 @@ impl Memory {
 
     /// A fetch brought an answer. True: it contradicts what was said before.
     pub fn fetched(&mut self, mut brought: Brought) -> bool {
+        let ms = brought.done.ms;
         if brought.said.target == "/config" {
-            self.timing =
-                brought.said.timing.filter(|_| brought.said.status == 200).or(self.timing);
+            let timing = brought.said.timing.filter(|_| brought.said.status == 200);
+            self.timing = timing.map(|timing| (timing, ms)).or(self.timing);
             return false;
         }
-        brought.timing = self.timing;
+        let known = self.timing.filter(|(_, read_ms)| ms - read_ms < TIMING_MS_MAX);
+        brought.timing = known.map(|(timing, _)| timing);
         let step = brought.done_step;
         let mut contradicts = false;
         if let Some(node) = brought.said.node.clone() {
             let former = self.former.replace(node.clone());
-            contradicts = former.is_some_and(|former| contradict(&former, &node));
+            contradicts = former.as_ref().is_some_and(|former| contradict(former, &node));
+            if let (Some(known), false) = (&mut self.former, contradicts) {
+                // who says nothing of the timeline does not say that it has none
+                known.timeline = node.timeline.or(former.and_then(|former| former.timeline));
+            }
         }
         if contradicts {
             self.contradicted_step = step;
