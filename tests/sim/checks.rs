@@ -313,8 +313,8 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool, lapsed_step:
         return Err("promise 3: D is over".into());
     }
     let patroni = given.patroni;
-    let read_since = brought.done.ms > patroni.retimed_ms + TIMING_MS_MAX;
-    if (read_since || patroni.retimed_ms == 0) && patroni.is_split(clock.ms) {
+    let read_since = patroni.lowered_ms.is_none_or(|ms| brought.done.ms > ms + TIMING_MS_MAX);
+    if read_since && patroni.is_split(clock.ms) {
         return Err("promise 3: the lease is over, and the old primary takes writes".into());
     }
     Ok(())

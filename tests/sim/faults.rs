@@ -37,6 +37,7 @@ pub enum Fault {
     OddStatus,
     UnreadableConfig,
     NoSeen,
+    NoTimeline,
     // the cluster
     FreezeApi,
     FreezeLoop,
@@ -128,8 +129,14 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
     }
 }
 
-const OF_THE_LEASE: [Fault; 5] =
-    [Fault::DcsSlow, Fault::FreezeApi, Fault::FreezeLoop, Fault::FreezeProcess, Fault::AnyRoute];
+const OF_THE_LEASE: [Fault; 6] = [
+    Fault::DcsSlow,
+    Fault::FreezeApi,
+    Fault::FreezeLoop,
+    Fault::FreezeProcess,
+    Fault::AnyRoute,
+    Fault::Retiming,
+];
 const BESIDE_THE_LEASE: [Fault; 14] = [
     Fault::Refused,
     Fault::NoDescriptor,

@@ -47,6 +47,13 @@ pub struct Timing {
     pub retry_timeout: u64,
 }
 
+impl Timing {
+    fn promises_less(self, former: Timing) -> bool {
+        let sure = |timing: Timing| timing.ttl - timing.loop_wait - timing.retry_timeout;
+        self.ttl < former.ttl || sure(self) < sure(former)
+    }
+}
+
 /// What an answer says of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -79,7 +86,8 @@ impl Node {
 
 pub struct Patroni {
     pub timing: Timing,
-    pub retimed_ms: u64,
+    /// When intervals came that promise less than those before.
+    pub lowered_ms: Option<u64>,
     we_hold: bool,
     lease_until_ms: u64,
     standby_cluster: bool,
@@ -107,7 +115,7 @@ impl Patroni {
         let lease_ms = timing.ttl * 1_000;
         let mut patroni = Patroni {
             timing,
-            retimed_ms: 0,
+            lowered_ms: None,
             we_hold: leads,
             lease_until_ms: clock.ms + lease_ms,
             standby_cluster: random.chance(150),
@@ -146,7 +154,12 @@ impl Patroni {
                 self.later(clock, self.dcs_delay(random, faults), Happening::Read);
             }
             Happening::Read => self.read(clock, random, faults),
-            Happening::Renew => self.renew(clock),
+            Happening::Renew => {
+                self.renew(clock);
+                if faults.about_the_lease && random.chance(150) {
+                    self.freeze_the_wait(clock, random);
+                }
+            }
             Happening::LeaseEnd => {
                 if self.we_hold && clock.ms >= self.lease_until_ms {
                     self.we_hold = false;
@@ -170,8 +183,10 @@ impl Patroni {
                 self.flags = if self.flags == none { some } else { none };
             }
             Happening::Retime => {
-                self.timing = random.pick(&TIMINGS);
-                self.retimed_ms = clock.ms;
+                let former = std::mem::replace(&mut self.timing, random.pick(&TIMINGS));
+                if self.timing.promises_less(former) {
+                    self.lowered_ms = Some(clock.ms);
+                }
             }
             Happening::Down(down) => self.down = down,
         }
@@ -218,6 +233,13 @@ impl Patroni {
             (false, _) => {}
         }
         self.next_cycle(clock);
+    }
+
+    /// A loop that hangs while it waits goes on with a read, and may hang again behind that.
+    fn freeze_the_wait(&mut self, clock: Clock, random: &mut Random) {
+        self.later(clock, 1, Happening::Freeze(Freeze::Loop));
+        let lasting_ms = random.between(self.timing.loop_wait, self.timing.ttl) * 1_000;
+        self.later(clock, lasting_ms, Happening::Thaw(Freeze::Loop));
     }
 
     /// The worst moment: the DCS was read, the lease is not renewed yet.
@@ -370,7 +392,8 @@ impl Patroni {
         Node {
             state: self.state,
             role,
-            timeline: (self.state == "running").then_some(self.timeline),
+            timeline: (self.state == "running" && !faults.hit(random, Fault::NoTimeline))
+                .then_some(self.timeline),
             seen: (!faults.hit(random, Fault::NoSeen)).then_some(self.seen),
             flags: self.flags,
         }
