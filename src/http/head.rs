@@ -285,9 +285,12 @@ fn is_authority(value: &[u8]) -> bool {
 
 /// What a head that was refused would have had as its method, as far as that decides how the
 /// refusal is written: no body follows the answer to a HEAD, whatever it is (RFC 9110, 9.3.2).
-pub fn method_of_refused(bytes: &[u8]) -> Method {
-    let is_head = bytes.trim_ascii_start().starts_with(b"HEAD ");
-    if is_head { Method::Head } else { Method::Unknown }
+pub fn method_of_refused(mut bytes: &[u8]) -> Method {
+    // RFC 9112, section 2.2: empty lines may come first
+    while let Some(rest) = bytes.strip_prefix(b"\r\n") {
+        bytes = rest;
+    }
+    if bytes.starts_with(b"HEAD ") { Method::Head } else { Method::Unknown }
 }
 
 /// Which limit a head broke that fills the whole allowance.
@@ -444,6 +447,16 @@ mod tests {
             refusal(&format!("GET / HTTP/1.1\r\n{many}A: b\r\n\r\n")),
             BadRequest::HeadTooLarge
         );
+    }
+
+    #[test]
+    fn the_method_of_what_was_refused_is_known_when_it_was_understood() {
+        for text in ["HEAD ", "\r\n\r\nHEAD / HTTP/1.1\r\nA"] {
+            assert_eq!(method_of_refused(text.as_bytes()), Method::Head, "{text:?}");
+        }
+        for text in ["", "HEAD", "HEADS ", "GET /HEAD ", "\nHEAD ", " HEAD ", "\r\n\nHEAD "] {
+            assert_eq!(method_of_refused(text.as_bytes()), Method::Unknown, "{text:?}");
+        }
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub struct Faults {
 
 impl Faults {
     pub fn new(random: &mut Random) -> Faults {
-        let about_the_lease = random.chance(150);
+        let about_the_lease = random.chance(200);
         let calm = random.chance(100);
         let wild = random.between(100, 700);
         let mut permille = [0; FAULTS].map(|_: u64| {
