@@ -129,15 +129,16 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
     }
 }
 
-const OF_THE_LEASE: [Fault; 6] = [
+const OF_THE_LEASE: [Fault; 7] = [
     Fault::DcsSlow,
     Fault::FreezeApi,
     Fault::FreezeLoop,
     Fault::FreezeProcess,
     Fault::AnyRoute,
     Fault::Retiming,
+    Fault::Flags,
 ];
-const BESIDE_THE_LEASE: [Fault; 14] = [
+const BESIDE_THE_LEASE: [Fault; 13] = [
     Fault::Refused,
     Fault::NoDescriptor,
     Fault::Garbage,
@@ -148,7 +149,6 @@ const BESIDE_THE_LEASE: [Fault; 14] = [
     Fault::UnreadableConfig,
     Fault::NoSeen,
     Fault::Switchover,
-    Fault::Flags,
     Fault::Suspend,
     Fault::Finish,
     Fault::Capacity,
