@@ -73,7 +73,8 @@ pub struct Lease {
     former_bounds: Option<(Bounds, Time)>,
     /// The last `dcs_last_seen` that was no doing of ours.
     sure_seen: Option<u64>,
-    /// The one before it. A leader that went on from there had renewed its lease.
+    /// The one before it, 0 if that is not known: a leader that went on from there had renewed its
+    /// lease. `None`: there is nothing yet that speaks against the usual order of things.
     former_seen: Option<u64>,
     reads: Vec<Read>,
     wall: Wall,
@@ -341,21 +342,19 @@ impl Lease {
             return None;
         }
         let is_ours = self.reads.iter().any(|read| read.covers(seen));
-        if let Wall::Jumped { difference_ms, seen: before } = &mut self.wall {
-            match before {
-                Some(before) if *before != seen && !is_ours => {
-                    self.sure_seen = Some(*before);
-                    self.wall = Wall::Steady(*difference_ms);
-                }
-                _ => {
-                    *before = Some(seen);
-                    return None;
-                }
-            }
-        }
         if !is_ours {
             let former = self.sure_seen.replace(seen).filter(|former| *former < seen);
             self.former_seen = former.or(self.former_seen);
+        } else if self.sure_seen.is_none() {
+            // the HA loop saw the DCS before that, nobody knows how long
+            self.former_seen = Some(0);
+        }
+        if let Wall::Jumped { difference_ms, seen: before } = &mut self.wall {
+            let moved_on = before.replace(seen).is_some_and(|before| before != seen);
+            if !moved_on || is_ours {
+                return None;
+            }
+            self.wall = Wall::Steady(*difference_ms);
         }
         self.sure_seen.filter(|sure| *sure <= seen)
     }
@@ -597,6 +596,13 @@ mod tests {
         assert_eq!(old_until(&mut lease, 10_022.0, &leader(9_995)), Some(10_005.0));
         assert_eq!(old_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
         assert_eq!(old_until(&mut lease, 10_030.0, &leader(10_030)), Some(10_040.0));
+        // nothing is known of the cycle before when only what we moved ourselves was seen
+        let mut ours = known();
+        ours.read_begun(now_at(10_000.0), read(1));
+        ours.read_ended(now_at(10_000.1), read(1), true);
+        assert_eq!(old_until(&mut ours, 10_029.0, &leader(10_000)), None);
+        assert_eq!(old_until(&mut ours, 10_030.0, &leader(10_030)), Some(30.0));
+        assert_eq!(old_until(&mut ours, 10_040.0, &leader(10_040)), Some(10_050.0));
         // nor is a clock that was set, nor a node that talks nonsense
         lease.observe(now_at(10_031.0));
         let now = now_at(10_061.0);

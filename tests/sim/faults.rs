@@ -83,6 +83,7 @@ impl Faults {
                 permille[fault as usize] = random.pick(&[0, 100, 600]);
             }
             permille[Fault::DcsSlow as usize] = random.pick(&[100, 600]);
+            permille[Fault::Flags as usize] = random.pick(&[0, 0, 0, 300]);
         }
         Faults { about_the_lease, permille }
     }
@@ -129,14 +130,13 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
     }
 }
 
-const OF_THE_LEASE: [Fault; 7] = [
+const OF_THE_LEASE: [Fault; 6] = [
     Fault::DcsSlow,
     Fault::FreezeApi,
     Fault::FreezeLoop,
     Fault::FreezeProcess,
     Fault::AnyRoute,
     Fault::Retiming,
-    Fault::Flags,
 ];
 const BESIDE_THE_LEASE: [Fault; 13] = [
     Fault::Refused,
