@@ -186,6 +186,8 @@ impl Patroni {
                 let former = std::mem::replace(&mut self.timing, random.pick(&TIMINGS));
                 if self.timing.promises_less(former) {
                     self.lowered_ms = Some(clock.ms);
+                } else if faults.about_the_lease && random.chance(500) {
+                    self.freeze_the_wait(clock, random);
                 }
             }
             Happening::Down(down) => self.down = down,
