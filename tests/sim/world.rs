@@ -812,7 +812,8 @@ impl World {
     /// The engine has looked at the clocks.
     pub fn note_clock(&mut self) {
         let former = self.jumped_seen_ms.replace(self.jumped_ms);
-        if former.is_some_and(|former| former != self.jumped_ms) {
+        // less is slewing, also when it is what two jumps come to
+        if former.is_some_and(|former| former.abs_diff(self.jumped_ms) > SLEWED_MS_MAX) {
             self.memory.forbid_old(self.now_ms);
         }
     }
@@ -911,5 +912,7 @@ const QUIET_MS: u64 = 130_000;
 const FINISH_MS_MAX: u64 = 5_000;
 const ROUTES: usize = 24;
 const QUEUE_ROUNDS: u32 = 8;
+/// What the engine takes for a wall clock that is set right.
+const SLEWED_MS_MAX: u64 = 250;
 const TURNS_AT_ONCE_MAX: u32 = 200;
 const EVENTS_MAX: usize = 500;
