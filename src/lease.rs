@@ -336,6 +336,14 @@ impl Lease {
         }
     }
 
+    /// Patroni was silent. If nothing of its HA loop was seen before that, nobody knows how long it
+    /// has hung.
+    pub fn silence(&mut self) {
+        if self.sure_seen.is_none() {
+            self.former_seen = Some(0);
+        }
+    }
+
     /// The latest `dcs_last_seen` up to `seen` that the HA loop itself must have set.
     fn sure(&mut self, now: Now, seen: u64) -> Option<u64> {
         if seen.saturating_mul(1_000) > now.unix_ms {
@@ -603,6 +611,13 @@ mod tests {
         assert_eq!(old_until(&mut ours, 10_029.0, &leader(10_000)), None);
         assert_eq!(old_until(&mut ours, 10_030.0, &leader(10_030)), Some(30.0));
         assert_eq!(old_until(&mut ours, 10_040.0, &leader(10_040)), Some(10_050.0));
+        // nor of one that was silent before it was ever seen
+        let mut silent = known();
+        silent.silence();
+        assert_eq!(old_until(&mut silent, 10_000.0, &leader(9_999)), Some(30.0));
+        assert_eq!(old_until(&mut silent, 10_010.0, &leader(10_009)), Some(10_019.0));
+        silent.silence();
+        assert_eq!(old_until(&mut silent, 10_020.0, &leader(10_019)), Some(10_029.0));
         // nor is a clock that was set, nor a node that talks nonsense
         lease.observe(now_at(10_031.0));
         let now = now_at(10_061.0);

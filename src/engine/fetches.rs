@@ -145,7 +145,7 @@ impl Engine {
         };
         if let Err(failure) = outcome {
             self.journal.failed(now.time, TIMING_TARGET, failure);
-            self.forbid_old_unless_silent(now, failure);
+            self.silent_or_gone(now, failure);
         }
         let pause_ms = if timing.is_some() { TIMING_MS } else { TIMING_RETRY_MS };
         self.timing_due_at = now.time.plus_ms(pause_ms);
@@ -232,7 +232,7 @@ impl Engine {
             body: error_json(&failure.to_string()).into_bytes().into(),
             asked_at: fetch.asked_at(),
         };
-        self.forbid_old_unless_silent(now, failure);
+        self.silent_or_gone(now, failure);
         let waiters = self.cache.fail(entry, answer, failure.is_silence());
         // with a timeout shorter than a client's patience
         let may_be_old = failure.is_silence() && self.cache.may_serve_old(now, entry);
@@ -242,9 +242,11 @@ impl Engine {
     }
 
     /// A Patroni that refuses or resets is gone, not frozen: nothing it said before is worth
-    /// anything.
-    fn forbid_old_unless_silent(&mut self, now: Now, failure: Failure) {
-        if !failure.is_silence() {
+    /// anything. One that is silent may have hung for long.
+    fn silent_or_gone(&mut self, now: Now, failure: Failure) {
+        if failure.is_silence() {
+            self.lease.silence();
+        } else {
             self.cache.forbid_old(now.time);
         }
     }
