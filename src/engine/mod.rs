@@ -413,6 +413,11 @@ impl Engine {
         }
     }
 
+    /// Connections and timers: what the memory that is used depends on most.
+    pub fn held(&self) -> usize {
+        self.clients + self.fetching + self.wheel.len()
+    }
+
     // ---- time
 
     fn look_at_deadline(&mut self, now: Now, id: ConnId) {

@@ -8,6 +8,7 @@
 mod clock;
 mod connector;
 pub mod files;
+mod heap;
 mod limits;
 mod listener;
 pub mod logger;
@@ -29,6 +30,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use self::clock::Clock;
 use self::connector::{Connector, Progress};
+use self::heap::Heap;
 use self::listener::{Accepted, Listener};
 use self::resolver::Resolver;
 use self::signals::{Event as SignalEvent, Signals};
@@ -63,6 +65,7 @@ pub struct Daemon {
     handshakes: VecDeque<ConnId>,
     tls: Tls,
     buffers: Buffers,
+    heap: Heap,
     tls_failures: Repeats,
     tls_failures_of_patroni: Repeats,
 }
@@ -114,6 +117,7 @@ impl Daemon {
             handshakes: VecDeque::new(),
             tls,
             buffers: Buffers::new(),
+            heap: Heap::default(),
             tls_failures: Repeats::default(),
             tls_failures_of_patroni: Repeats::default(),
             config,
@@ -164,6 +168,7 @@ impl Daemon {
         self.serve_queue(now);
         let steps = self.continue_handshakes(now);
         self.accept(now, steps);
+        self.heap.note(self.engine.held());
         Ok(now)
     }
 
