@@ -26,8 +26,8 @@ fn main() {
     println!("   s  Patroni          clients got            p50      p99   Patroni was asked");
     let mut total = Seen::default();
     for second in 1..=seconds {
-        thread::sleep(Duration::from_secs(1));
         let mood = patroni.mood().name;
+        thread::sleep(Duration::from_secs(1));
         let asked = patroni.asked.swap(0, Ordering::Relaxed);
         let mut now = std::mem::take(&mut *seen.lock().expect("no client panics"));
         println!("{second:>4}  {mood:<15}  {}   {asked:>3} times", now.line());
@@ -198,14 +198,15 @@ fn answer(mut stream: TcpStream, mood: Mood) -> Option<()> {
     let mut request = [0; 1024];
     let count = stream.read(&mut request).ok()?;
     thread::sleep(mood.delay);
-    let body = if request[..count].starts_with(b"GET /config ") {
+    let is_config = request[..count].starts_with(b"GET /config ");
+    let body = if is_config {
         r#"{"ttl": 30, "loop_wait": 10, "retry_timeout": 10}"#.to_owned()
     } else {
         let role = if mood.leads { "primary" } else { "replica" };
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
         format!(r#"{{"state": "running", "role": "{role}", "dcs_last_seen": {unix}}}"#)
     };
-    let status = if mood.leads { "200 OK" } else { "503 Service Unavailable" };
+    let status = if mood.leads || is_config { "200 OK" } else { "503 Service Unavailable" };
     write!(stream, "HTTP/1.0 {status}\r\nContent-Type: application/json\r\n\r\n").ok()?;
     stream.write_all(body.as_bytes()).ok()
 }
