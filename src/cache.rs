@@ -11,8 +11,8 @@ use crate::routes::{Family, Route, plain_routes};
 use crate::slots::ConnId;
 use crate::wheel::{Now, Time};
 
-/// An entry's place. Valid as long as the entry is being fetched or failing; else only until
-/// the next [`Cache::find`].
+/// An entry's place. Valid as long as the entry is being fetched, else until the next
+/// [`Cache::find`]: a timer that holds one may find another entry there, so it looks first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId(usize);
 
@@ -254,7 +254,7 @@ impl Cache {
 
     /// Looks whether a failing entry is to be fetched again.
     pub fn retry(&mut self, now: Time, id: EntryId) -> Retry {
-        let Some(entry) = self.entries.get_mut(id.0) else { return Retry::Forgotten };
+        let entry = &mut self.entries[id.0];
         let Some(Failing { retry_at, .. }) = entry.failure else { return Retry::Forgotten };
         if entry.fetch.is_some() {
             return Retry::Forgotten; // its end decides
@@ -278,9 +278,10 @@ impl Cache {
             .then(|| rendered.answer().asked_at.plus_ms(ahead_ms))
     }
 
-    /// Is a refresh due? Somebody has asked since the fetch before began, and none is on its way.
+    /// Is a refresh due? Somebody has asked since the fetch that brought the answer began, who had
+    /// it begin among them, and none is on its way.
     pub fn wants_refresh(&self, now: Time, id: EntryId) -> bool {
-        let Some(entry) = self.entries.get(id.0) else { return false };
+        let entry = &self.entries[id.0];
         let Some((rendered, _)) = &entry.answer else { return false };
         entry.fetch.is_none()
             && entry.failure.is_none()

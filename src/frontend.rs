@@ -40,8 +40,8 @@ pub enum Step {
     /// A request is complete and wants [`Frontend::answer`]; its target was written to the
     /// caller's string.
     Ask(Request),
-    /// No request: the client is to be told by [`Frontend::refuse`]. `Method::Unknown` unless a
-    /// method is all that is known of it.
+    /// No request: the client is to be told by [`Frontend::refuse`]. The method, as far as it could
+    /// be read, decides whether the refusal has a body.
     Refuse(Method, BadRequest),
     /// The request did not come in time: as `Refuse`, with 408.
     TooSlow,
@@ -126,11 +126,8 @@ impl Frontend {
 
     /// The request that waits is the connection's last one.
     pub fn close_after_answer(&mut self) {
-        match &mut self.state {
-            State::Waiting(request) => request.persistence = Persistence::Close,
-            State::Body(body) => body.request.persistence = Persistence::Close,
-            State::Answering { then: then @ Then::NextRequest, .. } => *then = Then::Drain,
-            State::Head { .. } | State::Answering { .. } | State::Draining { .. } => {}
+        if let State::Waiting(request) = &mut self.state {
+            request.persistence = Persistence::Close;
         }
     }
 
@@ -162,7 +159,7 @@ impl Frontend {
         }
     }
 
-    /// The client has closed its half. What it asked before is still answered.
+    /// The client has closed its half. The request that waits, or is being answered, still is.
     pub fn eof(&mut self) -> Step {
         match &mut self.state {
             State::Head { .. } | State::Body(_) | State::Draining { .. } => Step::Close,
@@ -345,7 +342,7 @@ impl Frontend {
     }
 }
 
-/// A head, and a body behind it, must be complete in this time.
+/// A head must be complete in this time, and a body behind it in as much again.
 pub const REQUEST_MS_MAX: u64 = 5_000;
 /// A kept connection may be idle for this long.
 pub const IDLE_MS_MAX: u64 = 30_000;

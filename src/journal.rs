@@ -94,7 +94,7 @@ impl Repeats {
 }
 
 impl Targets {
-    /// Is it news? No, if it was noted not long ago, or nobody can keep account any more.
+    /// Is it news? No, if it was noted not long ago, or if the list is full.
     fn note(&mut self, now: Time, target: &str) -> bool {
         self.0.retain(|(_, at)| now.ms_since(*at) < NOTED_MS);
         if let Some((_, at)) = self.0.iter_mut().find(|(noted, _)| **noted == *target) {

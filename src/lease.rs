@@ -1,8 +1,11 @@
-//! What a node says of itself, and until when an answer of its may be served from memory.
+//! What a node says of itself, and how long one of its answers may be served from memory.
 //!
 //! A leader's 200 served too late is lost data: once its lease is over another node is promoted,
 //! and the load balancer's check is the only fence. So everything here errs towards "no longer".
 //! Nothing is measured here: both clocks come in with each call.
+//!
+//! What moves `dcs_last_seen` is the HA loop, and whoever has the API read the DCS. Our own reads
+//! are known here; those of others, who ask Patroni itself for `/cluster` all the time, are not.
 
 use serde::Deserialize;
 
@@ -73,17 +76,19 @@ pub struct Lease {
     former_bounds: Option<(Bounds, Time)>,
     /// The last `dcs_last_seen` that was no doing of ours.
     sure_seen: Option<u64>,
-    /// The one before it, 0 if that is not known: a leader that went on from there had renewed its
-    /// lease. `None`: there is nothing yet that speaks against the usual order of things.
+    /// The one before it: a leader that went on from there had renewed its lease. `None`: it is
+    /// not known, and neither is how long the HA loop may have hung.
     former_seen: Option<u64>,
     reads: Vec<Read>,
     wall: Wall,
 }
 
-/// How long, in seconds after `dcs_last_seen`, a lease can last, and how long it surely does.
+/// In seconds after `dcs_last_seen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bounds {
+    /// By then the lease is over, unless it was renewed since.
     ttl: u64,
+    /// Until then it surely holds.
     sure: u64,
 }
 
@@ -146,9 +151,13 @@ impl Timing {
     }
 
     /// The HA loop may have hung between the read that `dcs_last_seen` tells of and the renewal
-    /// behind it; then the lease is the one of the cycle before.
+    /// behind it; then the lease is the one of the cycle before. Patroni raises values that are
+    /// too small, but `/config` has them as they were written; a `ttl` is not raised here, which
+    /// errs to our side.
     fn bounds(self) -> Bounds {
-        let sure = self.ttl.saturating_sub(self.loop_wait).saturating_sub(self.retry_timeout);
+        let loop_wait = self.loop_wait.max(LOOP_WAIT_SECONDS_MIN);
+        let retry_timeout = self.retry_timeout.max(RETRY_TIMEOUT_SECONDS_MIN);
+        let sure = self.ttl.saturating_sub(loop_wait).saturating_sub(retry_timeout);
         Bounds { ttl: self.ttl, sure }
     }
 }
@@ -268,7 +277,10 @@ impl Lease {
 
     /// Patroni answers: what we gave up on while it was frozen it carries out soon, or never.
     pub fn answered(&mut self, now: Now) {
-        let until_unix_ms = now.unix_ms.saturating_add(ABANDONED_READ_MS);
+        let told = self.timing.map_or(0, |(timing, _)| timing.retry_timeout);
+        let retry_timeout = told.max(Timing::default().retry_timeout);
+        let abandoned_ms = retry_timeout.saturating_mul(1_000 * ABANDONED_READ_RETRIES);
+        let until_unix_ms = now.unix_ms.saturating_add(abandoned_ms);
         for read in self.reads.iter_mut().filter(|read| read.id.is_none()) {
             if read.ended_unix_ms == u64::MAX {
                 read.ended_unix_ms = until_unix_ms;
@@ -322,25 +334,15 @@ impl Lease {
         let unknown = Until::after_ms(now, ALWAYS_FRESH_MS);
         let until = |seen: u64, seconds: u64| Until::after_seen(now, seen, seconds);
         let past = seen.filter(|seen| seen.saturating_mul(1_000) <= now.unix_ms);
-        let lease = sure
-            .zip(bounds)
+        let lease = (sure.zip(self.former_seen).zip(bounds))
             .filter(|_| past.is_some() && status.is_some_and(NodeStatus::is_under_lease));
         Terms {
             fresh_until: past.map_or(unknown, |seen| until(seen, ttl)),
             aging_until: sure.map_or(unknown, |seen| until(seen, ttl)),
-            old_until: lease.map(|(sure, bounds)| {
-                let held = until(sure, bounds.sure);
+            old_until: lease.map(|((sure, former), bounds)| {
                 // a loop that hung before `sure`, and again since, renewed the lease no later
-                self.former_seen.map_or(held, |former| held.sooner(until(former, ttl)))
+                until(sure, bounds.sure).sooner(until(former, ttl))
             }),
-        }
-    }
-
-    /// Patroni was silent. If nothing of its HA loop was seen before that, nobody knows how long it
-    /// has hung.
-    pub fn silence(&mut self) {
-        if self.sure_seen.is_none() {
-            self.former_seen = Some(0);
         }
     }
 
@@ -353,9 +355,6 @@ impl Lease {
         if !is_ours {
             let former = self.sure_seen.replace(seen).filter(|former| *former < seen);
             self.former_seen = former.or(self.former_seen);
-        } else if self.sure_seen.is_none() {
-            // the HA loop saw the DCS before that, nobody knows how long
-            self.former_seen = Some(0);
         }
         if let Wall::Jumped { difference_ms, seen: before } = &mut self.wall {
             let moved_on = before.replace(seen).is_some_and(|before| before != seen);
@@ -363,7 +362,7 @@ impl Lease {
                 return None;
             }
             // the one before this was told by the former clock
-            (self.wall, self.former_seen) = (Wall::Steady(*difference_ms), Some(0));
+            (self.wall, self.former_seen) = (Wall::Steady(*difference_ms), None);
         }
         self.sure_seen.filter(|sure| *sure <= seen)
     }
@@ -388,14 +387,18 @@ impl Read {
 pub const ALWAYS_FRESH_MS: u64 = 1_000;
 /// The least `ttl` Patroni accepts (4.1, `validator.py`): assumed while it is not known.
 const TTL_SECONDS_MIN: u64 = 20;
+/// The least `loop_wait` and `retry_timeout`: smaller ones are raised to them (4.1, `config.py`,
+/// `_validate_and_adjust_timeouts`).
+const LOOP_WAIT_SECONDS_MIN: u64 = 1;
+const RETRY_TIMEOUT_SECONDS_MIN: u64 = 3;
 /// So long the intervals are believed: they are read again each minute, and tried again when that
 /// fails, as long as a leader's route is asked for.
 const TIMING_MS_MAX: u64 = 75_000;
 /// More than this is no slewing of NTP's, nor the scheduler's between the reading of two clocks.
 const JUMP_MS_MIN: u64 = 250;
-/// A fetch we gave up on may still be under way in Patroni, for so long after it answers again:
-/// its default `ttl`, and three times the time it gives the DCS.
-const ABANDONED_READ_MS: u64 = 30_000;
+/// Patroni may still be at work on a fetch that we gave up on. It is done with it so many times
+/// the `retry_timeout` after its next answer: that is what it gives a read of the DCS at the most.
+const ABANDONED_READ_RETRIES: u64 = 3;
 /// No lease rests on a `dcs_last_seen` of that long ago (Patroni's `ttl` is rarely over a minute).
 const READS_MS: u64 = 300_000;
 /// Reads that are remembered one by one.
@@ -421,9 +424,16 @@ mod tests {
         }
     }
 
-    fn knowing(timing: Timing) -> Lease {
+    /// Of a node whose HA loop was not seen yet.
+    fn unseen(timing: Timing) -> Lease {
         let mut lease = Lease::default();
         lease.set_timing(now_at(9_990.0), timing);
+        lease
+    }
+
+    fn knowing(timing: Timing) -> Lease {
+        let mut lease = unseen(timing);
+        lease.judge(now_at(9_990.0), Family::Health, 200, Some(&leader(9_990)));
         lease
     }
 
@@ -484,9 +494,13 @@ mod tests {
     #[test]
     fn a_leader_is_believed_until_the_lease_is_not_sure() {
         assert_eq!(old_until(&mut known(), 10_000.5, &leader(9_999)), Some(10_009.0));
-        let timing = Timing { ttl: 20, loop_wait: 2, retry_timeout: 3 };
-        let mut lease = knowing(timing);
-        assert_eq!(old_until(&mut lease, 10_000.5, &leader(9_999)), Some(10_014.0));
+        for (loop_wait, retry_timeout) in [(2, 3), (2, 0), (0, 4)] {
+            // too small values are raised to 1 and 3
+            let mut lease = knowing(Timing { ttl: 20, loop_wait, retry_timeout });
+            old_until(&mut lease, 9_997.0, &leader(9_997));
+            let until = old_until(&mut lease, 10_000.5, &leader(9_999));
+            assert_eq!(until, Some(10_014.0));
+        }
     }
 
     #[test]
@@ -589,7 +603,7 @@ mod tests {
         assert_eq!(old_until(&mut lease, 10_132.0, &leader(10_131)), Some(10_065.0));
         assert_eq!(old_until(&mut lease, 10_140.0, &leader(10_140)), Some(10_150.0));
         // nothing before it is known
-        let mut lease = known();
+        let mut lease = unseen(Timing::default());
         lease.read_begun(now_at(9_998.2), read(1));
         assert_eq!(old_until(&mut lease, 9_999.0, &leader(9_998)), None);
     }
@@ -606,25 +620,23 @@ mod tests {
         assert_eq!(old_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
         assert_eq!(old_until(&mut lease, 10_030.0, &leader(10_030)), Some(10_040.0));
         // nothing is known of the cycle before when only what we moved ourselves was seen
-        let mut ours = known();
+        let mut ours = unseen(Timing::default());
         ours.read_begun(now_at(10_000.0), read(1));
         ours.read_ended(now_at(10_000.1), read(1), true);
         assert_eq!(old_until(&mut ours, 10_029.0, &leader(10_000)), None);
-        assert_eq!(old_until(&mut ours, 10_030.0, &leader(10_030)), Some(30.0));
+        assert_eq!(old_until(&mut ours, 10_030.0, &leader(10_030)), None);
         assert_eq!(old_until(&mut ours, 10_040.0, &leader(10_040)), Some(10_050.0));
-        // nor of one that was silent before it was ever seen
-        let mut silent = known();
-        silent.silence();
-        assert_eq!(old_until(&mut silent, 10_000.0, &leader(9_999)), Some(30.0));
-        assert_eq!(old_until(&mut silent, 10_010.0, &leader(10_009)), Some(10_019.0));
-        silent.silence();
-        assert_eq!(old_until(&mut silent, 10_020.0, &leader(10_019)), Some(10_029.0));
+        // nor when it is seen for the first time
+        let mut first = unseen(Timing::default());
+        assert_eq!(old_until(&mut first, 10_000.0, &leader(9_999)), None);
+        assert_eq!(old_until(&mut first, 10_001.0, &leader(9_999)), None);
+        assert_eq!(old_until(&mut first, 10_010.0, &leader(10_009)), Some(10_019.0));
         // nor is a clock that was set, nor a node that talks nonsense
         lease.observe(now_at(10_031.0));
         let now = now_at(10_061.0);
         lease.observe(Now { time: now_at(10_032.0).time, ..now });
         assert_eq!(old_until(&mut lease, 10_061.0, &leader(10_030)), None);
-        assert_eq!(old_until(&mut lease, 10_061.0, &leader(10_061)), Some(30.0));
+        assert_eq!(old_until(&mut lease, 10_061.0, &leader(10_061)), None);
         let nonsense = lease.judge(now, Family::Leader, 200, Some(&leader(u64::MAX)));
         assert_eq!(nonsense.old_until, None);
     }
@@ -637,6 +649,7 @@ mod tests {
         };
         let timing = |ttl, loop_wait| Timing { ttl, loop_wait, retry_timeout: 10 };
         let mut lease = knowing(timing(60, 10));
+        until(&mut lease, 10_050.0, 10_050);
         assert_eq!(until(&mut lease, 10_064.9, 10_060), (Some(10_100), 10_120));
         assert_eq!(until(&mut lease, 10_065.0, 10_060), (None, 10_080), "read 75 s ago");
         assert!(!lease.set_timing(now_at(10_070.0), timing(60, 10)), "no other ones");
@@ -692,8 +705,8 @@ mod tests {
             assert_eq!(judge(10_002.0, seen), None);
             assert_eq!(judge(10_003.0, seen), None);
             // the lease may rest on a second of the former clock's
-            assert_eq!(judge(10_008.0, seen + 4), Some(30));
-            assert_eq!(judge(10_009.0, seen + 4), Some(30));
+            assert_eq!(judge(10_008.0, seen + 4), None);
+            assert_eq!(judge(10_009.0, seen + 4), None);
             assert_eq!(judge(10_010.0, seen + 10), Some(seen + 20));
         }
     }

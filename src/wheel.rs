@@ -209,7 +209,7 @@ fn slot_of(tick: u64) -> usize {
     (tick % SLOTS as u64) as usize
 }
 
-/// A deadline is met up to this much late.
+/// A timer fires at most this much late.
 pub const TICK_MS: u64 = 10;
 /// 41 s ahead: beyond the longest timer of everyday, the 30 s of an idle connection.
 const SLOTS: usize = 4096;

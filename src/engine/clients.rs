@@ -90,13 +90,8 @@ impl Engine {
         if self.is_drained(self.cache.route(entry)) {
             return self.answer_own(now, id, Own::DRAINING); // it waits since before
         }
-        let finishing = self.finishing;
-        let Some((frontend, request)) = self.waiting_client(id) else { return };
-        if finishing {
-            frontend.close_after_answer();
-        }
-        let persistence = if finishing { Persistence::Close } else { request.persistence };
-        let form = Form { method: request.method, persistence, handling };
+        let Some((_, Request { method, persistence })) = self.waiting_client(id) else { return };
+        let form = Form { method, persistence, handling };
         let rendered = match handling {
             Handling::Failed | Handling::FailedHit => self.cache.failure(entry),
             _ => self.cache.answer(entry),
@@ -115,14 +110,9 @@ impl Engine {
     }
 
     fn answer_own(&mut self, now: Now, id: ConnId, own: Own) {
-        let finishing = self.finishing;
         let Some((frontend, request)) = self.waiting_client(id) else { return };
-        if finishing {
-            frontend.close_after_answer();
-        }
-        let persistence = if finishing { Persistence::Close } else { request.persistence };
         let (head_only, status) = (request.method == Method::Head, own.status);
-        frontend.answer(now.time, own.response(now, persistence, head_only));
+        frontend.answer(now.time, own.response(now, request.persistence, head_only));
         self.record(now, id, status);
     }
 
@@ -143,9 +133,13 @@ impl Engine {
         self.record(now, id, status);
     }
 
+    /// Whose request waits for an answer, the last one if the daemon is to end.
     fn waiting_client(&mut self, id: ConnId) -> Option<(&mut Frontend, Request)> {
         let connection = self.connections.get_mut(id)?;
         let Peer::Client(frontend, _) = &mut connection.peer else { return None };
+        if self.finishing {
+            frontend.close_after_answer();
+        }
         let request = frontend.waiting()?;
         Some((frontend, request))
     }

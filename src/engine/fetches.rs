@@ -27,6 +27,7 @@ impl Engine {
     pub(super) fn begin_fetch(&mut self, now: Now, entry: EntryId) {
         self.cache.begin(now.time, entry);
         let at = now.time.plus_ms(PATIENCE_MS);
+        // without grace as well: a reload may bring it
         self.wheel.schedule(at, Timer::Patience(entry, at));
         let deadline = now.time.plus_ms(self.settings.timeout_ms);
         self.queue_fetch(now, Subject::Entry(entry), deadline);
@@ -145,7 +146,7 @@ impl Engine {
         };
         if let Err(failure) = outcome {
             self.journal.failed(now.time, TIMING_TARGET, failure);
-            self.silent_or_gone(now, failure);
+            self.forbid_old_unless_silent(now, failure);
         }
         let pause_ms = if timing.is_some() { TIMING_MS } else { TIMING_RETRY_MS };
         self.timing_due_at = now.time.plus_ms(pause_ms);
@@ -232,7 +233,7 @@ impl Engine {
             body: error_json(&failure.to_string()).into_bytes().into(),
             asked_at: fetch.asked_at(),
         };
-        self.silent_or_gone(now, failure);
+        self.forbid_old_unless_silent(now, failure);
         let waiters = self.cache.fail(entry, answer, failure.is_silence());
         // with a timeout shorter than a client's patience
         let may_be_old = failure.is_silence() && self.cache.may_serve_old(now, entry);
@@ -242,11 +243,9 @@ impl Engine {
     }
 
     /// A Patroni that refuses or resets is gone, not frozen: nothing it said before is worth
-    /// anything. One that is silent may have hung for long.
-    fn silent_or_gone(&mut self, now: Now, failure: Failure) {
-        if failure.is_silence() {
-            self.lease.silence();
-        } else {
+    /// anything.
+    fn forbid_old_unless_silent(&mut self, now: Now, failure: Failure) {
+        if !failure.is_silence() {
             self.cache.forbid_old(now.time);
         }
     }

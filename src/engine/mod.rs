@@ -1,6 +1,6 @@
 //! The joint: connections, cache and wheel; inputs in, actions out.
 //!
-//! The only file that knows both sides. The shell tells it what happened, by [`ConnId`] and with
+//! The only module that knows both sides. The shell tells it what happened, by [`ConnId`] and with
 //! the time; after every input it carries out what [`Engine::poll_action`] says, to the last one.
 //! What an input leads to depends on nothing but the inputs before it.
 
@@ -94,7 +94,7 @@ pub enum Action {
 pub struct Record {
     /// Whose it was.
     pub id: ConnId,
-    /// `-` if it was none.
+    /// `Method::Unknown`, a dash in the log, if what came was no request.
     pub method: Method,
     /// As it was asked, without scheme and authority.
     pub target: Box<str>,

@@ -15,8 +15,6 @@ pub struct Decoded<'a> {
     pub taken: usize,
     /// The body's bytes among them.
     pub data: &'a [u8],
-    /// Did the body end with them?
-    pub done: bool,
 }
 
 /// The framing itself is broken, or a line of it is longer than it may be.
@@ -85,12 +83,12 @@ impl BodyDecoder {
                 let run = usize::try_from(left).map_or(run, |left| left.min(run));
                 self.advance(run as u64);
                 let data = &bytes[taken..taken + run];
-                return Ok(Decoded { taken: taken + run, data, done: self.is_done() });
+                return Ok(Decoded { taken: taken + run, data });
             }
             self.state = self.framing_byte(bytes[taken])?;
             taken += 1;
         }
-        Ok(Decoded { taken, data: &[], done: self.is_done() })
+        Ok(Decoded { taken, data: &[] })
     }
 
     /// The peer sent FIN: was that the body's end?

@@ -15,6 +15,7 @@
 //! 300 ms pass                           5 s pass
 //! descriptors run out                   one client is to make room
 //! the daemon starts                     and reads Patroni's intervals, as it does not otherwise
+//! the HA loop is seen at work           by a client of /patroni, which takes a second
 //! the wall clock jumps 5 s forward / back
 //! it drains / it drains no more         SIGUSR1 and SIGUSR2
 //! Patroni refuses / keeps silent to / accepts connections         from now on
@@ -216,6 +217,10 @@ pub fn setting(settings: &mut Settings, line: &str) -> Option<()> {
 }
 
 fn steps(line: &str) -> Option<Vec<Step>> {
+    if line == "the HA loop is seen at work" {
+        let steps: Option<Vec<_>> = SEEN_AT_WORK.lines().map(steps).collect();
+        return Some(steps?.into_iter().flatten().collect());
+    }
     if let Some((connects, asks)) = line.split_once(" and ask") {
         let connect = connection(connects)?;
         let Step::Connect { who, .. } = &connect else { return None };
@@ -484,3 +489,14 @@ fn name(text: &str) -> Option<String> {
     let plain = text.chars().all(|letter| letter.is_ascii_alphanumeric());
     (plain && text.starts_with(|first: char| first.is_ascii_uppercase())).then(|| text.to_owned())
 }
+
+/// Asked once, the route is fetched ahead of time once.
+const SEEN_AT_WORK: &str = r#"Z connects and asks GET /patroni HTTP/1.0
+Patroni is asked for /patroni
+Patroni answers /patroni with 200 {"state": "running", "role": "primary", "dcs_last_seen": @now}
+Z gets 200
+Z is closed
+750 ms pass
+Patroni is asked for /patroni
+Patroni answers /patroni with 200 {"state": "running", "role": "primary", "dcs_last_seen": @now}
+250 ms pass"#;

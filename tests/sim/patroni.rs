@@ -113,19 +113,22 @@ impl Patroni {
         let leads = random.chance(800);
         let timing = random.pick(&TIMINGS);
         let lease_ms = timing.ttl * 1_000;
+        // perhaps its HA loop has hung for some time when all begins
+        let hung_ms = if random.chance(300) { random.below(lease_ms) } else { 0 };
+        let seen = (clock.unix_ms - hung_ms) / 1_000;
         let mut patroni = Patroni {
             timing,
             lowered_ms: None,
             we_hold: leads,
-            lease_until_ms: clock.ms + lease_ms,
+            lease_until_ms: clock.ms + lease_ms - hung_ms,
             standby_cluster: random.chance(150),
             leads,
-            leader_until_unix_ms: clock.unix_ms + lease_ms,
+            leader_until_unix_ms: clock.unix_ms + lease_ms - hung_ms,
             state: "running",
             timeline: 1,
             flags: [false; 3],
-            seen: clock.unix_ms / 1_000,
-            loop_seen: clock.unix_ms / 1_000,
+            seen,
+            loop_seen: seen,
             cycle_ms: clock.ms,
             api_frozen: false,
             loop_frozen: false,
