@@ -20,6 +20,8 @@ else
 fi
 mkdir -p "dist/$name"
 cp "$binary" config.yml.example LICENSE extra/licences.txt README.md CHANGELOG.md "dist/$name/"
+mkdir "dist/$name/extra"
+cp extra/haproxy.cfg extra/patroniglue.service "dist/$name/extra/"
 tar -C dist -czf "dist/$name.tar.gz" "$name"
 rm -r "dist/$name"
 echo "dist/$name.tar.gz"

@@ -38,6 +38,7 @@ fn run(flags: Flags) -> Result<(), String> {
     let config_file = config_file.ok_or("-config is missing, and so is $HOME")?;
     let (config, tls) = files::read_config(&config_file)?;
     if flags.check {
+        config.warnings.iter().chain(&tls.warnings).for_each(|warning| logger::say(warning));
         return print("OK");
     }
     logger::start(flags.level).map_err(|error| format!("log: {error}"))?;
@@ -137,7 +138,7 @@ const USAGE: &str = "\
 usage: patroniglue [-config FILE] [-check] [-verbose | -debug | -quiet]
 
   -config FILE  configuration (default: $HOME/.patroniglue.yml)
-  -check        read the configuration and every file it names, say OK, and end
+  -check        read the configuration and every file that it uses, say OK, and end
   -verbose      log a line per request
   -debug        log more of what happens inside
   -quiet        log errors only

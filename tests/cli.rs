@@ -46,6 +46,14 @@ fn flags_with_one_dash_and_with_two() {
 }
 
 #[test]
+fn what_is_checked_is_warned_of() {
+    let file = config_file("frontend: {port: 8009, tls-ciphers: [TLS_FALLBACK_SCSV]}\n");
+    let (code, stdout, stderr) = run(&["-check", "-config", file.to_str().expect("a name")]);
+    assert_eq!((code, stdout.as_str()), (Some(0), "OK\n"));
+    assert_eq!(stderr, "frontend.tls-ciphers has no effect without certfile\n");
+}
+
+#[test]
 fn a_files_name_need_not_be_utf_8() {
     let name = OsStr::from_bytes(b"nowhere-\xff=.yml");
     let equals = OsStr::from_bytes(b"-config=nowhere-\xff=.yml");

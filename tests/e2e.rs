@@ -401,6 +401,30 @@ fn a_signal_ends_it_with_everybody_answered() {
 }
 
 #[test]
+fn who_has_asked_when_it_is_to_end_is_answered() {
+    let patroni = StandIn::start(at_once(primary()));
+    let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
+    let mut kept = glue.connect();
+    kept.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
+    assert_eq!(status_of(&read_response(&mut kept)), 200);
+    // so that it finds both requests and the signal in one turn
+    glue.signal("STOP");
+    let state = format!("/proc/{}/stat", glue.process_id());
+    wait_for("its standstill", || {
+        std::fs::read_to_string(&state).is_ok_and(|text| text.contains(") T ")).then_some(())
+    });
+    kept.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("its kernel reads");
+    let mut fresh = glue.connect();
+    fresh.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("its kernel reads");
+    glue.signal("TERM");
+    glue.signal("CONT");
+    for client in [&mut kept, &mut fresh] {
+        assert_eq!(status_of(&read_to_end(client)), 200);
+    }
+    assert_eq!(glue.wait().code(), Some(0));
+}
+
+#[test]
 fn a_reload_changes_what_it_can_and_keeps_what_it_must() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);

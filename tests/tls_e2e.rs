@@ -485,6 +485,25 @@ fn certificates_are_exchanged_while_running() {
 }
 
 #[test]
+fn a_fetch_that_begins_again_on_a_reload_speaks_the_new_tls() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let silent = StandIn::start(Mood::Silent);
+    let next = TlsPatroni::start(server(&ca.issue(), BOTH, None));
+    let glue = Glue::start(silent.address, &[]);
+    let mut waiting = glue.connect();
+    waiting.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("it reads");
+    wait_for("the fetch", || (!silent.requests().is_empty()).then_some(()));
+    let lines = https(&folder, &ca);
+    let (host, port) = (next.address.ip().to_string(), next.address.port());
+    let text = config(&host, port, &section("backend", &lines));
+    std::fs::write(&glue.config, text).expect("written");
+    glue.signal("HUP");
+    let mut text = String::new();
+    waiting.read_to_string(&mut text).expect("an answer");
+    assert_eq!(status_of(&text), 200, "{text}");
+}
+
+#[test]
 fn the_clients_ca_is_exchanged_while_running() {
     let folder = Folder::new();
     let (ca, first, second) = (Ca::new("root"), Ca::new("first"), Ca::new("second"));

@@ -75,8 +75,10 @@ impl Connector {
     /// found a better one meanwhile.
     fn skip_address(&mut self, id: ConnId) {
         if let Some(place) = self.place(id) {
-            if self.first == place {
-                self.first = (place + 1) % self.resolver.addresses().len();
+            let count = self.resolver.addresses().len();
+            // there may be fewer than there were
+            if self.first % count == place {
+                self.first = (place + 1) % count;
             }
             self.resolver.ask();
         }
@@ -102,6 +104,9 @@ impl Connector {
 
     /// Goes on with what the resolver found.
     pub fn resume(&mut self, id: ConnId) -> Progress {
+        if self.resolver.is_asking() {
+            return Progress::Resolving; // what came was of the former name
+        }
         if self.resolver.addresses().is_empty() {
             self.forget(id);
             return Progress::Failed(Failure::Unresolved);
@@ -183,6 +188,17 @@ mod tests {
         let ids = [0, 1].map(|slot| ConnId { slot, generation: 0 });
         assert!(!connects(connector.connect(ids[0])));
         connector.give_up(ids[0]);
+        connector.give_up(ids[0]);
+        assert!(connects(connector.connect(ids[1])));
+    }
+
+    #[test]
+    fn fewer_addresses_than_before_are_gone_through_as_well() {
+        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
+        let mut connector = connector(&listener);
+        let ids = [0, 1].map(|slot| ConnId { slot, generation: 0 });
+        connector.first = 2; // the last of three that there were
+        assert!(!connects(connector.connect(ids[0])));
         connector.give_up(ids[0]);
         assert!(connects(connector.connect(ids[1])));
     }

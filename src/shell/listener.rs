@@ -16,6 +16,8 @@ use crate::wheel::Time;
 /// The clients' door.
 pub struct Listener {
     socket: TcpListener,
+    /// `frontend.host` and `frontend.port`, as they were at the start.
+    bound_to: (Option<String>, u16),
     /// Cleared only when nobody is left in the backlog: the poll says it once.
     readable: bool,
     /// Until then nobody is let in, for want of descriptors.
@@ -45,6 +47,7 @@ impl Listener {
         let socket = socket.map_err(|error| format!("cannot listen on {named}: {error}"))?;
         Ok(Listener {
             socket: TcpListener::from_std(socket.into()),
+            bound_to: (frontend.host.clone(), frontend.port),
             readable: true,
             paused_until: Time::ZERO,
             shortages: Repeats::default(),
@@ -60,6 +63,11 @@ impl Listener {
     pub fn deregister(&mut self, registry: &Registry) {
         // it is closed next, which does the same
         let _ = registry.deregister(&mut self.socket);
+    }
+
+    /// Would it listen there, too, if it began now?
+    pub fn is_bound_to(&self, frontend: &Frontend) -> bool {
+        (&self.bound_to.0, self.bound_to.1) == (&frontend.host, frontend.port)
     }
 
     /// Where it listens.
@@ -79,7 +87,10 @@ impl Listener {
 
     /// Lets one client in.
     pub fn accept(&mut self, now: Time) -> Accepted {
-        while self.readable && now >= self.paused_until {
+        for _ in 0..ERRORS_MAX {
+            if !self.readable || now < self.paused_until {
+                break;
+            }
             match self.socket.accept() {
                 Ok((client, _)) => return Accepted::Client(client),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
@@ -101,8 +112,20 @@ impl Listener {
 
 /// IPv6 with IPv4 inside it, or IPv4 alone where the kernel has no IPv6.
 fn listen_on_all(port: u16) -> io::Result<Socket> {
-    let every = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    listen(every).or_else(|_| listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))))
+    let socket = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+    match socket {
+        Err(error) if is_no_such_family(&error) => {
+            listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+        }
+        outcome => outcome,
+    }
+}
+
+/// The kernel was built without IPv6 (EAFNOSUPPORT), or has it turned off (EADDRNOTAVAIL). The
+/// numbers are Linux's and the BSDs'.
+fn is_no_such_family(error: &io::Error) -> bool {
+    let codes = if cfg!(target_os = "linux") { [97, 99] } else { [47, 49] };
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 /// One of a name's addresses, IPv4 first: what Go's `net.Listen` does.
@@ -135,6 +158,8 @@ fn listen(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Errors in a row of clients that had gone, before the others have their turn.
+const ERRORS_MAX: u32 = 64;
 /// Clients that may knock at once; the kernel cuts it to `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
 /// What the kernel keeps for a client that does not read, before it is the daemon's to wait; it

@@ -99,7 +99,8 @@ fn write_lines(receiver: &Receiver<Message>, level: LevelFilter) {
     }
 }
 
-/// Lines that may wait to be written; at a hundred bytes each, 100 KiB.
+/// Lines that may wait to be written: at a hundred bytes each 100 KiB, with `-verbose` and the
+/// longest targets a mebibyte.
 const LINES_MAX: usize = 1024;
 const TARGET: &str = "patroniglue";
 const STACK_BYTES: usize = 128 * 1024;

@@ -1,8 +1,8 @@
-//! The turn of the loop: poll, mark, serve, tick, act, accept. The only `Poll` and the only clock.
+//! The turn of the loop: poll, mark, serve, tick, accept. The only `Poll` and the only clock.
 //!
 //! ```text
-//!  poll ── mark ── serve each queued stream ── tick ── serve what arose ── shake hands ── accept
-//!   └──────────────────────── until nothing is queued, then until the next deadline ─────────┘
+//!  poll ─ mark ─ serve what is queued ─ signals ─ tick ─ serve what arose ─ handshakes ─ accept
+//!   └────────────────────── until nothing is queued, then until the next deadline ──────────────┘
 //! ```
 
 mod clock;
@@ -55,6 +55,8 @@ pub struct Daemon {
     listener: Option<Listener>,
     connector: Connector,
     signals: Option<Signals>,
+    /// Signals have come in this turn.
+    signalled: bool,
     streams: Streams,
     /// Streams to serve in this turn.
     queue: Vec<ConnId>,
@@ -124,6 +126,7 @@ impl Daemon {
             options,
             poll,
             signals,
+            signalled: false,
         })
     }
 
@@ -162,6 +165,8 @@ impl Daemon {
         }
         let postponed = std::mem::take(&mut self.postponed);
         self.serve_queue(now);
+        // behind what had come before them
+        self.take_signals(now);
         self.engine.tick(now);
         self.act(now);
         self.queue.extend(postponed);
@@ -189,7 +194,7 @@ impl Daemon {
     fn mark(&mut self, now: Now, event: &mio::event::Event) {
         match event.token() {
             LISTENER => self.listener.iter_mut().for_each(Listener::mark_readable),
-            SIGNALS => self.take_signals(now),
+            SIGNALS => self.signalled = true,
             RESOLVER => self.take_addresses(now),
             token => {
                 let Some((id, stream)) = self.streams.of_token(token) else { return };
@@ -433,6 +438,7 @@ impl Daemon {
                 self.streams.remove(id);
                 let progress = self.connector.try_next(id, why);
                 self.go_on(now, id, progress);
+                self.act(now);
             }
         }
     }
@@ -451,8 +457,9 @@ impl Daemon {
         if why == Failure::NoDescriptor && self.engine.make_room(now) {
             warn!("no descriptor was left to ask Patroni: closed an idle client");
         }
+        // what it leads to is carried out by whoever called for this: no recursion, however many
+        // fetches fail at once
         self.engine.connect_failed(now, id, why);
-        self.act(now);
     }
 
     fn take_addresses(&mut self, now: Now) {
@@ -460,6 +467,7 @@ impl Daemon {
             let progress = self.connector.resume(id);
             self.go_on(now, id, progress);
         }
+        self.act(now);
     }
 
     // ---- the clients' side
@@ -502,6 +510,9 @@ impl Daemon {
     // ---- signals
 
     fn take_signals(&mut self, now: Now) {
+        if !std::mem::take(&mut self.signalled) {
+            return;
+        }
         let events: Vec<SignalEvent> = self.signals.iter_mut().flat_map(Signals::pending).collect();
         for event in events {
             match event {
@@ -516,6 +527,9 @@ impl Daemon {
     }
 
     fn end(&mut self, now: Now) {
+        // who stands at the door has asked already
+        self.listener.iter_mut().for_each(Listener::mark_readable);
+        self.accept(now, 0);
         if let Some(mut listener) = self.listener.take() {
             info!("ending: no more clients, {} left", self.engine.counts().clients);
             listener.deregister(self.poll.registry());
@@ -531,16 +545,17 @@ impl Daemon {
             Ok(read) => read,
             Err(error) => return error!("not reloaded: {error}"),
         };
-        let (former, next) = (&self.config.frontend, &config.frontend);
-        if (&former.host, former.port) != (&next.host, next.port) {
+        let listener = self.listener.as_ref();
+        if listener.is_some_and(|listener| !listener.is_bound_to(&config.frontend)) {
             warn!("frontend.host and frontend.port change with a restart only");
         }
+        config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
         self.connector.set_backend(&config.backend);
         let settings = config.settings(limits::clients_max(&config), self.options.verbose);
+        // fetches that begin again do so with the new certificates
+        (self.config, self.tls) = (config, tls);
         self.engine.configure(now, settings);
         self.act(now);
-        config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
-        (self.config, self.tls) = (config, tls);
         info!("reloaded {}", path.display());
     }
 }
@@ -556,7 +571,7 @@ const QUEUE_ROUNDS: u32 = 4;
 /// New connections a turn; those that have come stay in the backlog, which costs nobody anything.
 const ACCEPTS_PER_TURN: u32 = 64;
 /// Clients whose handshakes go on in one turn, new ones included: four steps take a millisecond
-/// with ECDSA, four with RSA.
+/// with ECDSA, and four milliseconds with RSA.
 const HANDSHAKES_PER_TURN: u32 = 4;
 
 const LISTENER: Token = Token(usize::MAX);

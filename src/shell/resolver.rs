@@ -93,6 +93,11 @@ impl Resolver {
         }
     }
 
+    /// Is the answer still to come?
+    pub fn is_asking(&self) -> bool {
+        self.asking
+    }
+
     /// The addresses known at the moment.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
