@@ -236,6 +236,11 @@ mod tests {
     }
 
     #[test]
+    fn names_are_decoded_as_python_does() {
+        assert_eq!(percent_decoded("a+%2B%zz%2"), "a +%zz%2");
+    }
+
+    #[test]
     fn every_route_leads_to_its_own_place() {
         for (index, route) in plain_routes().enumerate() {
             let mut canonical = String::new();

@@ -103,6 +103,24 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_given_back_when_it_is_much_and_less_than_an_eighth_of_it_is_used() {
+        for (most, fewest) in [(4_096, 512), (512, 0)] {
+            let mut slots = Slots::new();
+            slots.slab.reserve_exact(most);
+            let mut ids: Vec<ConnId> = (0..most).map(|number| slots.insert(number)).collect();
+            assert_eq!(slots.slab.capacity(), most);
+            while slots.slab.len() > fewest {
+                slots.remove(ids.pop().expect("an id"));
+                assert_eq!(slots.slab.capacity(), most, "with {}", slots.slab.len());
+            }
+            if let Some(id) = ids.pop() {
+                slots.remove(id);
+                assert!(slots.slab.capacity() < fewest, "{}", slots.slab.capacity());
+            }
+        }
+    }
+
+    #[test]
     fn after_a_flood_the_memory_is_given_back() {
         let mut slots = Slots::new();
         let first = slots.insert(0);

@@ -285,6 +285,21 @@ mod tests {
         assert_eq!(drain(&mut wheel, at(20_000)), (10_000..=10_060).collect::<Vec<_>>());
     }
 
+    #[test]
+    fn memory_is_given_back_when_it_is_much_and_less_than_an_eighth_of_it_is_used() {
+        for (most, fewest) in [(4_096, 512), (512, 0)] {
+            let mut wheel = Wheel::new();
+            (0..most).for_each(|item| drop(wheel.schedule(at(0), item)));
+            while wheel.len() > fewest {
+                wheel.pop(at(0)).expect("an item");
+                assert_eq!(wheel.nodes.len(), most, "with {}", wheel.len());
+            }
+            if wheel.pop(at(0)).is_some() {
+                assert_eq!((wheel.nodes.len(), wheel.len()), (fewest - 1, fewest - 1));
+            }
+        }
+    }
+
     /// Against a plain list, from a fixed seed, over several turns of the wheel.
     #[test]
     fn agrees_with_a_list() {

@@ -752,6 +752,11 @@ mod tests {
             assert_eq!(error.line, Some(line), "{text:?}: {error}");
             assert!(!error.to_string().contains('\n'));
         }
+        let message = |text| Config::from_yaml(text).expect_err(text).message;
+        let whole = "frontend.host: \"a b\" is neither a name nor an address";
+        assert_eq!(message("frontend:\n  host: a b"), whole);
+        let whole = "backend.timeout: 600.1 is not a number of seconds from 0.1 to 600";
+        assert_eq!(message("backend:\n  timeout: 600.1"), whole);
     }
 
     #[test]
@@ -777,6 +782,10 @@ mod tests {
         for (text, error) in table {
             assert_eq!(wrong().at_line_in(text).to_string(), error);
         }
+        assert_eq!(wrong().to_string(), "backend.server-name: bad");
+        // a key that is not there has no line, and only a name has another key's
+        let absent = WrongValue::new("backend", "cafile", "bad").at_line_in("backend: {host: x}");
+        assert_eq!((absent.line, absent.message.as_str()), (None, "backend.cafile: bad"));
     }
 
     #[test]
