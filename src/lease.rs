@@ -662,6 +662,11 @@ mod tests {
         until(&mut lease, 10_214.0, 10_213); // the HA loop is not hanging
         assert_eq!(until(&mut lease, 10_219.9, 10_215), (Some(10_255), 10_275), "the first's");
         assert_eq!(until(&mut lease, 10_220.0, 10_216), (Some(10_256), 10_336));
+        // the first's time is over when the third come, to the second
+        let mut lease = unseen(timing(20, 10));
+        lease.set_timing(now_at(10_000.0), timing(60, 10));
+        lease.set_timing(now_at(10_020.0), timing(90, 10));
+        assert_eq!(lease.bounds(now_at(10_021.0)), Some(timing(60, 10).bounds()));
     }
 
     #[test]

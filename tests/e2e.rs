@@ -502,6 +502,32 @@ fn with_few_descriptors_checks_are_still_answered() {
 }
 
 #[test]
+fn what_is_served_old_is_said_once_and_since_when() {
+    let patroni = StandIn::start(Mood::Stamps(Duration::ZERO));
+    let more = [("cache", "grace: 60"), ("backend", "timeout: 1")];
+    let mut glue = Glue::start(patroni.address, &more);
+    let silent = |text: &str| header(text, "Cache-Status").is_some_and(|it| it.contains("silent"));
+    // its HA loop moves on each second, and has to be seen to
+    wait_for("a leader whose lease is known", || {
+        (glue.get("/primary").0 == 200 && patroni.requests().len() > 4).then_some(())
+    });
+    patroni.set(Mood::Silent);
+    let age = wait_for("an old answer", || {
+        let (status, text) = glue.get("/primary");
+        let age = header(&text, "Age").and_then(|age| age.parse::<u64>().ok());
+        (status == 200 && silent(&text)).then_some(age?)
+    });
+    for _ in 0..3 {
+        assert!(silent(&glue.get("/primary").1));
+    }
+    let line = glue.wait_for_line("Patroni is silent: /primary is served as it was ");
+    let seconds = line.split(' ').rev().nth(2).and_then(|text| text.parse::<f64>().ok());
+    let seconds = seconds.unwrap_or_else(|| panic!("no seconds in {line}"));
+    assert!((age as f64 - 1.0..age as f64 + 1.0).contains(&seconds), "{line}, and {age}");
+    assert_eq!(glue.lines_with("is served as it was").len(), 1);
+}
+
+#[test]
 fn the_log_says_what_changed_once_and_what_fails_once_a_second() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 0")]);
