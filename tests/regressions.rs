@@ -41,6 +41,44 @@ impl Story {
         id
     }
 
+    /// Patroni is asked for one thing, and answers with this JSON at once.
+    fn patroni_answers(&mut self, body: &str) {
+        let actions = self.actions();
+        let connects = actions.iter().filter_map(|action| match action {
+            Action::Connect(fetch) => Some(*fetch),
+            _ => None,
+        });
+        let fetches: Vec<ConnId> = connects.collect();
+        let [fetch] = fetches[..] else { panic!("{actions:?}") };
+        self.engine.connected(fetch);
+        let request = self.engine.output(fetch).len();
+        self.take(fetch, request);
+        let head = "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n";
+        self.engine.receive(self.now(), fetch, format!("{head}{body}").as_bytes());
+        self.engine.eof(self.now(), fetch);
+    }
+
+    /// A kept client asks at `ms`, and is told by Patroni that the HA loop saw the DCS `ago_ms`
+    /// before.
+    fn leader(&mut self, client: ConnId, ms: u64, ago_ms: u64) {
+        self.ms = ms;
+        self.engine.receive(self.now(), client, b"GET /primary HTTP/1.1\r\n\r\n");
+        let seen = (self.now().unix_ms - ago_ms) / 1_000;
+        let status = r#"{"state": "running", "role": "primary", "dcs_last_seen": "#;
+        self.patroni_answers(&format!("{status}{seen}}}"));
+        let answer = self.engine.output(client).len();
+        assert!(self.take(client, answer).starts_with(b"HTTP/1.1 200 OK\r\n"));
+    }
+
+    /// The client asks at `ms`, and Patroni is silent: is an old answer served?
+    fn is_old_served(&mut self, client: ConnId, ms: u64) -> bool {
+        self.ms = ms;
+        self.engine.receive(self.now(), client, b"GET /primary HTTP/1.1\r\n\r\n");
+        self.ms += 300;
+        self.engine.tick(self.now());
+        !self.engine.output(client).is_empty()
+    }
+
     fn take(&mut self, id: ConnId, count: usize) -> Vec<u8> {
         let bytes = self.engine.output(id)[..count].to_vec();
         self.engine.sent(self.now(), id, count);
@@ -150,3 +188,44 @@ fn the_shell_can_ask_what_a_connection_is() {
     story.take(client, answer);
     assert!(story.engine.is_finished());
 }
+
+/// A loop that had hung before it was first seen, and hung again behind that read of the DCS,
+/// renewed the lease long before: the old primary's 200 was served when its lease was over.
+#[test]
+fn the_first_that_is_seen_of_a_node_is_no_proof_of_its_lease() {
+    for seen_before in [false, true] {
+        let mut story = Story::new(GRACE);
+        story.engine.start(story.now());
+        story.patroni_answers(INTERVALS);
+        let client = story.client(b"");
+        if seen_before {
+            story.leader(client, 5_000, 1_000);
+        }
+        story.leader(client, 13_000, 1_000);
+        assert_eq!(story.is_old_served(client, 15_000), seen_before);
+    }
+}
+
+/// The wall clock was set back between two reads of the DCS, and the earlier one's second, by the
+/// former clock, was taken for the present one's: an old 200 was served too long by the jump.
+#[test]
+fn a_second_of_the_former_clock_is_no_bound_of_the_lease() {
+    for cycles_since in [1, 2] {
+        let mut story = Story::new(GRACE);
+        story.engine.start(story.now());
+        story.patroni_answers(INTERVALS);
+        let client = story.client(b"");
+        story.leader(client, 5_000, 1_000);
+        story.leader(client, 15_000, 1_000);
+        story.unix_ms -= 4_000;
+        story.leader(client, 16_500, 0); // second 14 by either clock: not seen to move on
+        for cycle in 1..=cycles_since {
+            story.leader(client, 16_000 + cycle * 10_000, 1_000);
+        }
+        let ms = 18_000 + cycles_since * 10_000;
+        assert_eq!(story.is_old_served(client, ms), cycles_since == 2);
+    }
+}
+
+const GRACE: Limits = Limits { grace_ms: 20_000, ..LIMITS };
+const INTERVALS: &str = r#"{"ttl": 30, "loop_wait": 10, "retry_timeout": 10}"#;
