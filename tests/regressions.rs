@@ -15,12 +15,16 @@ struct Story {
 
 impl Story {
     fn new(limits: Limits) -> Story {
+        Story::of_many(limits, 10)
+    }
+
+    fn of_many(limits: Limits, clients_max: usize) -> Story {
         let engine = Engine::new(Settings {
             limits,
             interval_ms: 250,
             timeout_ms: 3_000,
             fetches_max: 3,
-            clients_max: 10,
+            clients_max,
             host: "patroni:8008".into(),
             records: false,
         });
@@ -175,6 +179,8 @@ fn the_shell_can_ask_what_a_connection_is() {
     let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
     let is = |story: &Story, id| (story.engine.is_fetch(id), story.engine.is_connecting(id));
     assert_eq!((is(&story, client), is(&story, fetch)), ((false, false), (true, true)));
+    // and two timers: the fetch has its time, the client its patience
+    assert_eq!((story.engine.next_deadline().is_some(), story.engine.held()), (true, 4));
     story.engine.securing(fetch);
     assert_eq!(is(&story, fetch), (true, true));
     story.engine.connected(fetch);
@@ -187,6 +193,26 @@ fn the_shell_can_ask_what_a_connection_is() {
     let answer = story.engine.output(client).len();
     story.take(client, answer);
     assert!(story.engine.is_finished());
+}
+
+/// Nor when the wrong one was closed for want of descriptors, or nobody.
+#[test]
+fn room_is_made_by_who_was_idle_longest_however_many_there_are() {
+    for count in [1, 63, 64, 65, 200] {
+        let mut story = Story::of_many(LIMITS, count + 1);
+        let mut idle = Vec::new();
+        for _ in 0..count {
+            story.ms += 1;
+            idle.push(story.client(b""));
+        }
+        story.client(b"GET /prim");
+        story.ms += 2_000;
+        for client in idle {
+            assert!(story.engine.make_room(story.now()));
+            assert_eq!(story.actions(), [Action::Close(client)]);
+        }
+        assert!(!story.engine.make_room(story.now()), "the last one is not idle");
+    }
 }
 
 /// A loop that had hung before it was first seen, and hung again behind that read of the DCS,
