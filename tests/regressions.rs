@@ -195,6 +195,28 @@ fn the_shell_can_ask_what_a_connection_is() {
     assert!(story.engine.is_finished());
 }
 
+/// Nor when a failing route was fetched again although the daemon was about to end.
+#[test]
+fn at_the_end_no_failing_route_is_fetched_again() {
+    for ending in [false, true] {
+        let mut story = Story::new(LIMITS);
+        story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+        let actions = story.actions();
+        let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+        story.engine.connect_failed(story.now(), fetch, Failure::Refused);
+        if ending {
+            story.engine.finish(story.now());
+        }
+        story.actions();
+        while let Some(due) = story.engine.next_deadline().filter(|due| due.as_ms() < 2_000) {
+            story.ms = due.as_ms();
+            story.engine.tick(story.now());
+        }
+        let connects = story.actions().iter().any(|action| matches!(action, Action::Connect(_)));
+        assert_eq!(connects, !ending);
+    }
+}
+
 /// Nor when the wrong one was closed for want of descriptors, or nobody.
 #[test]
 fn room_is_made_by_who_was_idle_longest_however_many_there_are() {

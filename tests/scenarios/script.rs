@@ -4,7 +4,7 @@
 //! ## A title                            begins a story
 //! # a comment; behind a step it takes two spaces before it
 //! ttl 1 s / timeout 3 s / interval 250 ms / connections 3 / entries 64 / clients 1000
-//! grace 0 s / in one piece
+//! grace 0 s / host localhost:8008 / in one piece
 //!
 //! A connects          a client A connects          500 clients B connect
 //! A asks GET / HTTP/1.1 [with Host: x; Connection: close]         (connects and asks …, too)
@@ -204,6 +204,7 @@ fn without_comment(line: &str) -> &str {
 pub fn setting(settings: &mut Settings, line: &str) -> Option<()> {
     let (name, value) = line.split_once(' ')?;
     match name {
+        "host" => settings.host = value.into(),
         "ttl" => settings.limits.ttl_ms = duration_ms(value)?,
         "grace" => settings.limits.grace_ms = duration_ms(value)?,
         "interval" => settings.interval_ms = duration_ms(value)?,

@@ -459,8 +459,9 @@ impl World {
         }
         let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
         let expected = format!(
-            "GET {target} HTTP/1.0\r\nHost: localhost:8008\r\nConnection: close\r\n\
-             User-Agent: patroniglue/{VERSION}\r\n\r\n"
+            "GET {target} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\
+             User-Agent: patroniglue/{VERSION}\r\n\r\n",
+            host = self.settings.host
         );
         if text != expected {
             return Err(format!("Patroni was sent {text:?}"));
