@@ -462,6 +462,33 @@ mod tests {
     }
 
     #[test]
+    fn a_body_of_just_the_limit_is_read() {
+        let body = "x".repeat(REQUEST_BODY_BYTES_MAX as usize);
+        let length = body.len();
+        for text in [
+            format!("GET / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{body}"),
+            format!(
+                "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
+            ),
+        ] {
+            assert!(asked(&mut Frontend::new(NOW), text.as_bytes()).is_some());
+        }
+    }
+
+    #[test]
+    fn behind_the_last_answer_so_much_is_thrown_away() {
+        let mut target = String::new();
+        let mut frontend = Frontend::new(NOW);
+        frontend.refuse(NOW, b"no"[..].into());
+        assert_eq!(frontend.sent(NOW, 2, &mut target), Step::Drain);
+        let quarter = vec![b'x'; 64 * 1024];
+        for _ in 0..4 {
+            assert_eq!(frontend.receive(NOW, &quarter, &mut target), Step::Continue);
+        }
+        assert_eq!(frontend.receive(NOW, b"x", &mut target), Step::Close);
+    }
+
+    #[test]
     fn what_comes_unasked_is_kept_up_to_a_limit() {
         let mut target = String::new();
         let mut frontend = Frontend::new(NOW);
