@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::http::write::{Cached, ResponseFields, response};
 use crate::http::{Method, Persistence};
-use crate::wheel::{Now, Time};
+use crate::time::{Now, Time};
 
 /// One answer of Patroni's, or the 503 that stands for its absence.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::cache::EntryId;
 use crate::http::body::BodyDecoder;
 use crate::http::head::{self, BadResponse, Framing};
 use crate::http::{INTERIM_RESPONSES_MAX, RESPONSE_BODY_BYTES_MAX};
-use crate::wheel::Time;
+use crate::time::Time;
 
 /// A fetch and its connection to Patroni.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use crate::answer::{Answer, Rendered};
 use crate::lease::{ALWAYS_FRESH_MS, Terms};
 use crate::routes::{Family, Route, plain_routes};
 use crate::slots::ConnId;
-use crate::wheel::{Now, Time};
+use crate::time::{Now, Time};
 
 /// An entry's place. Valid as long as the entry is being fetched, else until the next
 /// [`Cache::find`]: a timer that holds one may find another entry there, so it looks first.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::http::body::BodyDecoder;
 use crate::http::head::{self, BadRequest, Framing};
 use crate::http::{Method, Persistence, REQUEST_BODY_BYTES_MAX};
-use crate::wheel::Time;
+use crate::time::Time;
 
 /// A client's connection.
 #[derive(Debug)]

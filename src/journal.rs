@@ -4,7 +4,7 @@ use log::{info, warn};
 
 use crate::backend::Failure;
 use crate::lease::NodeStatus;
-use crate::wheel::Time;
+use crate::time::Time;
 
 /// Remembers what was last said about Patroni.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::routes::Family;
 use crate::slots::ConnId;
-use crate::wheel::{Now, Time};
+use crate::time::{Now, Time};
 
 /// The fields of a node's status that decide anything. Patroni leaves out what does not apply.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

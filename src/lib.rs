@@ -58,4 +58,5 @@ pub mod lease;
 pub mod journal;
 
 pub mod slots;
+pub mod time;
 pub mod wheel;

@@ -1,22 +1,11 @@
-//! Time as the core knows it, and the timer wheel. No clock, no cancel.
+//! The timer wheel. No clock, no cancel.
 //!
 //! One level of 10 ms slots with a bitmap over them: scheduling is a few instructions, finding
 //! the next deadline two looks, and nothing ticks while nothing is due. What lies beyond the
 //! wheel's horizon, or was put off since, fires early: the owner looks at the deadline it holds
 //! itself, which is the truth, and schedules again.
 
-/// Milliseconds since the daemon started; monotonic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Time(u64);
-
-/// The two clocks, read once per turn of the loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// For everything that is measured.
-    pub time: Time,
-    /// The wall clock, Unix milliseconds: for what is told to others and what others told.
-    pub unix_ms: u64,
-}
+use crate::time::Time;
 
 /// Items waiting for their time.
 #[derive(Debug)]
@@ -42,38 +31,6 @@ struct Node<T> {
     next: u32,
 }
 
-impl Time {
-    /// When the daemon started.
-    pub const ZERO: Time = Time(0);
-    /// Later than any deadline.
-    pub const NEVER: Time = Time(u64::MAX);
-
-    /// The time `ms` milliseconds after the start.
-    pub const fn from_ms(ms: u64) -> Time {
-        Time(ms)
-    }
-
-    /// Milliseconds after the start.
-    pub const fn as_ms(self) -> u64 {
-        self.0
-    }
-
-    /// The time `ms` milliseconds later.
-    pub const fn plus_ms(self, ms: u64) -> Time {
-        Time(self.0.saturating_add(ms))
-    }
-
-    /// The time a wheel would fire at: not before this one, and at a tick.
-    pub const fn tick_up(self) -> Time {
-        Time(self.0.div_ceil(TICK_MS).saturating_mul(TICK_MS))
-    }
-
-    /// Milliseconds from `earlier` to here; 0 if that is later.
-    pub const fn ms_since(self, earlier: Time) -> u64 {
-        self.0.saturating_sub(earlier.0)
-    }
-}
-
 impl<T: Copy> Wheel<T> {
     /// An empty wheel at the start of time.
     pub fn new() -> Self {
@@ -93,18 +50,18 @@ impl<T: Copy> Wheel<T> {
     pub fn schedule(&mut self, at: Time, item: T) -> Time {
         let horizon_tick = self.cursor_tick + (SLOTS as u64 - 1);
         // up, so that nothing fires before its time
-        let tick = at.0.div_ceil(TICK_MS).clamp(self.cursor_tick, horizon_tick);
+        let tick = at.as_ms().div_ceil(TICK_MS).clamp(self.cursor_tick, horizon_tick);
         let slot = slot_of(tick);
         let node = Node { item, next: self.heads[slot] };
         self.heads[slot] = self.store(node);
         self.occupied[slot / 64] |= 1 << (slot % 64);
         self.occupied_words |= 1 << (slot / 64);
-        Time(tick * TICK_MS)
+        Time::from_ms(tick * TICK_MS)
     }
 
     /// Takes out one item whose time has come.
     pub fn pop(&mut self, now: Time) -> Option<T> {
-        let now_tick = now.0 / TICK_MS;
+        let now_tick = now.as_ms() / TICK_MS;
         match self.next_tick() {
             Some(tick) if tick <= now_tick => {
                 self.cursor_tick = tick;
@@ -119,7 +76,7 @@ impl<T: Copy> Wheel<T> {
 
     /// When to call [`Wheel::pop`] next; `None`: nothing is scheduled.
     pub fn next(&self) -> Option<Time> {
-        self.next_tick().map(|tick| Time(tick * TICK_MS))
+        self.next_tick().map(|tick| Time::from_ms(tick * TICK_MS))
     }
 
     /// How many items wait.
@@ -197,6 +154,11 @@ impl<T: Copy> Wheel<T> {
         let ahead = (slot + SLOTS - start) % SLOTS;
         Some(self.cursor_tick + ahead as u64)
     }
+}
+
+/// The time a wheel would fire at: not before this one, and at a tick.
+pub const fn tick_up(time: Time) -> Time {
+    Time::from_ms(time.as_ms().div_ceil(TICK_MS).saturating_mul(TICK_MS))
 }
 
 impl<T: Copy> Default for Wheel<T> {

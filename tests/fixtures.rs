@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use patroniglue::answer::Answer;
 use patroniglue::backend::{Failure, Fetch, Subject};
 use patroniglue::lease::{NodeStatus, Timing};
-use patroniglue::wheel::Time;
+use patroniglue::time::Time;
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/patroni")

@@ -15,7 +15,7 @@ use common::{Glue, read_response, read_to_end};
 use patroniglue::cache::Limits;
 use patroniglue::engine::{Action, Engine, Settings};
 use patroniglue::slots::ConnId;
-use patroniglue::wheel::{Now, Time};
+use patroniglue::time::{Now, Time};
 
 /// The system's allocator, which counts for each thread.
 struct Counting;

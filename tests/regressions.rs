@@ -4,7 +4,7 @@ use patroniglue::backend::Failure;
 use patroniglue::cache::Limits;
 use patroniglue::engine::{Action, Engine, Settings};
 use patroniglue::slots::ConnId;
-use patroniglue::wheel::{Now, Time};
+use patroniglue::time::{Now, Time};
 
 /// The engine, and a clock to set.
 struct Story {

@@ -267,26 +267,27 @@ fn rooms_know_only_those_below() {
 
 /// From the top of the house to its ground: each room knows only rooms further down.
 const KNOWS: &[(&str, &[&str])] = &[
-    ("shell", &["config", "engine", "backend", "journal", "slots", "wheel"]),
+    ("shell", &["config", "engine", "backend", "journal", "slots", "time"]),
     ("config", &["engine", "cache", "logformat"]),
     ("logformat", &["engine", "http", "slots"]),
     (
         "engine",
         &[
             "frontend", "journal", "backend", "cache", "answer", "lease", "routes", "http",
-            "slots", "wheel",
+            "slots", "time", "wheel",
         ],
     ),
-    ("frontend", &["http", "wheel"]),
-    ("journal", &["backend", "lease", "wheel"]),
-    ("backend", &["cache", "answer", "http", "routes", "wheel"]),
-    ("cache", &["answer", "lease", "routes", "slots", "wheel"]),
-    ("answer", &["http", "wheel"]),
-    ("lease", &["routes", "slots", "wheel"]),
+    ("frontend", &["http", "time"]),
+    ("journal", &["backend", "lease", "time"]),
+    ("backend", &["cache", "answer", "http", "routes", "time"]),
+    ("cache", &["answer", "lease", "routes", "slots", "time"]),
+    ("answer", &["http", "time"]),
+    ("lease", &["routes", "slots", "time"]),
     ("routes", &[]),
     ("http", &[]),
     ("slots", &[]),
-    ("wheel", &[]),
+    ("wheel", &["time"]),
+    ("time", &[]),
 ];
 
 #[test]

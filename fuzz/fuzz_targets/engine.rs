@@ -6,7 +6,7 @@ use patroniglue::backend::Failure;
 use patroniglue::cache::Limits;
 use patroniglue::engine::{Action, Engine, Settings};
 use patroniglue::slots::ConnId;
-use patroniglue::wheel::{Now, Time};
+use patroniglue::time::{Now, Time};
 
 fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
     let limits = Limits { ttl_ms: 1_000, grace_ms: 2_000, variants_max: 2 };

@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use patroniglue::frontend::{Frontend, Step};
 use patroniglue::http::head::{Framing, request};
-use patroniglue::wheel::Time;
+use patroniglue::time::Time;
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (step, bytes) = input;

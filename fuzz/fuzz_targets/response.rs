@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use patroniglue::answer::{Answer, Form, Handling, Rendered};
 use patroniglue::backend::{Failure, Fetch, Subject};
 use patroniglue::http::{Method, Persistence, RESPONSE_BODY_BYTES_MAX};
-use patroniglue::wheel::{Now, Time};
+use patroniglue::time::{Now, Time};
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (step, bytes) = input;

@@ -12,7 +12,7 @@ use crate::http::write::{ResponseFields, error_json, response};
 use crate::http::{Method, Persistence};
 use crate::routes::{Family, Route, resolve};
 use crate::slots::ConnId;
-use crate::wheel::{Now, Time};
+use crate::time::{Now, Time};
 
 /// An answer that is not Patroni's.
 struct Own {

@@ -9,7 +9,7 @@ use crate::http::write::{error_json, request};
 use crate::lease::{Lease, NodeStatus, Timing};
 use crate::routes::Family;
 use crate::slots::ConnId;
-use crate::wheel::{Now, Time};
+use crate::time::{Now, Time};
 
 impl Engine {
     /// The connection of a fetch; an input for one that has gone is counted.

@@ -17,7 +17,8 @@ use crate::http::Method;
 use crate::journal::Journal;
 use crate::lease::{Lease, NodeStatus};
 use crate::slots::{ConnId, Slots};
-use crate::wheel::{Now, Time, Wheel};
+use crate::time::{Now, Time};
+use crate::wheel::{Wheel, tick_up};
 
 pub use clients::no_room;
 
@@ -388,7 +389,7 @@ impl Engine {
         while let Some(id) = self.unscheduled.pop() {
             let Some(connection) = self.connections.get_mut(id) else { continue };
             let deadline = connection.deadline();
-            if deadline.tick_up() < connection.scheduled {
+            if tick_up(deadline) < connection.scheduled {
                 connection.scheduled = self.wheel.schedule(deadline, Timer::Connection(id));
             }
         }
@@ -448,7 +449,7 @@ impl Engine {
     /// A deadline that came nearer is noted; one that moved away costs nothing.
     fn reschedule(&mut self, id: ConnId) {
         let Some(connection) = self.connections.get(id) else { return };
-        if connection.deadline().tick_up() < connection.scheduled {
+        if tick_up(connection.deadline()) < connection.scheduled {
             self.unscheduled.push(id);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::wheel::{Now, Time};
+use crate::time::{Now, Time};
 
 /// The daemon's two clocks.
 pub struct Clock {

@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 use super::limits::is_no_descriptor;
 use crate::config::Frontend;
 use crate::journal::Repeats;
-use crate::wheel::Time;
+use crate::time::Time;
 
 /// The clients' door.
 pub struct Listener {

@@ -42,7 +42,7 @@ use crate::config::Config;
 use crate::engine::{Action, Engine, no_room};
 use crate::journal::Repeats;
 use crate::slots::ConnId;
-use crate::wheel::Now;
+use crate::time::Now;
 
 /// The daemon: an engine, and the sockets it speaks through.
 pub struct Daemon {

@@ -11,7 +11,8 @@ use patroniglue::engine::{Action, Counts, Engine, Settings};
 use patroniglue::http::write::VERSION;
 use patroniglue::routes::ROUTES;
 use patroniglue::slots::ConnId;
-use patroniglue::wheel::{Now, TICK_MS, Time};
+use patroniglue::time::{Now, Time};
+use patroniglue::wheel::TICK_MS;
 
 use crate::script::{Appetite, Closing, Door};
 

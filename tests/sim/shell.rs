@@ -4,7 +4,8 @@ use patroniglue::backend::Failure;
 use patroniglue::engine::Action;
 use patroniglue::http::write::VERSION;
 use patroniglue::slots::ConnId;
-use patroniglue::wheel::{Now, TICK_MS, Time};
+use patroniglue::time::{Now, Time};
+use patroniglue::wheel::TICK_MS;
 
 use super::checks::{Brought, Failed, Given, Outcome};
 use super::client::{Answer, Expected, Persistence};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use patroniglue::backend::Failure;
 use patroniglue::engine::{Action, Counts, Engine, Settings};
 use patroniglue::slots::ConnId;
-use patroniglue::wheel::Time;
+use patroniglue::time::Time;
 
 use super::checks::{Memory, Outcome};
 use super::client::{Expected, Message, Palette, plain, unfinished};

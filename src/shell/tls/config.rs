@@ -17,7 +17,7 @@ use rustls::{
 };
 
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
-use crate::wheel::Time;
+use crate::time::Time;
 
 /// Both sides, as far as they speak TLS. Cheap to clone; sessions keep what they began with.
 #[derive(Clone, Default)]

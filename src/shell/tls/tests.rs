@@ -19,7 +19,7 @@ use super::{Session, Tls};
 use crate::backend::Failure;
 use crate::config::Config;
 use crate::shell::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
-use crate::wheel::Time;
+use crate::time::Time;
 
 /// What the socket does, and what is in it.
 struct Wire {
