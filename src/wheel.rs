@@ -1,9 +1,9 @@
 //! The timer wheel. No clock, no cancel.
 //!
 //! One level of 10 ms slots with a bitmap over them: scheduling is a few instructions, finding
-//! the next deadline two looks, and nothing ticks while nothing is due. What lies beyond the
-//! wheel's horizon, or was put off since, fires early: the owner looks at the deadline it holds
-//! itself, which is the truth, and schedules again.
+//! the next deadline two looks, and nothing ticks while nothing is due. Each item keeps its
+//! deadline: one beyond the horizon is put back when its slot comes round, so nothing fires early.
+//! An item that was put off stays where it is; its owner schedules it again when it fires.
 
 use crate::time::Time;
 
@@ -28,6 +28,7 @@ pub struct Wheel<T> {
 #[derive(Clone, Copy, Debug)]
 struct Node<T> {
     item: T,
+    at: Time,
     next: u32,
 }
 
@@ -45,36 +46,33 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
-    /// Has `item` popped once `at` has come, or earlier if that is beyond the horizon: at the
-    /// time that is returned.
-    pub fn schedule(&mut self, at: Time, item: T) -> Time {
+    /// Has [`Wheel::pop`] return `item` within [`TICK_MS`] after `at`, never before.
+    pub fn schedule(&mut self, at: Time, item: T) {
         let horizon_tick = self.cursor_tick + (SLOTS as u64 - 1);
-        // up, so that nothing fires before its time
         let tick = at.as_ms().div_ceil(TICK_MS).clamp(self.cursor_tick, horizon_tick);
         let slot = slot_of(tick);
-        let node = Node { item, next: self.heads[slot] };
+        let node = Node { item, at, next: self.heads[slot] };
         self.heads[slot] = self.store(node);
         self.occupied[slot / 64] |= 1 << (slot % 64);
         self.occupied_words |= 1 << (slot / 64);
-        Time::from_ms(tick * TICK_MS)
     }
 
     /// Takes out one item whose time has come.
     pub fn pop(&mut self, now: Time) -> Option<T> {
         let now_tick = now.as_ms() / TICK_MS;
-        match self.next_tick() {
-            Some(tick) if tick <= now_tick => {
-                self.cursor_tick = tick;
-                Some(self.take(slot_of(tick)))
+        while let Some(tick) = self.next_tick().filter(|tick| *tick <= now_tick) {
+            self.cursor_tick = tick;
+            let Node { item, at, .. } = self.take(slot_of(tick));
+            if at <= now {
+                return Some(item);
             }
-            _ => {
-                self.cursor_tick = self.cursor_tick.max(now_tick);
-                None
-            }
+            self.schedule(at, item); // it was beyond the horizon
         }
+        self.cursor_tick = self.cursor_tick.max(now_tick);
+        None
     }
 
-    /// When to call [`Wheel::pop`] next; `None`: nothing is scheduled.
+    /// When to call [`Wheel::pop`] next, at the latest every 41 s; `None`: nothing is scheduled.
     pub fn next(&self) -> Option<Time> {
         self.next_tick().map(|tick| Time::from_ms(tick * TICK_MS))
     }
@@ -100,11 +98,11 @@ impl<T: Copy> Wheel<T> {
         index
     }
 
-    fn take(&mut self, slot: usize) -> T {
+    fn take(&mut self, slot: usize) -> Node<T> {
         let index = self.heads[slot];
-        let node = &mut self.nodes[index as usize];
-        let item = node.item;
-        self.heads[slot] = std::mem::replace(&mut node.next, self.unused);
+        let node = self.nodes[index as usize];
+        self.heads[slot] = node.next;
+        self.nodes[index as usize].next = self.unused;
         self.unused = index;
         if self.heads[slot] == NONE {
             self.occupied[slot / 64] &= !(1 << (slot % 64));
@@ -116,7 +114,7 @@ impl<T: Copy> Wheel<T> {
         if self.nodes.len() > NODES_KEPT && self.count < self.nodes.len() / SPARSE {
             self.compact();
         }
-        item
+        node
     }
 
     /// Gives back what a flood of timers needed.
@@ -125,10 +123,10 @@ impl<T: Copy> Wheel<T> {
         for head in self.heads.iter_mut().filter(|head| **head != NONE) {
             let mut index = std::mem::replace(head, nodes.len() as u32);
             while index != NONE {
-                let Node { item, next } = self.nodes[index as usize];
-                index = next;
+                let node = self.nodes[index as usize];
+                index = node.next;
                 let moved = nodes.len() as u32 + 1;
-                nodes.push(Node { item, next: if next == NONE { NONE } else { moved } });
+                nodes.push(Node { next: if index == NONE { NONE } else { moved }, ..node });
             }
         }
         (self.nodes, self.unused) = (nodes, NONE);
@@ -154,11 +152,6 @@ impl<T: Copy> Wheel<T> {
         let ahead = (slot + SLOTS - start) % SLOTS;
         Some(self.cursor_tick + ahead as u64)
     }
-}
-
-/// The time a wheel would fire at: not before this one, and at a tick.
-pub const fn tick_up(time: Time) -> Time {
-    Time::from_ms(time.as_ms().div_ceil(TICK_MS).saturating_mul(TICK_MS))
 }
 
 impl<T: Copy> Default for Wheel<T> {
@@ -220,19 +213,16 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_horizon_it_fires_early_and_can_be_put_back() {
+    fn a_deadline_beyond_the_horizon_never_fires_early() {
         let mut wheel = Wheel::new();
         let deadline = at(100_000);
         wheel.schedule(deadline, 1);
-        let mut early = 0;
-        while let Some(next) = wheel.next() {
-            assert_eq!(wheel.pop(next), Some(1));
-            if next < deadline {
-                early += 1;
-                wheel.schedule(deadline, 1);
-            }
+        let mut wake_ups = 0;
+        while wheel.next().expect("one is scheduled") < deadline {
+            wake_ups += 1;
+            assert_eq!(wheel.pop(wheel.next().expect("one is scheduled")), None);
         }
-        assert_eq!(early, 2);
+        assert_eq!((wake_ups, wheel.pop(deadline), wheel.next()), (2, Some(1), None));
     }
 
     #[test]

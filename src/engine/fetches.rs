@@ -26,9 +26,8 @@ impl Engine {
     /// Begins the fetch of an entry.
     pub(super) fn begin_fetch(&mut self, now: Now, entry: EntryId) {
         self.cache.begin(now.time, entry);
-        let at = now.time.plus_ms(PATIENCE_MS);
         // without grace as well: a reload may bring it
-        self.wheel.schedule(at, Timer::Patience(entry, at));
+        self.wheel.schedule(now.time.plus_ms(PATIENCE_MS), Timer::Patience(entry));
         let deadline = now.time.plus_ms(self.settings.timeout_ms);
         self.queue_fetch(now, Subject::Entry(entry), deadline);
         self.dispatch(now);
@@ -179,7 +178,7 @@ impl Engine {
         self.answer_waiters(now, entry, waiters, [Handling::Miss, Handling::Collapsed]);
         self.schedule_sweep(now.time);
         if let Some(at) = self.cache.refresh_at(entry) {
-            self.wheel.schedule(at, Timer::Refresh(entry, at));
+            self.wheel.schedule(at, Timer::Refresh(entry));
         }
     }
 
@@ -284,7 +283,7 @@ impl Engine {
         match self.cache.retry(now.time, entry) {
             Retry::Fetch if self.finishing => {}
             Retry::Fetch => self.begin_fetch(now, entry),
-            Retry::Later(at) => drop(self.wheel.schedule(at, Timer::Retry(entry))),
+            Retry::Later(at) => self.wheel.schedule(at, Timer::Retry(entry)),
             Retry::Forgotten => {}
         }
     }

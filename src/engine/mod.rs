@@ -18,7 +18,7 @@ use crate::journal::Journal;
 use crate::lease::{Lease, NodeStatus};
 use crate::slots::{ConnId, Slots};
 use crate::time::{Now, Time};
-use crate::wheel::{Wheel, tick_up};
+use crate::wheel::Wheel;
 
 pub use clients::no_room;
 
@@ -146,12 +146,12 @@ enum Timer {
     /// The last fetch failed: the next is due.
     Retry(EntryId),
     /// The answer is about to expire: the next fetch is due then.
-    Refresh(EntryId, Time),
+    Refresh(EntryId),
     /// A fetch has been on its way for long, then.
-    Patience(EntryId, Time),
+    Patience(EntryId),
     Sweep,
     /// The last clients have to go then.
-    Finish(Time),
+    Finish,
 }
 
 impl Engine {
@@ -293,22 +293,18 @@ impl Engine {
     pub fn tick(&mut self, now: Now) {
         self.observe_clock(now);
         while let Some(timer) = self.wheel.pop(now.time) {
-            if let Some(at) = timer.held().filter(|at| *at > now.time) {
-                self.wheel.schedule(at, timer); // it fired early: it was beyond the horizon
-                continue;
-            }
             match timer {
                 Timer::Connection(id) => self.look_at_deadline(now, id),
                 Timer::Retry(entry) => self.retry(now, entry),
-                Timer::Refresh(entry, _) => self.refresh(now, entry),
-                Timer::Patience(entry, _) => self.release(now, entry),
+                Timer::Refresh(entry) => self.refresh(now, entry),
+                Timer::Patience(entry) => self.release(now, entry),
                 Timer::Sweep => {
                     self.sweeping = false;
                     if self.cache.sweep(now) > 0 {
                         self.schedule_sweep(now.time);
                     }
                 }
-                Timer::Finish(_) => self.close_clients(|_| true),
+                Timer::Finish => self.close_clients(|_| true),
             }
         }
     }
@@ -335,8 +331,7 @@ impl Engine {
     pub fn finish(&mut self, now: Now) {
         self.finishing = true;
         self.close_clients(|frontend| frontend.is_idle());
-        let at = now.time.plus_ms(FINISH_MS_MAX);
-        self.wheel.schedule(at, Timer::Finish(at));
+        self.wheel.schedule(now.time.plus_ms(FINISH_MS_MAX), Timer::Finish);
     }
 
     // ---- out: what to do
@@ -389,8 +384,9 @@ impl Engine {
         while let Some(id) = self.unscheduled.pop() {
             let Some(connection) = self.connections.get_mut(id) else { continue };
             let deadline = connection.deadline();
-            if tick_up(deadline) < connection.scheduled {
-                connection.scheduled = self.wheel.schedule(deadline, Timer::Connection(id));
+            if deadline < connection.scheduled {
+                connection.scheduled = deadline;
+                self.wheel.schedule(deadline, Timer::Connection(id));
             }
         }
         self.wheel.next()
@@ -449,7 +445,7 @@ impl Engine {
     /// A deadline that came nearer is noted; one that moved away costs nothing.
     fn reschedule(&mut self, id: ConnId) {
         let Some(connection) = self.connections.get(id) else { return };
-        if tick_up(connection.deadline()) < connection.scheduled {
+        if connection.deadline() < connection.scheduled {
             self.unscheduled.push(id);
         }
     }
@@ -476,16 +472,6 @@ impl fmt::Display for Counts {
         let Counts { clients, fetches, queued, waiters, timers, entries, stale_inputs } = self;
         write!(f, "{clients} clients, {fetches} fetches, {queued} queued, {waiters} waiters, ")?;
         write!(f, "{timers} timers, {entries} entries, {stale_inputs} stale inputs")
-    }
-}
-
-impl Timer {
-    /// The time it is for, if nobody else holds that.
-    fn held(self) -> Option<Time> {
-        match self {
-            Timer::Refresh(_, at) | Timer::Patience(_, at) | Timer::Finish(at) => Some(at),
-            Timer::Connection(_) | Timer::Retry(_) | Timer::Sweep => None,
-        }
     }
 }
 
