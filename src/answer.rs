@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use serde::de::IgnoredAny;
+
 use crate::http::write::{Cached, ResponseFields, response};
 use crate::http::{Method, Persistence};
 use crate::time::{Now, Time};
@@ -55,6 +57,16 @@ pub enum Handling {
     FailedHit,
     /// Patroni was asked, in vain.
     Failed,
+}
+
+impl Answer {
+    /// Whether a JSON body does not parse: without a length, nothing else shows that it was cut.
+    pub fn is_cut(&self) -> bool {
+        let content_type = self.content_type.as_deref().unwrap_or_default();
+        let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+        media_type.trim_ascii().eq_ignore_ascii_case(b"application/json")
+            && serde_json::from_slice::<IgnoredAny>(&self.body).is_err()
+    }
 }
 
 impl Rendered {

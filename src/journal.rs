@@ -2,7 +2,7 @@
 
 use log::{info, warn};
 
-use crate::backend::Failure;
+use crate::failure::Failure;
 use crate::lease::NodeStatus;
 use crate::time::Time;
 

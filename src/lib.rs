@@ -44,7 +44,8 @@ pub mod engine;
 
 pub mod frontend;
 
-pub mod backend;
+pub mod failure;
+pub mod fetch;
 
 pub mod http;
 

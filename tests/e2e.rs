@@ -97,7 +97,7 @@ fn every_way_of_having_no_answer_is_named() {
     let huge = json(200, &"x".repeat(1024 * 1024 + 1));
     let table = [
         (Mood::Closes, "closed the connection without an answer"),
-        (Mood::Resets, "broke the connection off"),
+        (Mood::Resets, "reset the connection"),
         (at_once(b"<html>an error page</html>\n".to_vec()), "is not HTTP"),
         (at_once(cut), "was cut short"),
         (at_once(short), "was cut short"),

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use patroniglue::answer::Answer;
-use patroniglue::backend::{Failure, Fetch, Subject};
+use patroniglue::failure::Failure;
+use patroniglue::fetch::{Fetch, Subject};
 use patroniglue::lease::{NodeStatus, Timing};
 use patroniglue::time::Time;
 

@@ -1,8 +1,8 @@
 //! What the simulator and mutants found, each as a small story of its own.
 
-use patroniglue::backend::Failure;
 use patroniglue::cache::Limits;
 use patroniglue::engine::{Action, Engine, Settings};
+use patroniglue::failure::Failure;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 

@@ -267,22 +267,23 @@ fn rooms_know_only_those_below() {
 
 /// From the top of the house to its ground: each room knows only rooms further down.
 const KNOWS: &[(&str, &[&str])] = &[
-    ("shell", &["config", "engine", "backend", "journal", "slots", "time"]),
+    ("shell", &["config", "engine", "failure", "journal", "slots", "time"]),
     ("config", &["engine", "cache", "logformat"]),
     ("logformat", &["engine", "http", "slots"]),
     (
         "engine",
         &[
-            "frontend", "journal", "backend", "cache", "answer", "lease", "routes", "http",
-            "slots", "time", "wheel",
+            "frontend", "journal", "fetch", "failure", "cache", "answer", "lease", "routes",
+            "http", "slots", "time", "wheel",
         ],
     ),
     ("frontend", &["http", "time"]),
-    ("journal", &["backend", "lease", "time"]),
-    ("backend", &["cache", "answer", "http", "routes", "time"]),
+    ("journal", &["failure", "lease", "time"]),
+    ("fetch", &["failure", "cache", "answer", "http", "routes", "time"]),
     ("cache", &["answer", "lease", "routes", "slots", "time"]),
     ("answer", &["http", "time"]),
     ("lease", &["routes", "slots", "time"]),
+    ("failure", &[]),
     ("routes", &[]),
     ("http", &[]),
     ("slots", &[]),

@@ -339,8 +339,8 @@ fn every_failure_of_the_backend_s_tls_is_named() {
     let table = [
         (valid(Valid::Before), "Patroni's certificate has expired"),
         (valid(Valid::Later), "Patroni's certificate is not valid yet"),
-        (start(server(&ca.issue_for(&["x.test"], Valid::Now), BOTH, None)), "bears another name"),
-        (start(server(&other.issue(), BOTH, None)), "not signed by a CA that is trusted"),
+        (start(server(&ca.issue_for(&["x.test"], Valid::Now), BOTH, None)), "is for another name"),
+        (start(server(&other.issue(), BOTH, None)), "not signed by a trusted CA"),
         (wants(ONLY_13), "wants one: backend.certfile"),
         (wants(ONLY_12), "wants one: backend.certfile"),
         (parrot(version), "no TLS version, cipher suite or key exchange in common"),
@@ -367,7 +367,7 @@ fn every_failure_of_the_backend_s_tls_is_named() {
     // the public roots did not sign it, insecure does not ask, and a client certificate is shown
     let address = start(server(&ca.issue(), BOTH, None));
     let glue = Glue::start(address, &[("backend", "scheme: https")]);
-    assert!(glue.get("/primary").1.contains("not signed by a CA that is trusted"));
+    assert!(glue.get("/primary").1.contains("not signed by a trusted CA"));
     let lines = [("backend", "scheme: https"), ("backend", "insecure: yes")];
     let mut glue = Glue::start(address, &lines);
     assert_eq!(glue.get("/primary").0, 200);
@@ -400,7 +400,7 @@ fn who_does_not_shake_hands_is_named() {
     // a Patroni without TLS, which waits for the end of a line that never comes
     let plain = StandIn::start(at_once(primary()));
     let table = [
-        (plain.address, "did not finish the TLS handshake in time; is backend.scheme right?"),
+        (plain.address, "did not complete the TLS handshake in time; is backend.scheme right?"),
         (parrot(b""), "Patroni closed the connection without an answer"),
     ];
     for (address, why) in table {
@@ -421,7 +421,7 @@ fn patroni_s_own_certificate_may_be_the_cafile() {
         (self_signed_ca(&me, Valid::Now), "\"role\": \"primary\""),
         (self_signed_ca(&me, Valid::Before), "Patroni's certificate has expired"),
         (self_signed_ca(&me, Valid::Later), "Patroni's certificate is not valid yet"),
-        (self_signed_ca(&["x.test"], Valid::Now), "bears another name"),
+        (self_signed_ca(&["x.test"], Valid::Now), "is for another name"),
     ];
     for (identity, expected) in &table {
         let patroni = TlsPatroni::start(server(identity, BOTH, None));

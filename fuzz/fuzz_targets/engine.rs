@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use patroniglue::backend::Failure;
+use patroniglue::failure::Failure;
 use patroniglue::cache::Limits;
 use patroniglue::engine::{Action, Engine, Settings};
 use patroniglue::slots::ConnId;

@@ -3,7 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use patroniglue::answer::{Answer, Form, Handling, Rendered};
-use patroniglue::backend::{Failure, Fetch, Subject};
+use patroniglue::failure::Failure;
+use patroniglue::fetch::{Fetch, Subject};
 use patroniglue::http::{Method, Persistence, RESPONSE_BODY_BYTES_MAX};
 use patroniglue::time::{Now, Time};
 

@@ -3,8 +3,9 @@
 use super::clients::JSON;
 use super::{Action, Connection, Engine, Peer, Timer};
 use crate::answer::{Answer, Handling};
-use crate::backend::{Failure, Fetch, Outcome, Subject};
 use crate::cache::{EntryId, PATIENCE_MS, Retry};
+use crate::failure::Failure;
+use crate::fetch::{Fetch, Outcome, Subject};
 use crate::http::write::{error_json, request};
 use crate::lease::{Lease, NodeStatus, Timing};
 use crate::routes::Family;

@@ -10,8 +10,9 @@ mod fetches;
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::backend::{Failure, Fetch};
 use crate::cache::{Cache, EntryId, Limits};
+use crate::failure::Failure;
+use crate::fetch::Fetch;
 use crate::frontend::Frontend;
 use crate::http::Method;
 use crate::journal::Journal;

@@ -4,8 +4,8 @@ use mio::net::TcpStream;
 
 use super::resolver::Resolver;
 use super::stream::connect_failure;
-use crate::backend::Failure;
 use crate::config::Backend;
+use crate::failure::Failure;
 use crate::slots::ConnId;
 
 /// Knows where Patroni is, and what was tried for whom.

@@ -14,7 +14,7 @@ use mio::{Registry, Token};
 
 use super::BOTH;
 use super::tls::{Session, TlsError};
-use crate::backend::Failure;
+use crate::failure::Failure;
 
 /// A connection: bytes as the engine knows them on one side, a socket on the other.
 pub struct Stream<S> {

@@ -42,9 +42,9 @@
 //! nothing happens
 //! ```
 
-use patroniglue::backend::Failure;
 use patroniglue::cache::Limits;
 use patroniglue::engine::{Counts, Settings};
+use patroniglue::failure::Failure;
 
 /// One story. `splits` is false if its bytes have to come as they are sent.
 pub struct Story {

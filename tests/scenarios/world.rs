@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use patroniglue::backend::Failure;
 use patroniglue::engine::{Action, Counts, Engine, Settings};
+use patroniglue::failure::Failure;
 use patroniglue::http::write::VERSION;
 use patroniglue::routes::ROUTES;
 use patroniglue::slots::ConnId;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use patroniglue::backend::Failure;
 use patroniglue::engine::Settings;
+use patroniglue::failure::Failure;
 
 use super::client::{Answer, is_health, is_leader_family, is_replica_family};
 use super::patroni::{Clock, Node, Patroni, Said, Timing};

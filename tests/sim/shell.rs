@@ -1,7 +1,7 @@
 //! The shell's part: inputs go in by its rules, every action is carried out and judged.
 
-use patroniglue::backend::Failure;
 use patroniglue::engine::Action;
+use patroniglue::failure::Failure;
 use patroniglue::http::write::VERSION;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};

@@ -1,6 +1,6 @@
 //! An answer of Patroni's on its way: framed, cut, garbled; and what must come of it.
 
-use patroniglue::backend::Failure;
+use patroniglue::failure::Failure;
 
 use super::faults::{Fault, Faults};
 use super::patroni::Said;

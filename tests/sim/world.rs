@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use patroniglue::backend::Failure;
 use patroniglue::engine::{Action, Counts, Engine, Settings};
+use patroniglue::failure::Failure;
 use patroniglue::slots::ConnId;
 use patroniglue::time::Time;
 

@@ -13,7 +13,7 @@ use rustls::unbuffered::{
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
 use super::config::{ClientSide, ServerSide, is_ca_as_server};
-use crate::backend::Failure;
+use crate::failure::{Failure, TlsFailure};
 
 /// One TLS connection.
 pub struct Session {
@@ -362,17 +362,21 @@ impl TlsError {
                 | Alert::CertificateExpired
                 | Alert::CertificateUnknown
                 | Alert::UnsupportedCertificate,
-            ) => Failure::ClientCertificate,
+            ) => Failure::Tls(TlsFailure::ClientCertificate),
             // what TLS 1.2 says for want of a client certificate, among other things
-            Error::AlertReceived(Alert::HandshakeFailure) => Failure::HandshakeRefused,
-            Error::AlertReceived(Alert::ProtocolVersion) | Error::PeerIncompatible(_) => {
-                Failure::NoCommonVersion
+            Error::AlertReceived(Alert::HandshakeFailure) => {
+                Failure::Tls(TlsFailure::HandshakeRefused)
             }
-            Error::InvalidMessage(InvalidMessage::InvalidContentType) if !heard => Failure::NotTls,
-            _ => Failure::Tls,
+            Error::AlertReceived(Alert::ProtocolVersion) | Error::PeerIncompatible(_) => {
+                Failure::Tls(TlsFailure::NoCommonVersion)
+            }
+            Error::InvalidMessage(InvalidMessage::InvalidContentType) if !heard => {
+                Failure::Tls(TlsFailure::NotTls)
+            }
+            _ => Failure::Tls(TlsFailure::Other),
         };
         let text = match error {
-            _ if failure == Failure::NotTls => "it does not speak TLS".to_owned(),
+            _ if failure == Failure::Tls(TlsFailure::NotTls) => "it does not speak TLS".to_owned(),
             Error::PeerIncompatible(
                 Incompatible::ServerDoesNotSupportTls12Or13
                 | Incompatible::ServerTlsVersionIsDisabledByOurConfig
@@ -395,17 +399,17 @@ impl TlsError {
 fn certificate_failure(why: &CertificateError) -> Failure {
     match why {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            Failure::CertificateExpired
+            Failure::Tls(TlsFailure::CertificateExpired)
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            Failure::CertificateNotYetValid
+            Failure::Tls(TlsFailure::CertificateNotYetValid)
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            Failure::CertificateName
+            Failure::Tls(TlsFailure::CertificateName)
         }
-        CertificateError::UnknownIssuer => Failure::CertificateIssuer,
-        why if is_ca_as_server(why) => Failure::CertificateOfCa,
-        _ => Failure::CertificateInvalid,
+        CertificateError::UnknownIssuer => Failure::Tls(TlsFailure::CertificateIssuer),
+        why if is_ca_as_server(why) => Failure::Tls(TlsFailure::CertificateOfCa),
+        _ => Failure::Tls(TlsFailure::CertificateInvalid),
     }
 }
 

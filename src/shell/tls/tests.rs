@@ -16,8 +16,8 @@ use rustls::{
 };
 
 use super::{Session, Tls};
-use crate::backend::Failure;
 use crate::config::Config;
+use crate::failure::{Failure, TlsFailure};
 use crate::shell::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
 use crate::time::Time;
 
@@ -664,14 +664,14 @@ fn garbage_is_refused_with_an_alert() {
     let setting = Setting::new(&version::TLS13, false);
     let page = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<html>no</html>".to_vec();
     let table = [
-        (page.clone(), Failure::NotTls),
-        (b"GET / HTTP/1.0\r\n\r\n".to_vec(), Failure::NotTls),
-        (vec![0x80, 0x2e, 1, 0, 2, 0, 0, 0, 0, 0], Failure::NotTls),
-        (vec![0xff; 100], Failure::NotTls),
+        (page.clone(), Failure::Tls(TlsFailure::NotTls)),
+        (b"GET / HTTP/1.0\r\n\r\n".to_vec(), Failure::Tls(TlsFailure::NotTls)),
+        (vec![0x80, 0x2e, 1, 0, 2, 0, 0, 0, 0, 0], Failure::Tls(TlsFailure::NotTls)),
+        (vec![0xff; 100], Failure::Tls(TlsFailure::NotTls)),
         // a record that says it is longer than one may be
-        (vec![0x16, 3, 1, 0xff, 0xff, 1, 0, 0, 0], Failure::Tls),
+        (vec![0x16, 3, 1, 0xff, 0xff, 1, 0, 0, 0], Failure::Tls(TlsFailure::Other)),
         // a handshake message without a meaning
-        (vec![0x16, 3, 1, 0, 5, 0x63, 0, 0, 1, 0], Failure::Tls),
+        (vec![0x16, 3, 1, 0, 5, 0x63, 0, 0, 1, 0], Failure::Tls(TlsFailure::Other)),
     ];
     for (role, (bytes, failure)) in ROLES.into_iter().flat_map(|r| table.clone().map(|t| (r, t))) {
         for read_max in [1, usize::MAX] {

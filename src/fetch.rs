@@ -1,13 +1,11 @@
 //! One fetch: request bytes go out, an answer or a failure comes back. Does not know who waits.
 
-use std::fmt;
 use std::mem;
 use std::rc::Rc;
 
-use serde::de::IgnoredAny;
-
 use crate::answer::Answer;
 use crate::cache::EntryId;
+use crate::failure::Failure;
 use crate::http::body::BodyDecoder;
 use crate::http::head::{self, BadResponse, Framing};
 use crate::http::{INTERIM_RESPONSES_MAX, RESPONSE_BODY_BYTES_MAX};
@@ -32,56 +30,6 @@ pub enum Subject {
     Entry(EntryId),
     /// Patroni's own intervals, for the lease.
     Timing,
-}
-
-/// Why Patroni could not be asked, by what happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Nobody listens there.
-    Refused,
-    /// The network or the system gave another error on connecting.
-    Unreachable,
-    /// Its name has no address at the moment.
-    Unresolved,
-    /// This process has no descriptor left.
-    NoDescriptor,
-    /// Silence: no connection, or no whole answer, in time.
-    TimedOut,
-    /// Silence where TLS should be spoken: frozen, or a Patroni without TLS that waits for the end
-    /// of a line.
-    HandshakeTimedOut,
-    /// RST, or another error while talking.
-    Reset,
-    /// It closed the connection without a byte; a handler that throws does.
-    Closed,
-    /// The answer ended too early, or its JSON does not parse.
-    Cut,
-    /// The answer is no HTTP.
-    Garbage,
-    /// The answer is larger than it may be.
-    TooLarge,
-    /// Its certificate's time is over.
-    CertificateExpired,
-    /// Its certificate's time is still to come.
-    CertificateNotYetValid,
-    /// Its certificate is somebody else's.
-    CertificateName,
-    /// Its certificate is signed by nobody known here.
-    CertificateIssuer,
-    /// Its certificate is one that signs others, and not known here.
-    CertificateOfCa,
-    /// Its certificate is wrong in another way.
-    CertificateInvalid,
-    /// It wants a client certificate, or another one.
-    ClientCertificate,
-    /// It refused the handshake without a reason.
-    HandshakeRefused,
-    /// There is no TLS version or cipher suite in common.
-    NoCommonVersion,
-    /// It answered TLS with something else.
-    NotTls,
-    /// TLS failed in another way.
-    Tls,
 }
 
 /// What an input led to.
@@ -295,74 +243,6 @@ impl Fetch {
         };
         answer.body = body.into();
         if answer.is_cut() { Some(Err(Failure::Cut)) } else { Some(Ok(answer)) }
-    }
-}
-
-impl Failure {
-    /// Is Patroni perhaps only frozen? Anything else says that it is gone, or broken.
-    pub fn is_silence(self) -> bool {
-        matches!(self, Failure::TimedOut | Failure::HandshakeTimedOut)
-    }
-
-    /// Is it certain that Patroni has not seen the request?
-    pub fn is_before_request(self) -> bool {
-        use Failure::{NoDescriptor, Refused, Unreachable, Unresolved};
-        matches!(self, Refused | Unreachable | Unresolved | NoDescriptor)
-    }
-}
-
-impl Answer {
-    /// Patroni's bodies end with the connection, so a cut one shows only in JSON that does not
-    /// parse.
-    fn is_cut(&self) -> bool {
-        let content_type = self.content_type.as_deref().unwrap_or_default();
-        let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
-        media_type.trim_ascii().eq_ignore_ascii_case(b"application/json")
-            && serde_json::from_slice::<IgnoredAny>(&self.body).is_err()
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Failure::Refused => "Patroni refused the connection",
-            Failure::Unreachable => "Patroni's address cannot be reached",
-            Failure::Unresolved => "Patroni's name cannot be resolved",
-            Failure::NoDescriptor => "no file descriptor is left to ask Patroni",
-            Failure::TimedOut => "Patroni did not answer in time",
-            Failure::HandshakeTimedOut => {
-                "Patroni did not finish the TLS handshake in time; is backend.scheme right?"
-            }
-            Failure::Reset => "Patroni broke the connection off",
-            Failure::Closed => "Patroni closed the connection without an answer",
-            Failure::Cut => "Patroni's answer was cut short",
-            Failure::Garbage => "Patroni's answer is not HTTP",
-            Failure::TooLarge => "Patroni's answer is too large",
-            Failure::CertificateExpired => "Patroni's certificate has expired",
-            Failure::CertificateNotYetValid => "Patroni's certificate is not valid yet",
-            Failure::CertificateName => {
-                "Patroni's certificate bears another name than backend.server-name"
-            }
-            Failure::CertificateIssuer => {
-                "Patroni's certificate is not signed by a CA that is trusted: backend.cafile"
-            }
-            Failure::CertificateOfCa => {
-                "Patroni's certificate is that of a CA, and not one of backend.cafile"
-            }
-            Failure::CertificateInvalid => "Patroni's certificate is not valid",
-            Failure::ClientCertificate => {
-                "Patroni does not accept the client certificate, or wants one: backend.certfile"
-            }
-            Failure::HandshakeRefused => {
-                "Patroni refused the TLS handshake; perhaps it wants backend.certfile, or there is \
-                 no TLS version or cipher suite in common"
-            }
-            Failure::NoCommonVersion => {
-                "there is no TLS version, cipher suite or key exchange in common with Patroni"
-            }
-            Failure::NotTls => "Patroni does not speak TLS on this port: backend.scheme",
-            Failure::Tls => "the TLS connection to Patroni failed",
-        })
     }
 }
 
