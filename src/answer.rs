@@ -39,12 +39,12 @@ pub struct Form {
     /// What becomes of the client's connection.
     pub persistence: Persistence,
     /// What the cache did for this client.
-    pub handling: Handling,
+    pub cache_status: CacheStatus,
 }
 
 /// What the cache did for a request, in the words of RFC 9211, section 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handling {
+pub enum CacheStatus {
     /// Answered from memory.
     Hit,
     /// Nothing was in memory that is young enough: Patroni was asked.
@@ -52,7 +52,7 @@ pub enum Handling {
     /// As `Miss`, by a fetch that was on its way for somebody else.
     Collapsed,
     /// Answered from memory, older than the ttl: Patroni is silent.
-    Old,
+    Stale,
     /// The last fetch failed and another is not due or not done: its 503, from memory.
     FailedHit,
     /// Patroni was asked, in vain.
@@ -104,7 +104,7 @@ impl Rendered {
             date_unix_seconds: self.second.0,
             content_type: self.answer.content_type.as_deref().filter(|_| !options),
             content_length: body_bytes,
-            cached: Some(Cached { age_seconds: self.second.1, status: form.handling.name() }),
+            cached: Some(Cached { age_seconds: self.second.1, status: form.cache_status.name() }),
             allow: options,
             persistence: form.persistence,
         };
@@ -113,15 +113,15 @@ impl Rendered {
     }
 }
 
-impl Handling {
+impl CacheStatus {
     fn name(self) -> &'static str {
         match self {
-            Handling::Hit => "hit",
-            Handling::Miss => "fwd=miss; stored",
-            Handling::Collapsed => "fwd=miss; collapsed",
-            Handling::Old => "hit; detail=silent",
-            Handling::FailedHit => "hit; detail=failed",
-            Handling::Failed => "fwd=miss; detail=failed",
+            CacheStatus::Hit => "hit",
+            CacheStatus::Miss => "fwd=miss; stored",
+            CacheStatus::Collapsed => "fwd=miss; collapsed",
+            CacheStatus::Stale => "hit; detail=silent",
+            CacheStatus::FailedHit => "hit; detail=failed",
+            CacheStatus::Failed => "fwd=miss; detail=failed",
         }
     }
 }
@@ -142,7 +142,11 @@ mod tests {
     }
 
     fn get() -> Form {
-        Form { method: Method::Get, persistence: Persistence::Persistent, handling: Handling::Hit }
+        Form {
+            method: Method::Get,
+            persistence: Persistence::Persistent,
+            cache_status: CacheStatus::Hit,
+        }
     }
 
     #[test]

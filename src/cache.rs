@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::answer::{Answer, Rendered};
-use crate::lease::{ALWAYS_FRESH_MS, Terms};
+use crate::lease::{ALWAYS_FRESH_MS, Validity};
 use crate::routes::{Family, Route, plain_routes};
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
@@ -18,7 +18,7 @@ pub struct EntryId(usize);
 
 /// What may be configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct CacheSettings {
     /// Milliseconds an answer is served, counted from before Patroni was asked.
     pub ttl_ms: u64,
     /// Milliseconds more that an old answer may be served while Patroni is silent.
@@ -30,7 +30,7 @@ pub struct Limits {
 /// The answers.
 #[derive(Debug)]
 pub struct Cache {
-    limits: Limits,
+    limits: CacheSettings,
     /// The routes without parameters first, in the table's order; behind them the variants.
     entries: Vec<Entry>,
     /// Targets with parameters.
@@ -39,7 +39,7 @@ pub struct Cache {
     unused: Vec<EntryId>,
     /// What Patroni was asked before this is never served old: it was gone since, or the clock
     /// jumped.
-    old_since: Time,
+    stale_since: Time,
 }
 
 /// One target: Patroni's last answer, the failure after it, the fetch on its way; each may be
@@ -49,7 +49,7 @@ struct Entry {
     /// What Patroni is asked.
     target: Box<str>,
     route: Route,
-    answer: Option<(Rendered, Terms)>,
+    answer: Option<(Rendered, Validity)>,
     failure: Option<Failing>,
     fetch: Option<Fetching>,
     /// When a client asked last.
@@ -77,7 +77,7 @@ pub enum Lookup {
     /// Serve the answer in memory.
     Fresh,
     /// Serve the answer in memory, although it is older than the ttl: Patroni is silent.
-    Old,
+    Stale,
     /// Serve the last failure, which is in memory.
     Failing,
     /// Wait for the fetch that is on its way.
@@ -99,14 +99,14 @@ pub enum Retry {
 
 impl Cache {
     /// A cache without answers.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: CacheSettings) -> Self {
         let entries = plain_routes().map(|route| Entry::new(route, route.path())).collect();
         let (variants, unused) = (BTreeMap::new(), Vec::new());
-        Cache { limits, entries, variants, unused, old_since: Time::ZERO }
+        Cache { limits, entries, variants, unused, stale_since: Time::ZERO }
     }
 
     /// Other limits from now on. Variants over the new limit leave as they expire.
-    pub fn set_limits(&mut self, limits: Limits) {
+    pub fn configure(&mut self, limits: CacheSettings) {
         self.limits = limits;
     }
 
@@ -144,8 +144,8 @@ impl Cache {
         if entry.is_fresh(now, self.limits.ttl_ms) {
             return Lookup::Fresh;
         }
-        if self.may_serve_old(now, id) && entry.is_silent(now.time) {
-            return Lookup::Old;
+        if self.may_serve_stale(now, id) && entry.is_silent(now.time) {
+            return Lookup::Stale;
         }
         match (&entry.failure, &entry.fetch) {
             (Some(_), _) => Lookup::Failing,
@@ -155,19 +155,19 @@ impl Cache {
     }
 
     /// May the answer in memory be served although it is older than the ttl, if Patroni is silent?
-    pub fn may_serve_old(&self, now: Now, id: EntryId) -> bool {
-        let Some((rendered, terms)) = &self.entries[id.0].answer else { return false };
+    pub fn may_serve_stale(&self, now: Now, id: EntryId) -> bool {
+        let Some((rendered, validity)) = &self.entries[id.0].answer else { return false };
         let asked_at = rendered.answer().asked_at;
         let old_ms = self.limits.ttl_ms + self.limits.grace_ms;
         self.limits.grace_ms > 0
-            && asked_at >= self.old_since
+            && asked_at >= self.stale_since
             && now.time.ms_since(asked_at) < old_ms
-            && terms.old_until.is_some_and(|until| !until.is_over(now))
+            && validity.stale_until.is_some_and(|until| !until.is_over(now))
     }
 
     /// What is in memory may not be served old any more.
-    pub fn forbid_old(&mut self, now: Time) {
-        self.old_since = now.plus_ms(1);
+    pub fn forbid_stale(&mut self, now: Time) {
+        self.stale_since = now.plus_ms(1);
     }
 
     /// What was said before is untrue: all answers but this entry's are forgotten.
@@ -178,10 +178,10 @@ impl Cache {
     }
 
     /// What leaders said may not be served old any more.
-    pub fn forbid_old_leaders(&mut self) {
+    pub fn forbid_stale_leaders(&mut self) {
         for entry in self.entries.iter_mut().filter(|entry| entry.is_leaders()) {
-            if let Some((_, terms)) = &mut entry.answer {
-                terms.old_until = None;
+            if let Some((_, validity)) = &mut entry.answer {
+                validity.stale_until = None;
             }
         }
     }
@@ -224,7 +224,7 @@ impl Cache {
     /// Patroni has been silent for as long as a client waits when there is an old answer that may
     /// be served: who waits for the entry gets that.
     pub fn release(&mut self, now: Now, id: EntryId) -> Vec<ConnId> {
-        if !self.may_serve_old(now, id) || !self.entries[id.0].is_silent(now.time) {
+        if !self.may_serve_stale(now, id) || !self.entries[id.0].is_silent(now.time) {
             return Vec::new();
         }
         let fetch = self.entries[id.0].fetch.as_mut();
@@ -232,9 +232,9 @@ impl Cache {
     }
 
     /// The entry's fetch brought `answer`. Who waited for it is returned.
-    pub fn fill(&mut self, id: EntryId, answer: Answer, terms: Terms) -> Vec<ConnId> {
+    pub fn fill(&mut self, id: EntryId, answer: Answer, validity: Validity) -> Vec<ConnId> {
         let entry = &mut self.entries[id.0];
-        entry.answer = Some((Rendered::new(answer), terms));
+        entry.answer = Some((Rendered::new(answer), validity));
         entry.failure = None;
         entry.fetch.take().expect("it was being fetched").waiters
     }
@@ -295,7 +295,7 @@ impl Cache {
         for index in 0..self.entries.len() {
             let id = EntryId(index);
             let useful = self.entries[index].is_fresh(now, self.limits.ttl_ms)
-                || self.may_serve_old(now, id);
+                || self.may_serve_stale(now, id);
             if useful {
                 left += 1;
             } else {
@@ -381,11 +381,11 @@ impl Entry {
     /// Is the answer young enough? Its age is below the ttl, not equal: both times are rounded
     /// down, so that a millisecond is the error they may have together.
     fn is_fresh(&self, now: Now, ttl_ms: u64) -> bool {
-        let Some((rendered, terms)) = &self.answer else { return false };
+        let Some((rendered, validity)) = &self.answer else { return false };
         let age_ms = now.time.ms_since(rendered.answer().asked_at);
         age_ms < ttl_ms
-            && !terms.fresh_until.is_over(now)
-            && (age_ms < ALWAYS_FRESH_MS || !terms.aging_until.is_over(now))
+            && !validity.fresh_until.is_over(now)
+            && (age_ms < ALWAYS_FRESH_MS || !validity.aging_until.is_over(now))
     }
 
     /// Has Patroni let the last fetch time out, or the present one wait for long?
@@ -416,7 +416,7 @@ mod tests {
     use crate::lease::Until;
     use crate::routes::resolve;
 
-    const LIMITS: Limits = Limits { ttl_ms: 1_000, grace_ms: 0, variants_max: 2 };
+    const LIMITS: CacheSettings = CacheSettings { ttl_ms: 1_000, grace_ms: 0, variants_max: 2 };
 
     fn at(ms: u64) -> Time {
         Time::from_ms(ms)
@@ -444,7 +444,7 @@ mod tests {
         let id = find(cache, target).expect(target);
         assert_eq!(cache.lookup(now(now_ms), id), Lookup::Absent);
         cache.begin(at(0), id);
-        cache.fill(id, answer(now_ms), Terms::FRESH_ONLY);
+        cache.fill(id, answer(now_ms), Validity::FRESH_ONLY);
         id
     }
 
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(cache.lookup(now(5), id), Lookup::Fetching);
         cache.wait(id, waiter(2));
         assert_eq!(cache.waiters(), 2);
-        assert_eq!(cache.fill(id, answer(0), Terms::FRESH_ONLY), [waiter(1), waiter(2)]);
+        assert_eq!(cache.fill(id, answer(0), Validity::FRESH_ONLY), [waiter(1), waiter(2)]);
         assert_eq!(cache.lookup(now(999), id), Lookup::Fresh);
         assert_eq!(cache.lookup(now(1_000), id), Lookup::Absent);
     }
@@ -484,7 +484,7 @@ mod tests {
 
     #[test]
     fn with_a_ttl_of_nothing_nothing_is_served_twice() {
-        let mut cache = Cache::new(Limits { ttl_ms: 0, ..LIMITS });
+        let mut cache = Cache::new(CacheSettings { ttl_ms: 0, ..LIMITS });
         let id = fetched(&mut cache, "/primary", 5);
         assert_eq!(cache.lookup(now(5), id), Lookup::Absent);
         cache.begin(at(0), id);
@@ -533,18 +533,22 @@ mod tests {
     }
 
     /// Old until five seconds after the beginning, aging until `aging_ms`.
-    fn terms(aging_ms: u64) -> Terms {
+    fn validity(aging_ms: u64) -> Validity {
         let until = |ms| Until::after_ms(now(0), ms);
-        Terms { old_until: Some(until(5_000)), aging_until: until(aging_ms), ..Terms::FRESH_ONLY }
+        Validity {
+            stale_until: Some(until(5_000)),
+            aging_until: until(aging_ms),
+            ..Validity::FRESH_ONLY
+        }
     }
 
     #[test]
     fn an_aging_answer_is_fresh_for_a_second_whatever_its_lease() {
-        let mut cache = Cache::new(Limits { ttl_ms: 60_000, ..LIMITS });
+        let mut cache = Cache::new(CacheSettings { ttl_ms: 60_000, ..LIMITS });
         let id = find(&mut cache, "/primary").expect("a place");
         for (aging_ms, fresh_ms, absent_ms) in [(0, 999, 1_000), (2_000, 1_999, 2_000)] {
             cache.begin(at(0), id);
-            cache.fill(id, answer(0), terms(aging_ms));
+            cache.fill(id, answer(0), validity(aging_ms));
             assert_eq!(cache.lookup(now(fresh_ms), id), Lookup::Fresh);
             assert_eq!(cache.lookup(now(absent_ms), id), Lookup::Absent);
         }
@@ -555,18 +559,18 @@ mod tests {
         let mut cache = Cache::new(LIMITS);
         let id = find(&mut cache, "/primary").expect("a place");
         cache.begin(at(0), id);
-        cache.fill(id, answer(0), terms(5_000));
-        cache.set_limits(Limits { grace_ms: 2_000, ..LIMITS });
-        assert!(cache.may_serve_old(now(2_999), id) && !cache.may_serve_old(now(3_000), id));
-        cache.set_limits(Limits { grace_ms: 60_000, ..LIMITS });
-        assert!(cache.may_serve_old(now(4_999), id) && !cache.may_serve_old(now(5_000), id));
+        cache.fill(id, answer(0), validity(5_000));
+        cache.configure(CacheSettings { grace_ms: 2_000, ..LIMITS });
+        assert!(cache.may_serve_stale(now(2_999), id) && !cache.may_serve_stale(now(3_000), id));
+        cache.configure(CacheSettings { grace_ms: 60_000, ..LIMITS });
+        assert!(cache.may_serve_stale(now(4_999), id) && !cache.may_serve_stale(now(5_000), id));
         // who waits is not let go with what may not be served
         cache.begin(at(4_000), id);
         cache.wait(id, waiter(1));
         assert_eq!(cache.release(now(5_000), id), []);
         assert_eq!(cache.release(now(4_000 + PATIENCE_MS - 1), id), []);
         assert_eq!(cache.release(now(4_000 + PATIENCE_MS), id), [waiter(1)]);
-        cache.set_limits(LIMITS);
-        assert!(!cache.may_serve_old(now(4_999), id));
+        cache.configure(LIMITS);
+        assert!(!cache.may_serve_stale(now(4_999), id));
     }
 }

@@ -15,7 +15,7 @@ use crate::time::Time;
 #[derive(Debug)]
 pub struct Fetch {
     /// What is fetched.
-    subject: Subject,
+    purpose: Purpose,
     /// The whole fetch ends by then, queueing included.
     deadline: Time,
     /// Just before the connection was begun; until then, when the fetch was.
@@ -25,11 +25,11 @@ pub struct Fetch {
 
 /// What a fetch is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
+pub enum Purpose {
     /// An entry of the cache.
     Entry(EntryId),
     /// Patroni's own intervals, for the lease.
-    Timing,
+    Intervals,
 }
 
 /// What an input led to.
@@ -68,13 +68,13 @@ enum State {
 
 impl Fetch {
     /// A fetch that sends `request` once it may connect.
-    pub fn new(now: Time, subject: Subject, request: Rc<[u8]>, deadline: Time) -> Self {
-        Fetch { subject, deadline, asked_at: now, state: State::Queued { request } }
+    pub fn new(now: Time, purpose: Purpose, request: Rc<[u8]>, deadline: Time) -> Self {
+        Fetch { purpose, deadline, asked_at: now, state: State::Queued { request } }
     }
 
     /// What is fetched.
-    pub fn subject(&self) -> Subject {
-        self.subject
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
     }
 
     /// When it has failed.
@@ -251,18 +251,18 @@ const BODY_LENGTH_MAX: u64 = RESPONSE_BODY_BYTES_MAX as u64;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::{Cache, Limits};
+    use crate::cache::{Cache, CacheSettings};
     use crate::routes::plain_routes;
 
     fn entry() -> EntryId {
-        let mut cache = Cache::new(Limits { ttl_ms: 0, grace_ms: 0, variants_max: 0 });
+        let mut cache = Cache::new(CacheSettings { ttl_ms: 0, grace_ms: 0, variants_max: 0 });
         cache.find(plain_routes().next().expect("routes"), "/").expect("a place")
     }
 
     /// A fetch fed with `bytes` in pieces of `step`, then with the end.
     fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
         let at_3_s = Time::from_ms(3_000);
-        let mut fetch = Fetch::new(Time::ZERO, Subject::Entry(entry()), b"GET"[..].into(), at_3_s);
+        let mut fetch = Fetch::new(Time::ZERO, Purpose::Entry(entry()), b"GET"[..].into(), at_3_s);
         assert!(fetch.is_queued() && !fetch.wants_read() && fetch.output().is_empty());
         fetch.connect(Time::from_ms(7));
         fetch.connected();
@@ -365,7 +365,7 @@ mod tests {
     fn a_handshake_in_vain_is_silence_too_and_named() {
         let begin = || {
             let at_3_s = Time::from_ms(3_000);
-            let mut fetch = Fetch::new(Time::ZERO, Subject::Timing, b"GET"[..].into(), at_3_s);
+            let mut fetch = Fetch::new(Time::ZERO, Purpose::Intervals, b"GET"[..].into(), at_3_s);
             fetch.connect(Time::ZERO);
             assert!(fetch.is_connecting());
             fetch

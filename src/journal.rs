@@ -3,7 +3,7 @@
 use log::{info, warn};
 
 use crate::failure::Failure;
-use crate::lease::NodeStatus;
+use crate::lease::NodeReport;
 use crate::time::Time;
 
 /// Remembers what was last said about Patroni.
@@ -16,7 +16,7 @@ pub struct Journal {
     role: Option<String>,
     failures: Repeats,
     /// What is being served old, and the operator knows it.
-    served_old: Targets,
+    served_stale: Targets,
 }
 
 /// Lets one line a second through and counts the others.
@@ -46,12 +46,12 @@ impl Journal {
             self.patroni = Patroni::Answers;
         }
         self.failing.forget(target);
-        self.served_old.forget(target);
+        self.served_stale.forget(target);
     }
 
     /// An answer older than the ttl was served: said once until Patroni answers this again.
-    pub fn served_old(&mut self, now: Time, target: &str, age_ms: u64) {
-        if self.served_old.note(now, target) {
+    pub fn served_stale(&mut self, now: Time, target: &str, age_ms: u64) {
+        if self.served_stale.note(now, target) {
             let seconds = age_ms as f64 / 1e3;
             warn!("Patroni is silent: {target} is served as it was {seconds:.1} s ago");
         }
@@ -69,7 +69,7 @@ impl Journal {
     }
 
     /// An answer told the node's status.
-    pub fn status(&mut self, status: &NodeStatus) {
+    pub fn status(&mut self, status: &NodeReport) {
         if self.role.as_deref() == Some(&status.role) {
             return;
         }

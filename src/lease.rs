@@ -15,7 +15,7 @@ use crate::time::{Now, Time};
 
 /// The fields of a node's status that decide anything. Patroni leaves out what does not apply.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct NodeStatus {
+pub struct NodeReport {
     /// `running`, `starting`, `stopped`, … (Patroni 4.1, `postgresql/misc.py`).
     #[serde(default)]
     pub state: String,
@@ -40,7 +40,7 @@ pub struct NodeStatus {
 /// Patroni's own intervals in seconds, out of `/config`; what is missing has Patroni's default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub struct Timing {
+pub struct Intervals {
     /// How long the lease lasts after it was renewed.
     pub ttl: u64,
     /// How often it is renewed.
@@ -51,13 +51,13 @@ pub struct Timing {
 
 /// Until when an answer may be served from memory, whatever else allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct Validity {
     /// Within the cache's ttl.
     pub fresh_until: Until,
     /// The same, for an answer older than [`ALWAYS_FRESH_MS`].
     pub aging_until: Until,
     /// While Patroni is silent; `None`: not at all.
-    pub old_until: Option<Until>,
+    pub stale_until: Option<Until>,
 }
 
 /// A time by both clocks: over when either of them says so.
@@ -71,21 +71,21 @@ pub struct Until {
 #[derive(Debug, Default)]
 pub struct Lease {
     /// Patroni's intervals, and when they were read.
-    timing: Option<(Timing, Time)>,
+    intervals: Option<(Intervals, Time)>,
     /// What followed from others that were in force before, as long as a lease of theirs may last.
-    former_bounds: Option<(Bounds, Time)>,
+    previous_bounds: Option<(LeaseBounds, Time)>,
     /// The last `dcs_last_seen` that was no doing of ours.
     sure_seen: Option<u64>,
     /// The one before it: a leader that went on from there had renewed its lease. `None`: it is
     /// not known, and neither is how long the HA loop may have hung.
-    former_seen: Option<u64>,
+    previous_seen: Option<u64>,
     reads: Vec<Read>,
     wall: Wall,
 }
 
 /// In seconds after `dcs_last_seen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Bounds {
+struct LeaseBounds {
     /// By then the lease is over, unless it was renewed since.
     ttl: u64,
     /// Until then it surely holds.
@@ -115,14 +115,14 @@ enum Wall {
     Jumped { difference_ms: i64, seen: Option<u64> },
 }
 
-impl NodeStatus {
+impl NodeReport {
     /// `None`: the body is no node's status.
-    pub fn from_json(body: &[u8]) -> Option<NodeStatus> {
-        serde_json::from_slice::<NodeStatus>(body).ok().filter(|status| !status.state.is_empty())
+    pub fn from_json(body: &[u8]) -> Option<NodeReport> {
+        serde_json::from_slice::<NodeReport>(body).ok().filter(|status| !status.state.is_empty())
     }
 
     /// Does this, after `former`, make what was said before it untrue?
-    pub fn contradicts(&self, former: &NodeStatus) -> bool {
+    pub fn contradicts(&self, former: &NodeReport) -> bool {
         let both = self.timeline.zip(former.timeline);
         self.role != former.role
             || both.is_some_and(|(timeline, before)| timeline != before)
@@ -143,9 +143,9 @@ impl NodeStatus {
     }
 }
 
-impl Timing {
+impl Intervals {
     /// `None`: the body is no configuration.
-    pub fn from_json(body: &[u8]) -> Option<Timing> {
+    pub fn from_json(body: &[u8]) -> Option<Intervals> {
         let is_object = body.trim_ascii_start().starts_with(b"{");
         serde_json::from_slice(body).ok().filter(|_| is_object)
     }
@@ -154,25 +154,25 @@ impl Timing {
     /// behind it; then the lease is the one of the cycle before. Patroni raises values that are
     /// too small, but `/config` has them as they were written; a `ttl` is not raised here, which
     /// errs to our side.
-    fn bounds(self) -> Bounds {
+    fn bounds(self) -> LeaseBounds {
         let loop_wait = self.loop_wait.max(LOOP_WAIT_SECONDS_MIN);
         let retry_timeout = self.retry_timeout.max(RETRY_TIMEOUT_SECONDS_MIN);
         let sure = self.ttl.saturating_sub(loop_wait).saturating_sub(retry_timeout);
-        Bounds { ttl: self.ttl, sure }
+        LeaseBounds { ttl: self.ttl, sure }
     }
 }
 
-impl Bounds {
+impl LeaseBounds {
     /// What holds whichever of the two is in force.
-    fn and(self, other: Bounds) -> Bounds {
-        Bounds { ttl: self.ttl.min(other.ttl), sure: self.sure.min(other.sure) }
+    fn and(self, other: LeaseBounds) -> LeaseBounds {
+        LeaseBounds { ttl: self.ttl.min(other.ttl), sure: self.sure.min(other.sure) }
     }
 }
 
-impl Default for Timing {
+impl Default for Intervals {
     /// Patroni 4.1, `dynamic_loader.py` and `config.py`.
     fn default() -> Self {
-        Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 }
+        Intervals { ttl: 30, loop_wait: 10, retry_timeout: 10 }
     }
 }
 
@@ -202,31 +202,31 @@ impl Until {
     }
 }
 
-impl Terms {
+impl Validity {
     /// Of an answer that promises nothing about a lease and is never served old.
-    pub const FRESH_ONLY: Terms =
-        Terms { fresh_until: Until::NEVER, aging_until: Until::NEVER, old_until: None };
+    pub const FRESH_ONLY: Validity =
+        Validity { fresh_until: Until::NEVER, aging_until: Until::NEVER, stale_until: None };
 }
 
 impl Lease {
     /// Patroni's intervals were read. True: they have changed, and what was judged by the former
     /// ones may be wrong.
-    pub fn set_timing(&mut self, now: Now, timing: Timing) -> bool {
-        let former = self.timing.replace((timing, now.time)).map(|(former, _)| former);
-        let Some(former) = former.filter(|former| *former != timing) else { return false };
-        let before = self.former_bounds.filter(|(_, until)| now.time < *until);
+    pub fn set_intervals(&mut self, now: Now, intervals: Intervals) -> bool {
+        let former = self.intervals.replace((intervals, now.time)).map(|(former, _)| former);
+        let Some(former) = former.filter(|former| *former != intervals) else { return false };
+        let before = self.previous_bounds.filter(|(_, until)| now.time < *until);
         let bounds = before.map_or(former.bounds(), |(before, _)| before.and(former.bounds()));
         // the leader renews its lease under the new intervals within the old lease's time
         let until = now.time.plus_ms(former.ttl.saturating_mul(1_000));
-        self.former_bounds = Some((bounds, until));
+        self.previous_bounds = Some((bounds, until));
         true
     }
 
     /// `None`: the intervals are not known, or not any more.
-    fn bounds(&self, now: Now) -> Option<Bounds> {
-        let known = self.timing.filter(|(_, at)| now.time.ms_since(*at) < TIMING_MS_MAX);
+    fn bounds(&self, now: Now) -> Option<LeaseBounds> {
+        let known = self.intervals.filter(|(_, at)| now.time.ms_since(*at) < INTERVALS_MS_MAX);
         let bounds = known?.0.bounds();
-        let former = self.former_bounds.filter(|(_, until)| now.time < *until);
+        let former = self.previous_bounds.filter(|(_, until)| now.time < *until);
         Some(former.map_or(bounds, |(former, _)| bounds.and(former)))
     }
 
@@ -250,7 +250,7 @@ impl Lease {
                 (read.begun_unix_ms, read.ended_unix_ms) = (0, u64::MAX);
             }
             self.wall = Wall::Jumped { difference_ms, seen: None };
-            (self.sure_seen, self.former_seen) = (None, None);
+            (self.sure_seen, self.previous_seen) = (None, None);
         }
         jumped
     }
@@ -277,8 +277,8 @@ impl Lease {
 
     /// Patroni answers: what we gave up on while it was frozen it carries out soon, or never.
     pub fn answered(&mut self, now: Now) {
-        let told = self.timing.map_or(0, |(timing, _)| timing.retry_timeout);
-        let retry_timeout = told.max(Timing::default().retry_timeout);
+        let told = self.intervals.map_or(0, |(intervals, _)| intervals.retry_timeout);
+        let retry_timeout = told.max(Intervals::default().retry_timeout);
         let abandoned_ms = retry_timeout.saturating_mul(1_000 * ABANDONED_READ_RETRIES);
         let until_unix_ms = now.unix_ms.saturating_add(abandoned_ms);
         for read in self.reads.iter_mut().filter(|read| read.id.is_none()) {
@@ -304,29 +304,29 @@ impl Lease {
         now: Now,
         family: Family,
         code: u16,
-        status: Option<&NodeStatus>,
-    ) -> Terms {
+        status: Option<&NodeReport>,
+    ) -> Validity {
         let seen = status.and_then(|status| status.dcs_last_seen);
         let sure = seen.and_then(|seen| self.sure(now, seen));
         if code != 200 {
-            return Terms::FRESH_ONLY;
+            return Validity::FRESH_ONLY;
         }
         match family {
-            Family::Leader => self.leader_terms(now, status, seen, sure),
+            Family::Leader => self.leader_validity(now, status, seen, sure),
             Family::Replica | Family::Health => {
-                Terms { old_until: Some(Until::NEVER), ..Terms::FRESH_ONLY }
+                Validity { stale_until: Some(Until::NEVER), ..Validity::FRESH_ONLY }
             }
-            _ => Terms::FRESH_ONLY,
+            _ => Validity::FRESH_ONLY,
         }
     }
 
-    fn leader_terms(
+    fn leader_validity(
         &self,
         now: Now,
-        status: Option<&NodeStatus>,
+        status: Option<&NodeReport>,
         seen: Option<u64>,
         sure: Option<u64>,
-    ) -> Terms {
+    ) -> Validity {
         let bounds = self.bounds(now);
         let ttl = bounds.map_or(TTL_SECONDS_MIN, |bounds| bounds.ttl);
         // a node that does not say when it saw the DCS, or that saw it in the future, is
@@ -334,12 +334,12 @@ impl Lease {
         let unknown = Until::after_ms(now, ALWAYS_FRESH_MS);
         let until = |seen: u64, seconds: u64| Until::after_seen(now, seen, seconds);
         let past = seen.filter(|seen| seen.saturating_mul(1_000) <= now.unix_ms);
-        let lease = (sure.zip(self.former_seen).zip(bounds))
-            .filter(|_| past.is_some() && status.is_some_and(NodeStatus::is_under_lease));
-        Terms {
+        let lease = (sure.zip(self.previous_seen).zip(bounds))
+            .filter(|_| past.is_some() && status.is_some_and(NodeReport::is_under_lease));
+        Validity {
             fresh_until: past.map_or(unknown, |seen| until(seen, ttl)),
             aging_until: sure.map_or(unknown, |seen| until(seen, ttl)),
-            old_until: lease.map(|((sure, former), bounds)| {
+            stale_until: lease.map(|((sure, former), bounds)| {
                 // a loop that hung before `sure`, and again since, renewed the lease no later
                 until(sure, bounds.sure).sooner(until(former, ttl))
             }),
@@ -354,7 +354,7 @@ impl Lease {
         let is_ours = self.reads.iter().any(|read| read.covers(seen));
         if !is_ours {
             let former = self.sure_seen.replace(seen).filter(|former| *former < seen);
-            self.former_seen = former.or(self.former_seen);
+            self.previous_seen = former.or(self.previous_seen);
         }
         if let Wall::Jumped { difference_ms, seen: before } = &mut self.wall {
             let moved_on = before.replace(seen).is_some_and(|before| before != seen);
@@ -362,7 +362,7 @@ impl Lease {
                 return None;
             }
             // the one before this was told by the former clock
-            (self.wall, self.former_seen) = (Wall::Steady(*difference_ms), None);
+            (self.wall, self.previous_seen) = (Wall::Steady(*difference_ms), None);
         }
         self.sure_seen.filter(|sure| *sure <= seen)
     }
@@ -393,7 +393,7 @@ const LOOP_WAIT_SECONDS_MIN: u64 = 1;
 const RETRY_TIMEOUT_SECONDS_MIN: u64 = 3;
 /// So long the intervals are believed: they are read again each minute, and tried again when that
 /// fails, as long as a leader's route is asked for.
-const TIMING_MS_MAX: u64 = 75_000;
+const INTERVALS_MS_MAX: u64 = 75_000;
 /// More than this is no slewing of NTP's, nor the scheduler's between the reading of two clocks.
 const JUMP_MS_MIN: u64 = 250;
 /// Patroni may still be at work on a fetch that we gave up on. It is done with it so many times
@@ -414,31 +414,31 @@ mod tests {
         Now { time: Time::from_ms(unix_ms - 9_900_000), unix_ms }
     }
 
-    fn leader(seen: u64) -> NodeStatus {
-        NodeStatus {
+    fn leader(seen: u64) -> NodeReport {
+        NodeReport {
             state: "running".into(),
             role: "primary".into(),
             timeline: Some(2),
             dcs_last_seen: Some(seen),
-            ..NodeStatus::default()
+            ..NodeReport::default()
         }
     }
 
     /// Of a node whose HA loop was not seen yet.
-    fn unseen(timing: Timing) -> Lease {
+    fn unseen(intervals: Intervals) -> Lease {
         let mut lease = Lease::default();
-        lease.set_timing(now_at(9_990.0), timing);
+        lease.set_intervals(now_at(9_990.0), intervals);
         lease
     }
 
-    fn knowing(timing: Timing) -> Lease {
-        let mut lease = unseen(timing);
+    fn knowing(intervals: Intervals) -> Lease {
+        let mut lease = unseen(intervals);
         lease.judge(now_at(9_990.0), Family::Health, 200, Some(&leader(9_990)));
         lease
     }
 
     fn known() -> Lease {
-        knowing(Timing::default())
+        knowing(Intervals::default())
     }
 
     fn read(slot: u32) -> ConnId {
@@ -446,12 +446,12 @@ mod tests {
     }
 
     /// The second at which a leader's answer that came at `now` is served old no more.
-    fn old_until(lease: &mut Lease, now: f64, status: &NodeStatus) -> Option<f64> {
-        if let Some((timing, _)) = lease.timing {
-            lease.set_timing(now_at(now), timing); // read again, meanwhile
+    fn stale_until(lease: &mut Lease, now: f64, status: &NodeReport) -> Option<f64> {
+        if let Some((intervals, _)) = lease.intervals {
+            lease.set_intervals(now_at(now), intervals); // read again, meanwhile
         }
-        let terms = lease.judge(now_at(now), Family::Leader, 200, Some(status));
-        terms.old_until.map(|until| {
+        let validity = lease.judge(now_at(now), Family::Leader, 200, Some(status));
+        validity.stale_until.map(|until| {
             let offset_ms = until.unix_ms as i64 - until.time.as_ms() as i64;
             let is_past = until.unix_ms <= now_at(now).unix_ms;
             assert!(is_past || offset_ms == 9_900_000, "both clocks say the same");
@@ -464,10 +464,10 @@ mod tests {
         let body =
             br#"{"state": "running", "role": "primary", "xlog": {"location": 1}, "timeline": 2,
             "dcs_last_seen": 9999, "pause": true}"#;
-        let status = NodeStatus { pause: true, ..leader(9_999) };
-        assert_eq!(NodeStatus::from_json(body), Some(status));
+        let status = NodeReport { pause: true, ..leader(9_999) };
+        assert_eq!(NodeReport::from_json(body), Some(status));
         for body in ["", "[]", "{}", "{\"state\": 1}", "{\"state\": \"running\""] {
-            assert_eq!(NodeStatus::from_json(body.as_bytes()), None, "{body}");
+            assert_eq!(NodeReport::from_json(body.as_bytes()), None, "{body}");
         }
     }
 
@@ -481,24 +481,24 @@ mod tests {
             ("[20, 2, 3]", None),
             ("", None),
         ];
-        for (body, timing) in table {
-            let timing = timing.map(|(ttl, loop_wait, retry_timeout)| Timing {
+        for (body, intervals) in table {
+            let intervals = intervals.map(|(ttl, loop_wait, retry_timeout)| Intervals {
                 ttl,
                 loop_wait,
                 retry_timeout,
             });
-            assert_eq!(Timing::from_json(body.as_bytes()), timing, "{body}");
+            assert_eq!(Intervals::from_json(body.as_bytes()), intervals, "{body}");
         }
     }
 
     #[test]
     fn a_leader_is_believed_until_the_lease_is_not_sure() {
-        assert_eq!(old_until(&mut known(), 10_000.5, &leader(9_999)), Some(10_009.0));
+        assert_eq!(stale_until(&mut known(), 10_000.5, &leader(9_999)), Some(10_009.0));
         for (loop_wait, retry_timeout) in [(2, 3), (2, 0), (0, 4)] {
             // too small values are raised to 1 and 3
-            let mut lease = knowing(Timing { ttl: 20, loop_wait, retry_timeout });
-            old_until(&mut lease, 9_997.0, &leader(9_997));
-            let until = old_until(&mut lease, 10_000.5, &leader(9_999));
+            let mut lease = knowing(Intervals { ttl: 20, loop_wait, retry_timeout });
+            stale_until(&mut lease, 9_997.0, &leader(9_997));
+            let until = stale_until(&mut lease, 10_000.5, &leader(9_999));
             assert_eq!(until, Some(10_014.0));
         }
     }
@@ -506,21 +506,21 @@ mod tests {
     #[test]
     fn and_not_at_all_when_its_word_does_not_rest_on_a_lease() {
         let table = [
-            NodeStatus { pause: true, ..leader(9_999) },
-            NodeStatus { cluster_unlocked: true, ..leader(9_999) },
-            NodeStatus { failsafe_mode_is_active: true, ..leader(9_999) },
-            NodeStatus { state: "stopping".into(), ..leader(9_999) },
-            NodeStatus { dcs_last_seen: None, ..leader(9_999) },
+            NodeReport { pause: true, ..leader(9_999) },
+            NodeReport { cluster_unlocked: true, ..leader(9_999) },
+            NodeReport { failsafe_mode_is_active: true, ..leader(9_999) },
+            NodeReport { state: "stopping".into(), ..leader(9_999) },
+            NodeReport { dcs_last_seen: None, ..leader(9_999) },
             leader(10_001), // the future
         ];
         for status in table {
-            assert_eq!(old_until(&mut known(), 10_000.5, &status), None, "{status:?}");
+            assert_eq!(stale_until(&mut known(), 10_000.5, &status), None, "{status:?}");
         }
         let mut unread = Lease::default();
-        assert_eq!(old_until(&mut unread, 10_000.5, &leader(9_999)), None);
+        assert_eq!(stale_until(&mut unread, 10_000.5, &leader(9_999)), None);
         let now = now_at(10_000.5);
-        assert_eq!(known().judge(now, Family::Leader, 200, None).old_until, None);
-        assert_eq!(known().judge(now, Family::Leader, 503, Some(&leader(9_999))).old_until, None);
+        assert_eq!(known().judge(now, Family::Leader, 200, None).stale_until, None);
+        assert_eq!(known().judge(now, Family::Leader, 503, Some(&leader(9_999))).stale_until, None);
     }
 
     #[test]
@@ -535,28 +535,28 @@ mod tests {
             (Family::Metrics, 200, false),
             (Family::Topology, 200, false),
         ] {
-            let terms = known().judge(now_at(10_000.5), family, code, Some(&leader(9_999)));
-            assert_eq!(terms.old_until.is_some(), may, "{family:?} {code}");
-            assert_eq!(terms.fresh_until, Until::NEVER);
+            let validity = known().judge(now_at(10_000.5), family, code, Some(&leader(9_999)));
+            assert_eq!(validity.stale_until.is_some(), may, "{family:?} {code}");
+            assert_eq!(validity.fresh_until, Until::NEVER);
         }
     }
 
     #[test]
     fn from_memory_a_leader_leads_no_longer_than_its_lease_can_last() {
-        let terms = known().judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
-        assert!(!terms.fresh_until.is_over(now_at(10_028.999)));
-        assert!(terms.fresh_until.is_over(now_at(10_029.0)));
+        let validity = known().judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
+        assert!(!validity.fresh_until.is_over(now_at(10_028.999)));
+        assert!(validity.fresh_until.is_over(now_at(10_029.0)));
         // the least that Patroni accepts, while its own is not known
         let mut unread = Lease::default();
-        let terms = unread.judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
-        assert!(terms.aging_until.is_over(now_at(10_019.0)));
+        let validity = unread.judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
+        assert!(validity.aging_until.is_over(now_at(10_019.0)));
         // one that saw the DCS in the future says nothing of it
-        let terms = known().judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(10_001)));
-        assert!(terms.fresh_until.is_over(now_at(10_001.5)));
+        let validity = known().judge(now_at(10_000.5), Family::Leader, 200, Some(&leader(10_001)));
+        assert!(validity.fresh_until.is_over(now_at(10_001.5)));
         // nothing is known at all
-        let terms = known().judge(now_at(10_000.5), Family::Leader, 200, None);
-        assert!(!terms.fresh_until.is_over(now_at(10_001.4)));
-        assert!(terms.fresh_until.is_over(now_at(10_001.5)));
+        let validity = known().judge(now_at(10_000.5), Family::Leader, 200, None);
+        assert!(!validity.fresh_until.is_over(now_at(10_001.4)));
+        assert!(validity.fresh_until.is_over(now_at(10_001.5)));
     }
 
     #[test]
@@ -570,103 +570,106 @@ mod tests {
 
     #[test]
     fn the_present_second_is_seen_and_the_next_is_not() {
-        assert_eq!(old_until(&mut known(), 10_000.0, &leader(10_000)), Some(10_010.0));
+        assert_eq!(stale_until(&mut known(), 10_000.0, &leader(10_000)), Some(10_010.0));
         let mut lease = known();
-        assert_eq!(old_until(&mut lease, 10_000.0, &leader(10_005)), None);
+        assert_eq!(stale_until(&mut lease, 10_000.0, &leader(10_005)), None);
         // nor is it remembered for the time when it is the past
         lease.read_begun(now_at(10_006.0), read(1));
-        assert_eq!(old_until(&mut lease, 10_007.0, &leader(10_006)), None);
+        assert_eq!(stale_until(&mut lease, 10_007.0, &leader(10_006)), None);
     }
 
     #[test]
     fn what_our_own_reads_moved_is_no_sign_of_renewal() {
         let mut lease = known();
-        assert_eq!(old_until(&mut lease, 9_995.0, &leader(9_994)), Some(10_004.0));
+        assert_eq!(stale_until(&mut lease, 9_995.0, &leader(9_994)), Some(10_004.0));
         lease.read_begun(now_at(9_998.2), read(1));
         // while it is on its way, any second from its beginning may be its doing
-        assert_eq!(old_until(&mut lease, 9_999.0, &leader(9_998)), Some(10_004.0));
+        assert_eq!(stale_until(&mut lease, 9_999.0, &leader(9_998)), Some(10_004.0));
         lease.read_ended(now_at(9_999.1), read(1), true);
-        assert_eq!(old_until(&mut lease, 10_000.0, &leader(9_999)), Some(10_004.0));
-        assert_eq!(old_until(&mut lease, 10_000.5, &leader(10_000)), Some(10_010.0));
+        assert_eq!(stale_until(&mut lease, 10_000.0, &leader(9_999)), Some(10_004.0));
+        assert_eq!(stale_until(&mut lease, 10_000.5, &leader(10_000)), Some(10_010.0));
         // a fetch we gave up on may be carried out later
         lease.read_begun(now_at(10_001.0), read(2));
         lease.read_ended(now_at(10_004.0), read(2), false);
         lease.answered(now_at(10_004.0));
-        assert_eq!(old_until(&mut lease, 10_021.0, &leader(10_020)), Some(10_010.0));
+        assert_eq!(stale_until(&mut lease, 10_021.0, &leader(10_020)), Some(10_010.0));
         // the cycle before this one may be the one of second 10,000
-        assert_eq!(old_until(&mut lease, 10_036.0, &leader(10_035)), Some(10_030.0));
+        assert_eq!(stale_until(&mut lease, 10_036.0, &leader(10_035)), Some(10_030.0));
         // also much later, when it was frozen meanwhile
         lease.read_begun(now_at(10_041.0), read(3));
         lease.read_ended(now_at(10_044.0), read(3), false);
         lease.answered(now_at(10_100.0));
-        assert_eq!(old_until(&mut lease, 10_100.0, &leader(10_100)), Some(10_030.0));
-        assert_eq!(old_until(&mut lease, 10_132.0, &leader(10_131)), Some(10_065.0));
-        assert_eq!(old_until(&mut lease, 10_140.0, &leader(10_140)), Some(10_150.0));
+        assert_eq!(stale_until(&mut lease, 10_100.0, &leader(10_100)), Some(10_030.0));
+        assert_eq!(stale_until(&mut lease, 10_132.0, &leader(10_131)), Some(10_065.0));
+        assert_eq!(stale_until(&mut lease, 10_140.0, &leader(10_140)), Some(10_150.0));
         // nothing before it is known
-        let mut lease = unseen(Timing::default());
+        let mut lease = unseen(Intervals::default());
         lease.read_begun(now_at(9_998.2), read(1));
-        assert_eq!(old_until(&mut lease, 9_999.0, &leader(9_998)), None);
+        assert_eq!(stale_until(&mut lease, 9_999.0, &leader(9_998)), None);
     }
 
     #[test]
     fn a_loop_that_hung_has_to_move_on_twice() {
         let mut lease = known();
-        assert_eq!(old_until(&mut lease, 10_020.0, &leader(9_995)), Some(10_005.0));
+        assert_eq!(stale_until(&mut lease, 10_020.0, &leader(9_995)), Some(10_005.0));
         // it read the DCS again, and may hang before it renews the lease of second 9,995
-        assert_eq!(old_until(&mut lease, 10_020.0, &leader(10_020)), Some(10_025.0));
-        assert_eq!(old_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
+        assert_eq!(stale_until(&mut lease, 10_020.0, &leader(10_020)), Some(10_025.0));
+        assert_eq!(stale_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
         // an answer that was overtaken is no way round that
-        assert_eq!(old_until(&mut lease, 10_022.0, &leader(9_995)), Some(10_005.0));
-        assert_eq!(old_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
-        assert_eq!(old_until(&mut lease, 10_030.0, &leader(10_030)), Some(10_040.0));
+        assert_eq!(stale_until(&mut lease, 10_022.0, &leader(9_995)), Some(10_005.0));
+        assert_eq!(stale_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
+        assert_eq!(stale_until(&mut lease, 10_030.0, &leader(10_030)), Some(10_040.0));
         // nothing is known of the cycle before when only what we moved ourselves was seen
-        let mut ours = unseen(Timing::default());
+        let mut ours = unseen(Intervals::default());
         ours.read_begun(now_at(10_000.0), read(1));
         ours.read_ended(now_at(10_000.1), read(1), true);
-        assert_eq!(old_until(&mut ours, 10_029.0, &leader(10_000)), None);
-        assert_eq!(old_until(&mut ours, 10_030.0, &leader(10_030)), None);
-        assert_eq!(old_until(&mut ours, 10_040.0, &leader(10_040)), Some(10_050.0));
+        assert_eq!(stale_until(&mut ours, 10_029.0, &leader(10_000)), None);
+        assert_eq!(stale_until(&mut ours, 10_030.0, &leader(10_030)), None);
+        assert_eq!(stale_until(&mut ours, 10_040.0, &leader(10_040)), Some(10_050.0));
         // nor when it is seen for the first time
-        let mut first = unseen(Timing::default());
-        assert_eq!(old_until(&mut first, 10_000.0, &leader(9_999)), None);
-        assert_eq!(old_until(&mut first, 10_001.0, &leader(9_999)), None);
-        assert_eq!(old_until(&mut first, 10_010.0, &leader(10_009)), Some(10_019.0));
+        let mut first = unseen(Intervals::default());
+        assert_eq!(stale_until(&mut first, 10_000.0, &leader(9_999)), None);
+        assert_eq!(stale_until(&mut first, 10_001.0, &leader(9_999)), None);
+        assert_eq!(stale_until(&mut first, 10_010.0, &leader(10_009)), Some(10_019.0));
         // nor is a clock that was set, nor a node that talks nonsense
         lease.observe(now_at(10_031.0));
         let now = now_at(10_061.0);
         lease.observe(Now { time: now_at(10_032.0).time, ..now });
-        assert_eq!(old_until(&mut lease, 10_061.0, &leader(10_030)), None);
-        assert_eq!(old_until(&mut lease, 10_061.0, &leader(10_061)), None);
+        assert_eq!(stale_until(&mut lease, 10_061.0, &leader(10_030)), None);
+        assert_eq!(stale_until(&mut lease, 10_061.0, &leader(10_061)), None);
         let nonsense = lease.judge(now, Family::Leader, 200, Some(&leader(u64::MAX)));
-        assert_eq!(nonsense.old_until, None);
+        assert_eq!(nonsense.stale_until, None);
     }
 
     #[test]
     fn intervals_are_believed_for_a_minute_and_others_only_when_the_lease_has_them() {
         let until = |lease: &mut Lease, now: f64, seen: u64| {
-            let terms = lease.judge(now_at(now), Family::Leader, 200, Some(&leader(seen)));
-            (terms.old_until.map(|old| old.unix_ms / 1_000), terms.fresh_until.unix_ms / 1_000)
+            let validity = lease.judge(now_at(now), Family::Leader, 200, Some(&leader(seen)));
+            (
+                validity.stale_until.map(|old| old.unix_ms / 1_000),
+                validity.fresh_until.unix_ms / 1_000,
+            )
         };
-        let timing = |ttl, loop_wait| Timing { ttl, loop_wait, retry_timeout: 10 };
-        let mut lease = knowing(timing(60, 10));
+        let intervals = |ttl, loop_wait| Intervals { ttl, loop_wait, retry_timeout: 10 };
+        let mut lease = knowing(intervals(60, 10));
         until(&mut lease, 10_050.0, 10_050);
         assert_eq!(until(&mut lease, 10_064.9, 10_060), (Some(10_100), 10_120));
         assert_eq!(until(&mut lease, 10_065.0, 10_060), (None, 10_080), "read 75 s ago");
-        assert!(!lease.set_timing(now_at(10_070.0), timing(60, 10)), "no other ones");
+        assert!(!lease.set_intervals(now_at(10_070.0), intervals(60, 10)), "no other ones");
         assert_eq!(until(&mut lease, 10_071.0, 10_070), (Some(10_110), 10_130));
-        assert!(lease.set_timing(now_at(10_080.0), timing(120, 10)));
+        assert!(lease.set_intervals(now_at(10_080.0), intervals(120, 10)));
         assert_eq!(until(&mut lease, 10_090.0, 10_085), (Some(10_125), 10_145), "not yet");
-        assert!(lease.set_timing(now_at(10_100.0), timing(120, 70)));
+        assert!(lease.set_intervals(now_at(10_100.0), intervals(120, 70)));
         assert_eq!(until(&mut lease, 10_110.0, 10_105), (Some(10_145), 10_165), "shorter now");
-        lease.set_timing(now_at(10_170.0), timing(120, 70));
+        lease.set_intervals(now_at(10_170.0), intervals(120, 70));
         until(&mut lease, 10_214.0, 10_213); // the HA loop is not hanging
         assert_eq!(until(&mut lease, 10_219.9, 10_215), (Some(10_255), 10_275), "the first's");
         assert_eq!(until(&mut lease, 10_220.0, 10_216), (Some(10_256), 10_336));
         // the first's time is over when the third come, to the second
-        let mut lease = unseen(timing(20, 10));
-        lease.set_timing(now_at(10_000.0), timing(60, 10));
-        lease.set_timing(now_at(10_020.0), timing(90, 10));
-        assert_eq!(lease.bounds(now_at(10_021.0)), Some(timing(60, 10).bounds()));
+        let mut lease = unseen(intervals(20, 10));
+        lease.set_intervals(now_at(10_000.0), intervals(60, 10));
+        lease.set_intervals(now_at(10_020.0), intervals(90, 10));
+        assert_eq!(lease.bounds(now_at(10_021.0)), Some(intervals(60, 10).bounds()));
     }
 
     #[test]
@@ -704,8 +707,8 @@ mod tests {
             let seen = (jumped(10_002.0, by_ms).unix_ms / 1_000) - 3;
             let mut judge = |seconds: f64, seen: u64| {
                 let now = jumped(seconds, by_ms);
-                let terms = lease.judge(now, Family::Leader, 200, Some(&leader(seen)));
-                terms.old_until.map(|until| until.unix_ms / 1_000)
+                let validity = lease.judge(now, Family::Leader, 200, Some(&leader(seen)));
+                validity.stale_until.map(|until| until.unix_ms / 1_000)
             };
             assert_eq!(judge(10_002.0, seen), None);
             assert_eq!(judge(10_003.0, seen), None);
@@ -721,15 +724,15 @@ mod tests {
         let former = leader(9_999);
         let table = [
             (leader(10_005), false),
-            (NodeStatus { timeline: None, ..leader(1) }, false),
-            (NodeStatus { timeline: Some(3), ..leader(1) }, true),
-            (NodeStatus { role: "replica".into(), ..leader(1) }, true),
-            (NodeStatus { state: "stopping".into(), ..leader(1) }, true),
+            (NodeReport { timeline: None, ..leader(1) }, false),
+            (NodeReport { timeline: Some(3), ..leader(1) }, true),
+            (NodeReport { role: "replica".into(), ..leader(1) }, true),
+            (NodeReport { state: "stopping".into(), ..leader(1) }, true),
         ];
         for (status, contradicts) in table {
             assert_eq!(status.contradicts(&former), contradicts, "{status:?}");
         }
-        let starting = NodeStatus { state: "starting".into(), ..leader(1) };
+        let starting = NodeReport { state: "starting".into(), ..leader(1) };
         assert!(!former.contradicts(&starting), "what was not running was not promised");
     }
 }

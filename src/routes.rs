@@ -49,7 +49,7 @@ impl Route {
 
 impl Family {
     /// Is the body of a GET the node's status in JSON?
-    pub fn has_node_status(self) -> bool {
+    pub fn has_node_report(self) -> bool {
         matches!(self, Family::Leader | Family::Replica | Family::Health | Family::Status)
     }
 

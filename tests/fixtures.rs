@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use patroniglue::answer::Answer;
 use patroniglue::failure::Failure;
-use patroniglue::fetch::{Fetch, Subject};
-use patroniglue::lease::{NodeStatus, Timing};
+use patroniglue::fetch::{Fetch, Purpose};
+use patroniglue::lease::{Intervals, NodeReport};
 use patroniglue::time::Time;
 
 fn folder() -> PathBuf {
@@ -19,7 +19,7 @@ fn bytes_of(name: &str) -> Vec<u8> {
 
 fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
     let request = b"GET".as_slice().into();
-    let mut fetch = Fetch::new(Time::ZERO, Subject::Timing, request, Time::from_ms(3_000));
+    let mut fetch = Fetch::new(Time::ZERO, Purpose::Intervals, request, Time::from_ms(3_000));
     fetch.connect(Time::ZERO);
     fetch.connected();
     fetch.sent(3);
@@ -73,7 +73,7 @@ fn nodes_say_what_they_are() {
     ];
     for (name, state, role, pause) in table {
         let answer = fetched(&bytes_of(name), usize::MAX).expect(name);
-        let status = NodeStatus::from_json(&answer.body).expect(name);
+        let status = NodeReport::from_json(&answer.body).expect(name);
         assert_eq!((status.state.as_str(), status.pause), (state, pause), "{name}");
         assert!(role.is_empty() || status.role == role, "{name}: {}", status.role);
         assert!(status.dcs_last_seen.is_some_and(|seen| seen > 1_700_000_000), "{name}");
@@ -83,6 +83,6 @@ fn nodes_say_what_they_are() {
 #[test]
 fn patroni_tells_its_intervals() {
     let answer = fetched(&bytes_of("leader.GET_config.http"), usize::MAX).expect("an answer");
-    let timing = Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 };
-    assert_eq!(Timing::from_json(&answer.body), Some(timing));
+    let intervals = Intervals { ttl: 30, loop_wait: 10, retry_timeout: 10 };
+    assert_eq!(Intervals::from_json(&answer.body), Some(intervals));
 }

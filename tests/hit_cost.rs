@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use common::standin::{StandIn, at_once, primary};
 use common::strace::{name_of_call, trace};
 use common::{Glue, read_response, read_to_end};
-use patroniglue::cache::Limits;
+use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Action, Engine, Settings};
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
@@ -81,7 +81,7 @@ fn feed(engine: &mut Engine, at: Now) {
 
 #[test]
 fn a_hit_allocates_nothing_and_arms_nothing() {
-    let limits = Limits { ttl_ms: 60_000, grace_ms: 0, variants_max: 64 };
+    let limits = CacheSettings { ttl_ms: 60_000, grace_ms: 0, variants_max: 64 };
     let mut engine = Engine::new(Settings {
         limits,
         interval_ms: 60_000,

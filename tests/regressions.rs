@@ -1,6 +1,6 @@
 //! What the simulator and mutants found, each as a small story of its own.
 
-use patroniglue::cache::Limits;
+use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Action, Engine, Settings};
 use patroniglue::failure::Failure;
 use patroniglue::slots::ConnId;
@@ -14,11 +14,11 @@ struct Story {
 }
 
 impl Story {
-    fn new(limits: Limits) -> Story {
+    fn new(limits: CacheSettings) -> Story {
         Story::of_many(limits, 10)
     }
 
-    fn of_many(limits: Limits, clients_max: usize) -> Story {
+    fn of_many(limits: CacheSettings, clients_max: usize) -> Story {
         let engine = Engine::new(Settings {
             limits,
             interval_ms: 250,
@@ -90,7 +90,7 @@ impl Story {
     }
 }
 
-const LIMITS: Limits = Limits { ttl_ms: 1_000, grace_ms: 0, variants_max: 64 };
+const LIMITS: CacheSettings = CacheSettings { ttl_ms: 1_000, grace_ms: 0, variants_max: 64 };
 
 /// A kept client whose answer was being sent when the daemon was told to end stayed, idle, until
 /// the five seconds were over, and the daemon with it.
@@ -130,7 +130,7 @@ fn the_end_leaves_its_five_seconds_after_a_long_sleep_too() {
 /// nothing was due yet, and steady clients had to wait after all.
 #[test]
 fn a_route_with_a_long_ttl_is_fetched_ahead_too() {
-    let mut story = Story::new(Limits { ttl_ms: 60_000, ..LIMITS });
+    let mut story = Story::new(CacheSettings { ttl_ms: 60_000, ..LIMITS });
     story.client(b"GET /liveness HTTP/1.0\r\n\r\n");
     let actions = story.actions();
     let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
@@ -275,5 +275,5 @@ fn a_second_of_the_former_clock_is_no_bound_of_the_lease() {
     }
 }
 
-const GRACE: Limits = Limits { grace_ms: 20_000, ..LIMITS };
+const GRACE: CacheSettings = CacheSettings { grace_ms: 20_000, ..LIMITS };
 const INTERVALS: &str = r#"{"ttl": 30, "loop_wait": 10, "retry_timeout": 10}"#;

@@ -3,13 +3,13 @@
 
 use libfuzzer_sys::fuzz_target;
 use patroniglue::failure::Failure;
-use patroniglue::cache::Limits;
+use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Action, Engine, Settings};
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
 fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
-    let limits = Limits { ttl_ms: 1_000, grace_ms: 2_000, variants_max: 2 };
+    let limits = CacheSettings { ttl_ms: 1_000, grace_ms: 2_000, variants_max: 2 };
     let mut engine = Engine::new(Settings {
         limits,
         interval_ms: 250,

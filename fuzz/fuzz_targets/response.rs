@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use patroniglue::answer::{Answer, Form, Handling, Rendered};
+use patroniglue::answer::{Answer, Form, CacheStatus, Rendered};
 use patroniglue::failure::Failure;
-use patroniglue::fetch::{Fetch, Subject};
+use patroniglue::fetch::{Fetch, Purpose};
 use patroniglue::http::{Method, Persistence, RESPONSE_BODY_BYTES_MAX};
 use patroniglue::time::{Now, Time};
 
@@ -19,7 +19,7 @@ fuzz_target!(|input: (u8, &[u8])| {
         assert!(answer.body.len() <= RESPONSE_BODY_BYTES_MAX);
         // what a client gets of it is understood as the same answer
         let form =
-            Form { method: Method::Get, persistence: Persistence::Close, handling: Handling::Hit };
+            Form { method: Method::Get, persistence: Persistence::Close, cache_status: CacheStatus::Hit };
         let now = Now { time: Time::ZERO, unix_ms: 1_700_000_000_000 };
         let given_on = Rendered::new(answer.clone()).form(now, form);
         assert_eq!(fetched(&given_on, given_on.len()), Ok(answer));
@@ -28,7 +28,7 @@ fuzz_target!(|input: (u8, &[u8])| {
 
 fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
     let mut fetch =
-        Fetch::new(Time::ZERO, Subject::Timing, b"GET"[..].into(), Time::from_ms(1_000));
+        Fetch::new(Time::ZERO, Purpose::Intervals, b"GET"[..].into(), Time::from_ms(1_000));
     fetch.connect(Time::ZERO);
     fetch.connected();
     fetch.sent(3);

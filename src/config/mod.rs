@@ -11,7 +11,7 @@ use core::net::Ipv6Addr;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 
 use self::scalar::{FromScalar, Given, Place, Scalar, ScalarVisitor};
-use crate::cache::Limits;
+use crate::cache::CacheSettings;
 use crate::engine::Settings;
 use crate::logformat::LogFormat;
 
@@ -149,7 +149,7 @@ impl Config {
     /// What the engine has to know of it.
     pub fn settings(&self, clients_max: usize, records: bool) -> Settings {
         Settings {
-            limits: Limits {
+            limits: CacheSettings {
                 ttl_ms: self.cache.ttl_ms,
                 grace_ms: self.cache.grace_ms,
                 variants_max: self.cache.entries,

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::{Asked, Connection, Engine, Peer, Record};
-use crate::answer::{Form, Handling};
+use crate::answer::{CacheStatus, Form};
 use crate::cache::{EntryId, Lookup};
 use crate::engine::Action;
 use crate::frontend::{Frontend, Request, Step};
@@ -48,11 +48,11 @@ impl Engine {
         self.observe_clock(now);
         match self.cache.lookup(now, entry) {
             Lookup::Fresh => {
-                self.answer(now, id, entry, Handling::Hit);
+                self.answer(now, id, entry, CacheStatus::Hit);
                 self.refresh(now, entry);
             }
-            Lookup::Old => self.answer(now, id, entry, Handling::Old),
-            Lookup::Failing => self.answer(now, id, entry, Handling::FailedHit),
+            Lookup::Stale => self.answer(now, id, entry, CacheStatus::Stale),
+            Lookup::Failing => self.answer(now, id, entry, CacheStatus::FailedHit),
             Lookup::Fetching => self.cache.wait(entry, id),
             Lookup::Absent => {
                 self.begin_fetch(now, entry);
@@ -86,22 +86,28 @@ impl Engine {
     }
 
     /// Gives a client the entry's answer. A waiter that has gone is no error.
-    pub(super) fn answer(&mut self, now: Now, id: ConnId, entry: EntryId, handling: Handling) {
+    pub(super) fn answer(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        entry: EntryId,
+        cache_status: CacheStatus,
+    ) {
         if self.is_drained(self.cache.route(entry)) {
             return self.answer_own(now, id, Own::DRAINING); // it waits since before
         }
         let Some((_, Request { method, persistence })) = self.waiting_client(id) else { return };
-        let form = Form { method, persistence, handling };
-        let rendered = match handling {
-            Handling::Failed | Handling::FailedHit => self.cache.failure(entry),
+        let form = Form { method, persistence, cache_status };
+        let rendered = match cache_status {
+            CacheStatus::Failed | CacheStatus::FailedHit => self.cache.failure(entry),
             _ => self.cache.answer(entry),
         };
         let rendered = rendered.expect("an answer in memory");
         let (status, asked_at) = (rendered.answer().status, rendered.answer().asked_at);
         let bytes = rendered.form(now, form);
-        if handling == Handling::Old {
+        if cache_status == CacheStatus::Stale {
             let age_ms = now.time.ms_since(asked_at);
-            self.journal.served_old(now.time, self.cache.target(entry), age_ms);
+            self.journal.served_stale(now.time, self.cache.target(entry), age_ms);
         }
         if let Some((frontend, _)) = self.waiting_client(id) {
             frontend.answer(now.time, bytes);

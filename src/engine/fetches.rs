@@ -2,12 +2,12 @@
 
 use super::clients::JSON;
 use super::{Action, Connection, Engine, Peer, Timer};
-use crate::answer::{Answer, Handling};
+use crate::answer::{Answer, CacheStatus};
 use crate::cache::{EntryId, PATIENCE_MS, Retry};
 use crate::failure::Failure;
-use crate::fetch::{Fetch, Outcome, Subject};
+use crate::fetch::{Fetch, Outcome, Purpose};
 use crate::http::write::{error_json, request};
-use crate::lease::{Lease, NodeStatus, Timing};
+use crate::lease::{Intervals, Lease, NodeReport};
 use crate::routes::Family;
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
@@ -30,28 +30,28 @@ impl Engine {
         // without grace as well: a reload may bring it
         self.wheel.schedule(now.time.plus_ms(PATIENCE_MS), Timer::Patience(entry));
         let deadline = now.time.plus_ms(self.settings.timeout_ms);
-        self.queue_fetch(now, Subject::Entry(entry), deadline);
+        self.queue_fetch(now, Purpose::Entry(entry), deadline);
         self.dispatch(now);
     }
 
     /// Reads Patroni's own intervals, unless that is under way or not due.
-    pub(super) fn read_timing(&mut self, now: Now) {
-        if now.time < self.timing_due_at || self.finishing {
+    pub(super) fn fetch_intervals(&mut self, now: Now) {
+        if now.time < self.intervals_due_at || self.finishing {
             return;
         }
-        self.timing_due_at = Time::NEVER; // until this fetch has ended
+        self.intervals_due_at = Time::NEVER; // until this fetch has ended
         let deadline = now.time.plus_ms(self.settings.timeout_ms);
-        self.queue_fetch(now, Subject::Timing, deadline);
+        self.queue_fetch(now, Purpose::Intervals, deadline);
         self.dispatch(now);
     }
 
-    fn queue_fetch(&mut self, now: Now, subject: Subject, deadline: Time) {
-        let target = match subject {
-            Subject::Entry(entry) => self.cache.target(entry),
-            Subject::Timing => TIMING_TARGET,
+    fn queue_fetch(&mut self, now: Now, purpose: Purpose, deadline: Time) {
+        let target = match purpose {
+            Purpose::Entry(entry) => self.cache.target(entry),
+            Purpose::Intervals => INTERVALS_TARGET,
         };
         let request = request(target, &self.settings.host);
-        let fetch = Fetch::new(now.time, subject, request, deadline);
+        let fetch = Fetch::new(now.time, purpose, request, deadline);
         let peer = Peer::Patroni(Box::new(fetch));
         let id = self.connections.insert(Connection { peer, scheduled: Time::NEVER });
         self.queue.push_back(id);
@@ -65,8 +65,8 @@ impl Engine {
             let Some(id) = self.queue.remove(at) else { return };
             let Some(fetch) = self.fetch(id) else { continue };
             fetch.connect(now.time);
-            let subject = fetch.subject();
-            if self.reads_dcs(subject) {
+            let purpose = fetch.purpose();
+            if self.reads_dcs(purpose) {
                 self.lease.read_begun(now, id);
             }
             self.fetching += 1;
@@ -86,19 +86,19 @@ impl Engine {
 
     fn is_plain(&self, id: ConnId) -> bool {
         match self.connections.get(id).map(|connection| &connection.peer) {
-            Some(Peer::Patroni(fetch)) => match fetch.subject() {
-                Subject::Entry(entry) => !self.cache.route(entry).has_parameters,
-                Subject::Timing => true,
+            Some(Peer::Patroni(fetch)) => match fetch.purpose() {
+                Purpose::Entry(entry) => !self.cache.route(entry).has_parameters,
+                Purpose::Intervals => true,
             },
             _ => false,
         }
     }
 
     /// Does Patroni read the DCS for this, and so move `dcs_last_seen` without renewing a lease?
-    fn reads_dcs(&self, subject: Subject) -> bool {
-        match subject {
-            Subject::Entry(entry) => self.cache.route(entry).family() == Family::Topology,
-            Subject::Timing => true,
+    fn reads_dcs(&self, purpose: Purpose) -> bool {
+        match purpose {
+            Purpose::Entry(entry) => self.cache.route(entry).family() == Family::Topology,
+            Purpose::Intervals => true,
         }
     }
 
@@ -110,10 +110,10 @@ impl Engine {
             return;
         };
         self.leave_queue_or_end(now, id, Some(&outcome));
-        match (fetch.subject(), outcome) {
-            (Subject::Entry(entry), Ok(answer)) => self.fill(now, entry, answer),
-            (Subject::Entry(entry), Err(failure)) => self.fail(now, entry, &fetch, failure),
-            (Subject::Timing, outcome) => self.timing_read(now, outcome),
+        match (fetch.purpose(), outcome) {
+            (Purpose::Entry(entry), Ok(answer)) => self.fill(now, entry, answer),
+            (Purpose::Entry(entry), Err(failure)) => self.fail(now, entry, &fetch, failure),
+            (Purpose::Intervals, outcome) => self.intervals_fetched(now, outcome),
         }
         self.dispatch(now);
     }
@@ -139,18 +139,18 @@ impl Engine {
         self.actions.push_back(Action::Close(id));
     }
 
-    fn timing_read(&mut self, now: Now, outcome: Result<Answer, Failure>) {
-        let timing = match &outcome {
-            Ok(answer) if answer.status == 200 => Timing::from_json(&answer.body),
+    fn intervals_fetched(&mut self, now: Now, outcome: Result<Answer, Failure>) {
+        let intervals = match &outcome {
+            Ok(answer) if answer.status == 200 => Intervals::from_json(&answer.body),
             _ => None,
         };
         if let Err(failure) = outcome {
-            self.journal.failed(now.time, TIMING_TARGET, failure);
-            self.forbid_old_unless_silent(now, failure);
+            self.journal.failed(now.time, INTERVALS_TARGET, failure);
+            self.forbid_stale_unless_silent(now, failure);
         }
-        let pause_ms = if timing.is_some() { TIMING_MS } else { TIMING_RETRY_MS };
-        self.timing_due_at = now.time.plus_ms(pause_ms);
-        if timing.is_some_and(|timing| self.lease.set_timing(now, timing)) {
+        let pause_ms = if intervals.is_some() { INTERVALS_MS } else { INTERVALS_RETRY_MS };
+        self.intervals_due_at = now.time.plus_ms(pause_ms);
+        if intervals.is_some_and(|intervals| self.lease.set_intervals(now, intervals)) {
             self.cache.forget_leaders();
         }
     }
@@ -159,24 +159,24 @@ impl Engine {
         self.journal.answered(self.cache.target(entry));
         self.observe_clock(now);
         let family = self.cache.route(entry).family();
-        let status = family.has_node_status().then(|| NodeStatus::from_json(&answer.body));
+        let status = family.has_node_report().then(|| NodeReport::from_json(&answer.body));
         let status = status.flatten();
-        let terms = self.lease.judge(now, family, answer.status, status.as_ref());
+        let validity = self.lease.judge(now, family, answer.status, status.as_ref());
         let led = self.cache.answer(entry).is_some_and(|former| former.answer().status == 200);
         let stepped_down = family == Family::Leader && led && answer.status != 200;
         if stepped_down || status.as_ref().is_some_and(|status| !status.is_under_lease()) {
             // whichever route says it
-            self.cache.forbid_old_leaders();
+            self.cache.forbid_stale_leaders();
         }
-        let waiters = self.cache.fill(entry, answer, terms);
+        let waiters = self.cache.fill(entry, answer, validity);
         if let Some(status) = status {
             self.journal.status(&status);
             self.compare(now, entry, status);
         }
         if family == Family::Leader && self.started {
-            self.read_timing(now);
+            self.fetch_intervals(now);
         }
-        self.answer_waiters(now, entry, waiters, [Handling::Miss, Handling::Collapsed]);
+        self.answer_waiters(now, entry, waiters, [CacheStatus::Miss, CacheStatus::Collapsed]);
         self.schedule_sweep(now.time);
         if let Some(at) = self.cache.refresh_at(entry) {
             self.wheel.schedule(at, Timer::Refresh(entry));
@@ -185,20 +185,20 @@ impl Engine {
 
     /// No contradiction: what was asked before this answer had come, and says otherwise or may
     /// do so, is not served any more, and who waits for it waits for another fetch.
-    fn compare(&mut self, now: Now, entry: EntryId, status: NodeStatus) {
+    fn compare(&mut self, now: Now, entry: EntryId, status: NodeReport) {
         let Some(former) = self.status.replace(status.clone()) else { return };
         if !status.contradicts(&former) {
             // an answer without a timeline does not say that there is none
             let timeline = status.timeline.or(former.timeline);
-            self.status = Some(NodeStatus { timeline, ..status });
+            self.status = Some(NodeReport { timeline, ..status });
             return;
         }
         self.cache.forget_others(entry);
-        if self.timing_due_at != Time::NEVER {
-            self.timing_due_at = now.time;
+        if self.intervals_due_at != Time::NEVER {
+            self.intervals_due_at = now.time;
         }
         self.restart(now, |fetch| {
-            !fetch.is_queued() && matches!(fetch.subject(), Subject::Entry(_))
+            !fetch.is_queued() && matches!(fetch.purpose(), Purpose::Entry(_))
         });
     }
 
@@ -207,8 +207,8 @@ impl Engine {
         self.cache.forget_all();
         (self.status, self.lease) = (None, Lease::default());
         self.restart(now, |_| true);
-        if self.timing_due_at != Time::NEVER {
-            self.timing_due_at = now.time;
+        if self.intervals_due_at != Time::NEVER {
+            self.intervals_due_at = now.time;
         }
     }
 
@@ -216,12 +216,12 @@ impl Engine {
     fn restart(&mut self, now: Now, which: impl Fn(&Fetch) -> bool) {
         let fetches = self.connections.iter().filter_map(|(id, connection)| {
             let Peer::Patroni(fetch) = &connection.peer else { return None };
-            which(fetch).then(|| (id, fetch.subject(), fetch.deadline()))
+            which(fetch).then(|| (id, fetch.purpose(), fetch.deadline()))
         });
-        for (id, subject, deadline) in fetches.collect::<Vec<_>>() {
+        for (id, purpose, deadline) in fetches.collect::<Vec<_>>() {
             self.connections.remove(id);
             self.leave_queue_or_end(now, id, None);
-            self.queue_fetch(now, subject, deadline);
+            self.queue_fetch(now, purpose, deadline);
         }
     }
 
@@ -233,27 +233,27 @@ impl Engine {
             body: error_json(&failure.to_string()).into_bytes().into(),
             asked_at: fetch.asked_at(),
         };
-        self.forbid_old_unless_silent(now, failure);
+        self.forbid_stale_unless_silent(now, failure);
         let waiters = self.cache.fail(entry, answer, failure.is_silence());
         // with a timeout shorter than a client's patience
-        let may_be_old = failure.is_silence() && self.cache.may_serve_old(now, entry);
-        let handling = if may_be_old { Handling::Old } else { Handling::Failed };
-        self.answer_waiters(now, entry, waiters, [handling, handling]);
+        let may_be_stale = failure.is_silence() && self.cache.may_serve_stale(now, entry);
+        let cache_status = if may_be_stale { CacheStatus::Stale } else { CacheStatus::Failed };
+        self.answer_waiters(now, entry, waiters, [cache_status, cache_status]);
         self.retry(now, entry);
     }
 
     /// A Patroni that refuses or resets is gone, not frozen: nothing it said before is worth
     /// anything.
-    fn forbid_old_unless_silent(&mut self, now: Now, failure: Failure) {
+    fn forbid_stale_unless_silent(&mut self, now: Now, failure: Failure) {
         if !failure.is_silence() {
-            self.cache.forbid_old(now.time);
+            self.cache.forbid_stale(now.time);
         }
     }
 
     /// A wall clock that jumped makes every lease uncertain.
     pub(super) fn observe_clock(&mut self, now: Now) {
         if self.lease.observe(now) {
-            self.cache.forbid_old(now.time);
+            self.cache.forbid_stale(now.time);
         }
     }
 
@@ -262,7 +262,7 @@ impl Engine {
         now: Now,
         entry: EntryId,
         waiters: Vec<ConnId>,
-        [first, other]: [Handling; 2],
+        [first, other]: [CacheStatus; 2],
     ) {
         for (at, id) in waiters.into_iter().enumerate() {
             if self.connections.get(id).is_some() {
@@ -276,7 +276,7 @@ impl Engine {
     /// Those who waited long enough get the old answer, if it may be served.
     pub(super) fn release(&mut self, now: Now, entry: EntryId) {
         let waiters = self.cache.release(now, entry);
-        self.answer_waiters(now, entry, waiters, [Handling::Old, Handling::Old]);
+        self.answer_waiters(now, entry, waiters, [CacheStatus::Stale, CacheStatus::Stale]);
     }
 
     /// Fetches a failing entry again if that is due.
@@ -298,8 +298,8 @@ impl Engine {
 }
 
 /// Where Patroni tells its intervals.
-const TIMING_TARGET: &str = "/config";
+const INTERVALS_TARGET: &str = "/config";
 /// They are read again after so long, or when they could not be read, as long as a leader's
 /// route is asked for.
-const TIMING_MS: u64 = 60_000;
-const TIMING_RETRY_MS: u64 = 5_000;
+const INTERVALS_MS: u64 = 60_000;
+const INTERVALS_RETRY_MS: u64 = 5_000;

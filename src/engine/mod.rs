@@ -10,13 +10,13 @@ mod fetches;
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::cache::{Cache, EntryId, Limits};
+use crate::cache::{Cache, CacheSettings, EntryId};
 use crate::failure::Failure;
 use crate::fetch::Fetch;
 use crate::frontend::Frontend;
 use crate::http::Method;
 use crate::journal::Journal;
-use crate::lease::{Lease, NodeStatus};
+use crate::lease::{Lease, NodeReport};
 use crate::slots::{ConnId, Slots};
 use crate::time::{Now, Time};
 use crate::wheel::Wheel;
@@ -40,9 +40,9 @@ pub struct Engine {
     journal: Journal,
     lease: Lease,
     /// What the node said of itself last.
-    status: Option<NodeStatus>,
+    status: Option<NodeReport>,
     /// When Patroni's intervals are to be read again; never, while that is under way.
-    timing_due_at: Time,
+    intervals_due_at: Time,
     /// The target that was asked for last, and what Patroni would be asked for it; kept so that
     /// a hit allocates nothing.
     target: String,
@@ -63,7 +63,7 @@ pub struct Engine {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The cache's own.
-    pub limits: Limits,
+    pub limits: CacheSettings,
     /// Milliseconds between sweeps.
     pub interval_ms: u64,
     /// Milliseconds for a whole fetch, queueing included.
@@ -170,7 +170,7 @@ impl Engine {
             journal: Journal::default(),
             lease: Lease::default(),
             status: None,
-            timing_due_at: Time::ZERO,
+            intervals_due_at: Time::ZERO,
             target: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             canonical: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             idlest: Vec::new(),
@@ -190,7 +190,7 @@ impl Engine {
     /// answer is served old, and again every now and then.
     pub fn start(&mut self, now: Now) {
         self.started = true;
-        self.read_timing(now);
+        self.fetch_intervals(now);
     }
 
     /// A client came. `None`: there is no room, and nobody to make it.
@@ -313,7 +313,7 @@ impl Engine {
     /// Other settings from now on. What is under way ends under the former ones, unless Patroni is
     /// another one: then nothing counts that the former said, or was asked.
     pub fn configure(&mut self, now: Now, settings: Settings) {
-        self.cache.set_limits(settings.limits);
+        self.cache.configure(settings.limits);
         let former = std::mem::replace(&mut self.settings, settings);
         if former.host != self.settings.host {
             self.forget_patroni(now);
@@ -328,11 +328,11 @@ impl Engine {
     }
 
     /// The end: no more clients; who is idle goes now, the others with their answers, and what
-    /// is left [`FINISH_MS_MAX`] from now goes then.
+    /// is left [`SHUTDOWN_MS_MAX`] from now goes then.
     pub fn finish(&mut self, now: Now) {
         self.finishing = true;
         self.close_clients(|frontend| frontend.is_idle());
-        self.wheel.schedule(now.time.plus_ms(FINISH_MS_MAX), Timer::Finish);
+        self.wheel.schedule(now.time.plus_ms(SHUTDOWN_MS_MAX), Timer::Finish);
     }
 
     // ---- out: what to do
@@ -486,4 +486,4 @@ impl Connection {
 }
 
 /// After [`Engine::finish`], what is in flight has so long.
-pub const FINISH_MS_MAX: u64 = 5_000;
+pub const SHUTDOWN_MS_MAX: u64 = 5_000;

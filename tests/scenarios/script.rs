@@ -42,7 +42,7 @@
 //! nothing happens
 //! ```
 
-use patroniglue::cache::Limits;
+use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Counts, Settings};
 use patroniglue::failure::Failure;
 
@@ -177,7 +177,7 @@ pub fn count(counts: &Counts, name: &str) -> Option<usize> {
 /// A story without lines, with the defaults of the configuration.
 fn story(file: &str, title: &str) -> Story {
     let settings = Settings {
-        limits: Limits { ttl_ms: 1_000, variants_max: 64, grace_ms: 0 },
+        limits: CacheSettings { ttl_ms: 1_000, variants_max: 64, grace_ms: 0 },
         interval_ms: 250,
         timeout_ms: 3_000,
         fetches_max: 3,

@@ -6,7 +6,7 @@ use patroniglue::engine::Settings;
 use patroniglue::failure::Failure;
 
 use super::client::{Answer, is_health, is_leader_family, is_replica_family};
-use super::patroni::{Clock, Node, Patroni, Said, Timing};
+use super::patroni::{Clock, Intervals, Node, Patroni, Said};
 
 pub type Outcome = Result<(), String>;
 
@@ -18,7 +18,7 @@ pub struct Memory {
     /// Nothing that was asked up to here may be served old.
     old_forbidden_ms: Option<u64>,
     /// Patroni's intervals, as they were read last, and when.
-    timing: Option<(Timing, u64)>,
+    intervals: Option<(Intervals, u64)>,
     former: Option<Node>,
     pub contradicted_step: u64,
     /// An answer of whatever route said that the leader's word rests on no lease.
@@ -43,7 +43,7 @@ pub struct Brought {
     pub done: Clock,
     pub done_step: u64,
     /// The intervals known when it came.
-    pub timing: Option<Timing>,
+    pub intervals: Option<Intervals>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ impl Memory {
             targets: BTreeMap::new(),
             anonymous: Vec::new(),
             old_forbidden_ms: None,
-            timing: None,
+            intervals: None,
             former: None,
             contradicted_step: 0,
             lapsed_step: 0,
@@ -87,12 +87,12 @@ impl Memory {
     pub fn fetched(&mut self, mut brought: Brought) -> bool {
         let ms = brought.done.ms;
         if brought.said.target == "/config" {
-            let timing = brought.said.timing.filter(|_| brought.said.status == 200);
-            self.timing = timing.map(|timing| (timing, ms)).or(self.timing);
+            let intervals = brought.said.intervals.filter(|_| brought.said.status == 200);
+            self.intervals = intervals.map(|intervals| (intervals, ms)).or(self.intervals);
             return false;
         }
-        let known = self.timing.filter(|(_, read_ms)| ms - read_ms < TIMING_MS_MAX);
-        brought.timing = known.map(|(timing, _)| timing);
+        let known = self.intervals.filter(|(_, read_ms)| ms - read_ms < INTERVALS_MS_MAX);
+        brought.intervals = known.map(|(intervals, _)| intervals);
         let step = brought.done_step;
         let mut contradicts = false;
         if let Some(node) = brought.said.node.clone() {
@@ -119,7 +119,7 @@ impl Memory {
     pub fn failed(&mut self, target: Option<&str>, failed: Failed) {
         let why = failed.why;
         if why != Failure::TimedOut {
-            self.forbid_old(failed.ms);
+            self.forbid_stale(failed.ms);
         }
         match target {
             Some(target) => {
@@ -135,7 +135,7 @@ impl Memory {
     }
 
     /// Patroni was gone, or the wall clock jumped.
-    pub fn forbid_old(&mut self, ms: u64) {
+    pub fn forbid_stale(&mut self, ms: u64) {
         self.old_forbidden_ms = Some(ms);
     }
 
@@ -280,7 +280,7 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool, lapsed_step:
         let left_ms = until_unix_ms.saturating_sub(brought.done.unix_ms);
         clock.unix_ms >= until_unix_ms || clock.ms >= brought.done.ms + left_ms
     };
-    let ttl_ms = brought.timing.map_or(20, |timing| timing.ttl) * 1_000;
+    let ttl_ms = brought.intervals.map_or(20, |intervals| intervals.ttl) * 1_000;
     let seen = seen.filter(|seen| seen * 1_000 <= brought.done.unix_ms);
     match seen {
         None if clock.ms >= brought.done.ms + 1_000 => {
@@ -299,7 +299,8 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool, lapsed_step:
     if !is_old {
         return Ok(());
     }
-    let (Some(seen), Some(timing), Some(node)) = (seen, brought.timing, &brought.said.node) else {
+    let (Some(seen), Some(intervals), Some(node)) = (seen, brought.intervals, &brought.said.node)
+    else {
         return Err("promise 3: old, with nothing known of the lease".into());
     };
     if node.flags != [false; 3] || node.state != "running" {
@@ -308,12 +309,12 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool, lapsed_step:
     if lapsed_step > brought.done_step {
         return Err("promise 3: old, although the node says elsewhere that it has no lease".into());
     }
-    let sure = timing.ttl - timing.loop_wait - timing.retry_timeout;
+    let sure = intervals.ttl - intervals.loop_wait - intervals.retry_timeout;
     if over((seen + sure) * 1_000) {
         return Err("promise 3: D is over".into());
     }
     let patroni = given.patroni;
-    let read_since = patroni.lowered_ms.is_none_or(|ms| brought.done.ms > ms + TIMING_MS_MAX);
+    let read_since = patroni.lowered_ms.is_none_or(|ms| brought.done.ms > ms + INTERVALS_MS_MAX);
     if read_since && patroni.is_split(clock.ms) {
         return Err("promise 3: the lease is over, and the old primary takes writes".into());
     }
@@ -331,4 +332,4 @@ fn contradict(former: &Node, node: &Node) -> bool {
 /// A little less than a failure is remembered without being asked for.
 const WANTED_MS: u64 = 9_000;
 /// After so long an answer is judged by the present intervals, or by none.
-const TIMING_MS_MAX: u64 = 75_000;
+const INTERVALS_MS_MAX: u64 = 75_000;

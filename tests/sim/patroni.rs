@@ -41,15 +41,16 @@ pub enum Freeze {
 
 /// Patroni's intervals, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct Intervals {
     pub ttl: u64,
     pub loop_wait: u64,
     pub retry_timeout: u64,
 }
 
-impl Timing {
-    fn promises_less(self, former: Timing) -> bool {
-        let sure = |timing: Timing| timing.ttl - timing.loop_wait - timing.retry_timeout;
+impl Intervals {
+    fn promises_less(self, former: Intervals) -> bool {
+        let sure =
+            |intervals: Intervals| intervals.ttl - intervals.loop_wait - intervals.retry_timeout;
         self.ttl < former.ttl || sure(self) < sure(former)
     }
 }
@@ -73,7 +74,7 @@ pub struct Said {
     pub content_type: Option<&'static str>,
     pub body: Vec<u8>,
     pub node: Option<Node>,
-    pub timing: Option<Timing>,
+    pub intervals: Option<Intervals>,
     /// What the HA loop itself saw of the DCS last.
     pub loop_seen: u64,
 }
@@ -85,7 +86,7 @@ impl Node {
 }
 
 pub struct Patroni {
-    pub timing: Timing,
+    pub intervals: Intervals,
     /// When intervals came that promise less than those before.
     pub lowered_ms: Option<u64>,
     we_hold: bool,
@@ -111,13 +112,13 @@ pub struct Patroni {
 impl Patroni {
     pub fn new(random: &mut Random, clock: Clock) -> Patroni {
         let leads = random.chance(800);
-        let timing = random.pick(&TIMINGS);
-        let lease_ms = timing.ttl * 1_000;
+        let intervals = random.pick(&TIMINGS);
+        let lease_ms = intervals.ttl * 1_000;
         // perhaps its HA loop has hung for some time when all begins
         let hung_ms = if random.chance(300) { random.below(lease_ms) } else { 0 };
         let seen = (clock.unix_ms - hung_ms) / 1_000;
         let mut patroni = Patroni {
-            timing,
+            intervals,
             lowered_ms: None,
             we_hold: leads,
             lease_until_ms: clock.ms + lease_ms - hung_ms,
@@ -137,7 +138,7 @@ impl Patroni {
             serial: random.below(500),
             todo: Vec::new(),
         };
-        patroni.later(clock, random.below(timing.loop_wait * 1_000), Happening::Cycle);
+        patroni.later(clock, random.below(intervals.loop_wait * 1_000), Happening::Cycle);
         patroni.todo.push((patroni.lease_until_ms, Happening::LeaseEnd));
         patroni
     }
@@ -186,8 +187,8 @@ impl Patroni {
                 self.flags = if self.flags == none { some } else { none };
             }
             Happening::Retime => {
-                let former = std::mem::replace(&mut self.timing, random.pick(&TIMINGS));
-                if self.timing.promises_less(former) {
+                let former = std::mem::replace(&mut self.intervals, random.pick(&TIMINGS));
+                if self.intervals.promises_less(former) {
                     self.lowered_ms = Some(clock.ms);
                 } else if faults.about_the_lease && random.chance(500) {
                     self.freeze_the_wait(clock, random);
@@ -218,7 +219,7 @@ impl Patroni {
 
     fn dcs_delay(&self, random: &mut Random, faults: &Faults) -> u64 {
         let slow = faults.hit(random, Fault::DcsSlow);
-        let most_ms = if slow { self.timing.retry_timeout * 1_000 } else { 20 };
+        let most_ms = if slow { self.intervals.retry_timeout * 1_000 } else { 20 };
         if slow && random.chance(300) { most_ms } else { random.between(0, most_ms) }
     }
 
@@ -243,7 +244,7 @@ impl Patroni {
     /// A loop that hangs while it waits goes on with a read, and may hang again behind that.
     fn freeze_the_wait(&mut self, clock: Clock, random: &mut Random) {
         self.later(clock, 1, Happening::Freeze(Freeze::Loop));
-        let lasting_ms = random.between(self.timing.loop_wait, self.timing.ttl) * 1_000;
+        let lasting_ms = random.between(self.intervals.loop_wait, self.intervals.ttl) * 1_000;
         self.later(clock, lasting_ms, Happening::Thaw(Freeze::Loop));
     }
 
@@ -263,12 +264,12 @@ impl Patroni {
     }
 
     fn next_cycle(&mut self, clock: Clock) {
-        let next_ms = (self.cycle_ms + self.timing.loop_wait * 1_000).max(clock.ms);
+        let next_ms = (self.cycle_ms + self.intervals.loop_wait * 1_000).max(clock.ms);
         self.todo.push((next_ms, Happening::Cycle));
     }
 
     fn hold(&mut self, clock: Clock) {
-        let lease_ms = self.timing.ttl * 1_000;
+        let lease_ms = self.intervals.ttl * 1_000;
         self.we_hold = true;
         self.lease_until_ms = clock.ms + lease_ms;
         self.leader_until_unix_ms = clock.unix_ms + lease_ms;
@@ -322,7 +323,7 @@ impl Patroni {
             content_type: Some("application/json"),
             body: Vec::new(),
             node: None,
-            timing: None,
+            intervals: None,
             loop_seen: self.loop_seen,
         };
         if faults.hit(random, Fault::OddStatus) {
@@ -371,8 +372,8 @@ impl Patroni {
             }
             "/config" => {
                 said.status = 200;
-                said.timing = Some(self.timing);
-                let Timing { ttl, loop_wait, retry_timeout } = self.timing;
+                said.intervals = Some(self.intervals);
+                let Intervals { ttl, loop_wait, retry_timeout } = self.intervals;
                 format!(
                     "{{\"ttl\": {ttl}, \"loop_wait\": {loop_wait}, \
                      \"retry_timeout\": {retry_timeout}, \"maximum_lag_on_failover\": 1}}"
@@ -422,10 +423,10 @@ fn node_json(node: &Node, number: u64, pad: &str) -> String {
 }
 
 /// Within what Patroni accepts: `loop_wait + 2 * retry_timeout <= ttl`.
-const TIMINGS: [Timing; 5] = [
-    Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 },
-    Timing { ttl: 30, loop_wait: 10, retry_timeout: 10 },
-    Timing { ttl: 20, loop_wait: 2, retry_timeout: 3 },
-    Timing { ttl: 20, loop_wait: 1, retry_timeout: 3 },
-    Timing { ttl: 60, loop_wait: 10, retry_timeout: 5 },
+const TIMINGS: [Intervals; 5] = [
+    Intervals { ttl: 30, loop_wait: 10, retry_timeout: 10 },
+    Intervals { ttl: 30, loop_wait: 10, retry_timeout: 10 },
+    Intervals { ttl: 20, loop_wait: 2, retry_timeout: 3 },
+    Intervals { ttl: 20, loop_wait: 1, retry_timeout: 3 },
+    Intervals { ttl: 60, loop_wait: 10, retry_timeout: 5 },
 ];

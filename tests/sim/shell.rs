@@ -387,7 +387,7 @@ impl World {
                     asked_step: fetch.connect_step,
                     done: self.clock(),
                     done_step: step,
-                    timing: None,
+                    intervals: None,
                 };
                 self.note_clock();
                 let contradicts = self.memory.fetched(brought);
@@ -536,7 +536,7 @@ impl World {
         let (now_ms, capacity) = (self.now_ms, self.open_clients.len() + 1);
         let full = cause == Cause::Accept && capacity >= self.settings.clients_max;
         let finishing = self.finish_ms;
-        let over = finishing.is_some_and(|ms| now_ms >= ms + FINISH_MS_MAX);
+        let over = finishing.is_some_and(|ms| now_ms >= ms + SHUTDOWN_MS_MAX);
         let client = &mut self.clients[at];
         client.gone = true;
         let own = matches!(cause, Cause::Input(who, "broken", _) if who == id);
@@ -649,8 +649,8 @@ impl World {
         if self.clients[at].is_hopeless && !target.contains('?') {
             return Err(format!("client {at} waits for {target}, which fails"));
         }
-        let old_until = self.memory.old_until_ms(target, &self.settings);
-        if self.is_over(asked_ms + PATIENCE_MS) && old_until.is_some_and(|ms| self.now_ms < ms) {
+        let stale_until = self.memory.old_until_ms(target, &self.settings);
+        if self.is_over(asked_ms + PATIENCE_MS) && stale_until.is_some_and(|ms| self.now_ms < ms) {
             return Err(format!("promise 4: client {at} waits, and {target} could be told old"));
         }
         Ok(())
@@ -683,7 +683,7 @@ const REQUEST_MS_MAX: u64 = 5_000;
 const IDLE_MS_MAX: u64 = 30_000;
 const ANSWER_MS_MAX: u64 = 5_000;
 const DRAIN_MS_MAX: u64 = 1_000;
-const FINISH_MS_MAX: u64 = 5_000;
+const SHUTDOWN_MS_MAX: u64 = 5_000;
 const PATIENCE_MS: u64 = 240;
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 1_000;

@@ -213,7 +213,7 @@ impl World {
         self.act(Cause::Other)?;
         self.pass(duration_ms)?;
         if self.finish_ms.is_some() {
-            self.pass(FINISH_MS_MAX + 20)?;
+            self.pass(SHUTDOWN_MS_MAX + 20)?;
             return if self.engine.is_finished() { Ok(()) } else { Err("it does not end".into()) };
         }
         self.heal()?;
@@ -814,7 +814,7 @@ impl World {
         let former = self.jumped_seen_ms.replace(self.jumped_ms);
         // less is slewing, also when it is what two jumps come to
         if former.is_some_and(|former| former.abs_diff(self.jumped_ms) > SLEWED_MS_MAX) {
-            self.memory.forbid_old(self.now_ms);
+            self.memory.forbid_stale(self.now_ms);
         }
     }
 
@@ -909,7 +909,7 @@ const TROUBLE: [Fault; 12] = [
 ];
 const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
 const QUIET_MS: u64 = 130_000;
-const FINISH_MS_MAX: u64 = 5_000;
+const SHUTDOWN_MS_MAX: u64 = 5_000;
 const ROUTES: usize = 24;
 const QUEUE_ROUNDS: u32 = 8;
 /// What the engine takes for a wall clock that is set right.
