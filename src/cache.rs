@@ -30,7 +30,7 @@ pub struct CacheSettings {
 /// The answers.
 #[derive(Debug)]
 pub struct Cache {
-    limits: CacheSettings,
+    settings: CacheSettings,
     /// The routes without parameters first, in the table's order; behind them the variants.
     entries: Vec<Entry>,
     /// Targets with parameters.
@@ -99,15 +99,15 @@ pub enum Retry {
 
 impl Cache {
     /// A cache without answers.
-    pub fn new(limits: CacheSettings) -> Self {
+    pub fn new(settings: CacheSettings) -> Self {
         let entries = plain_routes().map(|route| Entry::new(route, route.path())).collect();
         let (variants, unused) = (BTreeMap::new(), Vec::new());
-        Cache { limits, entries, variants, unused, stale_since: Time::ZERO }
+        Cache { settings, entries, variants, unused, stale_since: Time::ZERO }
     }
 
-    /// Other limits from now on. Variants over the new limit leave as they expire.
-    pub fn configure(&mut self, limits: CacheSettings) {
-        self.limits = limits;
+    /// Other settings from now on. Variants over the new limit leave as they expire.
+    pub fn configure(&mut self, settings: CacheSettings) {
+        self.settings = settings;
     }
 
     /// The place of `target`; `None`: all places for targets with parameters are being fetched.
@@ -118,7 +118,7 @@ impl Cache {
         if let Some(id) = self.variants.get(target) {
             return Some(*id);
         }
-        if self.variants.len() >= self.limits.variants_max {
+        if self.variants.len() >= self.settings.variants_max {
             let least = self.least_recently_wanted()?;
             self.remove_variant(least);
         }
@@ -141,7 +141,7 @@ impl Cache {
     pub fn lookup(&mut self, now: Now, id: EntryId) -> Lookup {
         self.entries[id.0].wanted_at = now.time;
         let entry = &self.entries[id.0];
-        if entry.is_fresh(now, self.limits.ttl_ms) {
+        if entry.is_fresh(now, self.settings.ttl_ms) {
             return Lookup::Fresh;
         }
         if self.may_serve_stale(now, id) && entry.is_silent(now.time) {
@@ -158,8 +158,8 @@ impl Cache {
     pub fn may_serve_stale(&self, now: Now, id: EntryId) -> bool {
         let Some((rendered, validity)) = &self.entries[id.0].answer else { return false };
         let asked_at = rendered.answer().asked_at;
-        let old_ms = self.limits.ttl_ms + self.limits.grace_ms;
-        self.limits.grace_ms > 0
+        let old_ms = self.settings.ttl_ms + self.settings.grace_ms;
+        self.settings.grace_ms > 0
             && asked_at >= self.stale_since
             && now.time.ms_since(asked_at) < old_ms
             && validity.stale_until.is_some_and(|until| !until.is_over(now))
@@ -242,7 +242,7 @@ impl Cache {
     /// The entry's fetch failed; `answer` says so. Who waited for it is returned. If Patroni was
     /// not `silent` but gone or broken, what it said before is forgotten.
     pub fn fail(&mut self, id: EntryId, answer: Answer, silent: bool) -> Vec<ConnId> {
-        let retry_ms = self.limits.ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
+        let retry_ms = self.settings.ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
         let entry = &mut self.entries[id.0];
         let retry_at = answer.asked_at.plus_ms(retry_ms);
         entry.failure = Some(Failing { rendered: Rendered::new(answer), retry_at });
@@ -273,8 +273,8 @@ impl Cache {
     /// When an answer that has just come is to be fetched again, so that no steady client waits.
     pub fn refresh_at(&self, id: EntryId) -> Option<Time> {
         let (rendered, _) = self.entries[id.0].answer.as_ref()?;
-        let ahead_ms = self.limits.ttl_ms - self.limits.ttl_ms / 4;
-        (self.limits.ttl_ms >= REFRESH_TTL_MS_MIN)
+        let ahead_ms = self.settings.ttl_ms - self.settings.ttl_ms / 4;
+        (self.settings.ttl_ms >= REFRESH_TTL_MS_MIN)
             .then(|| rendered.answer().asked_at.plus_ms(ahead_ms))
     }
 
@@ -294,7 +294,7 @@ impl Cache {
         let mut left = 0;
         for index in 0..self.entries.len() {
             let id = EntryId(index);
-            let useful = self.entries[index].is_fresh(now, self.limits.ttl_ms)
+            let useful = self.entries[index].is_fresh(now, self.settings.ttl_ms)
                 || self.may_serve_stale(now, id);
             if useful {
                 left += 1;

@@ -52,6 +52,8 @@ pub mod http;
 pub mod answer;
 pub mod cache;
 
+pub mod reply;
+
 pub mod routes;
 
 pub mod lease;
@@ -61,3 +63,6 @@ pub mod journal;
 pub mod slots;
 pub mod time;
 pub mod wheel;
+
+/// The daemon's version, as it names itself on the command line and in `User-Agent`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

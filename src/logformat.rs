@@ -1,11 +1,27 @@
 //! The line logged per request: `frontend.logformat` parsed once, filled in often.
 
-use crate::engine::Record;
+use crate::http::Method;
+use crate::slots::ConnId;
 
 /// Text with places for what a request was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFormat {
     pieces: Vec<Piece>,
+}
+
+/// A request that was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The client's connection.
+    pub id: ConnId,
+    /// `Method::Unknown`, a dash in the log, if the bytes were not a request.
+    pub method: Method,
+    /// As the client asked, without scheme and authority.
+    pub target: Box<str>,
+    /// The status of the response.
+    pub status: u16,
+    /// Milliseconds from the complete request to the response.
+    pub elapsed_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,8 +94,6 @@ impl LogFormat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::Method;
-    use crate::slots::ConnId;
 
     #[test]
     fn formats() {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use log::LevelFilter;
-use patroniglue::http::write::VERSION;
+use patroniglue::VERSION;
 use patroniglue::shell::{Daemon, Options, files, logger};
 
 fn main() -> ExitCode {

@@ -83,7 +83,7 @@ fn feed(engine: &mut Engine, at: Now) {
 fn a_hit_allocates_nothing_and_arms_nothing() {
     let limits = CacheSettings { ttl_ms: 60_000, grace_ms: 0, variants_max: 64 };
     let mut engine = Engine::new(Settings {
-        limits,
+        cache: limits,
         interval_ms: 60_000,
         timeout_ms: 3_000,
         fetches_max: 3,

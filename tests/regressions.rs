@@ -20,7 +20,7 @@ impl Story {
 
     fn of_many(limits: CacheSettings, clients_max: usize) -> Story {
         let engine = Engine::new(Settings {
-            limits,
+            cache: limits,
             interval_ms: 250,
             timeout_ms: 3_000,
             fetches_max: 3,

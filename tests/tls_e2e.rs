@@ -341,13 +341,10 @@ fn every_failure_of_the_backend_s_tls_is_named() {
         (valid(Valid::Later), "Patroni's certificate is not valid yet"),
         (start(server(&ca.issue_for(&["x.test"], Valid::Now), BOTH, None)), "is for another name"),
         (start(server(&other.issue(), BOTH, None)), "not signed by a trusted CA"),
-        (wants(ONLY_13), "wants one: backend.certfile"),
-        (wants(ONLY_12), "wants one: backend.certfile"),
+        (wants(ONLY_13), "set backend.certfile"),
+        (wants(ONLY_12), "set backend.certfile"),
         (parrot(version), "no TLS version, cipher suite or key exchange in common"),
-        (
-            parrot(refusal),
-            "perhaps it wants backend.certfile, or there is no TLS version or cipher",
-        ),
+        (parrot(refusal), "it may require backend.certfile, or there is no TLS version or cipher"),
         (start(server_of_rsa_suites(&ca.issue())), "or there is no TLS version or cipher suite"),
         (parrot(b"HTTP/1.0 400 Bad Request\r\n\r\n"), "does not speak TLS on this port"),
     ];

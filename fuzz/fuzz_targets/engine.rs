@@ -11,7 +11,7 @@ use patroniglue::time::{Now, Time};
 fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
     let limits = CacheSettings { ttl_ms: 1_000, grace_ms: 2_000, variants_max: 2 };
     let mut engine = Engine::new(Settings {
-        limits,
+        cache: limits,
         interval_ms: 250,
         timeout_ms: 3_000,
         fetches_max: 2,

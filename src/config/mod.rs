@@ -11,8 +11,6 @@ use core::net::Ipv6Addr;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 
 use self::scalar::{FromScalar, Given, Place, Scalar, ScalarVisitor};
-use crate::cache::CacheSettings;
-use crate::engine::Settings;
 use crate::logformat::LogFormat;
 
 /// Everything that may be configured, with its defaults filled in.
@@ -144,23 +142,6 @@ impl Config {
             },
             warnings,
         })
-    }
-
-    /// What the engine has to know of it.
-    pub fn settings(&self, clients_max: usize, records: bool) -> Settings {
-        Settings {
-            limits: CacheSettings {
-                ttl_ms: self.cache.ttl_ms,
-                grace_ms: self.cache.grace_ms,
-                variants_max: self.cache.entries,
-            },
-            interval_ms: self.cache.interval_ms,
-            timeout_ms: self.backend.timeout_ms,
-            fetches_max: self.backend.connections,
-            clients_max,
-            host: self.backend.authority().into(),
-            records,
-        }
     }
 }
 

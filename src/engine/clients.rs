@@ -1,25 +1,16 @@
 //! The engine towards its clients: what is asked, what is answered, who has to go.
 
-use std::rc::Rc;
-
-use super::{Asked, Connection, Engine, Peer, Record};
+use super::{Asked, Connection, Engine, Peer};
 use crate::answer::{CacheStatus, Form};
 use crate::cache::{EntryId, Lookup};
 use crate::engine::Action;
 use crate::frontend::{Frontend, Request, Step};
-use crate::http::head::BadRequest;
-use crate::http::write::{ResponseFields, error_json, response};
 use crate::http::{Method, Persistence};
+use crate::logformat::Record;
+use crate::reply::LocalReply;
 use crate::routes::{Family, Route, resolve};
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
-
-/// An answer that is not Patroni's.
-struct Own {
-    status: u16,
-    message: &'static str,
-    allow: bool,
-}
 
 impl Engine {
     pub(super) fn client_step(&mut self, now: Now, id: ConnId, step: Step) {
@@ -27,8 +18,8 @@ impl Engine {
             Step::Continue if self.finishing && self.is_idle(id) => self.close(id),
             Step::Continue => {}
             Step::Ask(request) => self.ask(now, id, request),
-            Step::Refuse(method, why) => self.refuse(now, id, method, Own::refusal(why)),
-            Step::TooSlow => self.refuse(now, id, Method::Unknown, Own::TOO_SLOW),
+            Step::Refuse(method, why) => self.refuse(now, id, method, LocalReply::refusal(why)),
+            Step::TooSlow => self.refuse(now, id, Method::Unknown, LocalReply::TOO_SLOW),
             Step::Drain => self.actions.push_back(Action::Finish(id)),
             Step::Close => self.close(id),
         }
@@ -43,7 +34,7 @@ impl Engine {
         }
         let entry = match self.entry_for(request) {
             Ok(entry) => entry,
-            Err(own) => return self.answer_own(now, id, own),
+            Err(reply) => return self.answer_locally(now, id, reply),
         };
         self.observe_clock(now);
         match self.cache.lookup(now, entry) {
@@ -62,22 +53,22 @@ impl Engine {
     }
 
     /// The entry that a request is about, or what we have to say ourselves.
-    fn entry_for(&mut self, request: Request) -> Result<EntryId, Own> {
+    fn entry_for(&mut self, request: Request) -> Result<EntryId, LocalReply> {
         match request.method {
-            Method::Unknown => return Err(Own::UNKNOWN_METHOD),
-            Method::Connect => return Err(Own::METHOD_NOT_ALLOWED),
-            Method::Options if self.target == "*" => return Err(Own::SERVER_OPTIONS),
+            Method::Unknown => return Err(LocalReply::UNKNOWN_METHOD),
+            Method::Connect => return Err(LocalReply::METHOD_NOT_ALLOWED),
+            Method::Options if self.target == "*" => return Err(LocalReply::SERVER_OPTIONS),
             _ => {}
         }
-        let route = resolve(&self.target, &mut self.canonical).ok_or(Own::NOT_FOUND)?;
+        let route = resolve(&self.target, &mut self.canonical).ok_or(LocalReply::NOT_FOUND)?;
         match request.method {
             Method::Get | Method::Head | Method::Options => {
                 if self.is_drained(route) {
-                    return Err(Own::DRAINING);
+                    return Err(LocalReply::DRAINING);
                 }
-                self.cache.find(route, &self.canonical).ok_or(Own::FULL)
+                self.cache.find(route, &self.canonical).ok_or(LocalReply::TOO_MANY_TARGETS)
             }
-            _ => Err(Own::METHOD_NOT_ALLOWED),
+            _ => Err(LocalReply::METHOD_NOT_ALLOWED),
         }
     }
 
@@ -94,7 +85,7 @@ impl Engine {
         cache_status: CacheStatus,
     ) {
         if self.is_drained(self.cache.route(entry)) {
-            return self.answer_own(now, id, Own::DRAINING); // it waits since before
+            return self.answer_locally(now, id, LocalReply::DRAINING); // it waits since before
         }
         let Some((_, Request { method, persistence })) = self.waiting_client(id) else { return };
         let form = Form { method, persistence, cache_status };
@@ -115,15 +106,15 @@ impl Engine {
         self.record(now, id, status);
     }
 
-    fn answer_own(&mut self, now: Now, id: ConnId, own: Own) {
+    fn answer_locally(&mut self, now: Now, id: ConnId, reply: LocalReply) {
         let Some((frontend, request)) = self.waiting_client(id) else { return };
-        let (head_only, status) = (request.method == Method::Head, own.status);
-        frontend.answer(now.time, own.response(now, request.persistence, head_only));
+        let (head_only, status) = (request.method == Method::Head, reply.status);
+        frontend.answer(now.time, reply.response(now, request.persistence, head_only));
         self.record(now, id, status);
     }
 
     /// Answers what was no request.
-    fn refuse(&mut self, now: Now, id: ConnId, method: Method, own: Own) {
+    fn refuse(&mut self, now: Now, id: ConnId, method: Method, reply: LocalReply) {
         if self.settings.records {
             let request = Request { method, persistence: Persistence::Close };
             self.target.replace_range(.., "-");
@@ -133,9 +124,9 @@ impl Engine {
         else {
             return;
         };
-        let status = own.status;
+        let status = reply.status;
         let head_only = method == Method::Head;
-        frontend.refuse(now.time, own.response(now, Persistence::Close, head_only));
+        frontend.refuse(now.time, reply.response(now, Persistence::Close, head_only));
         self.record(now, id, status);
     }
 
@@ -217,52 +208,5 @@ impl Engine {
     }
 }
 
-impl Own {
-    const NOT_FOUND: Own = Own { status: 404, message: "no such route", allow: false };
-    const METHOD_NOT_ALLOWED: Own =
-        Own { status: 405, message: "only GET, HEAD and OPTIONS are answered", allow: true };
-    const UNKNOWN_METHOD: Own = Own { status: 501, message: "unknown method", allow: false };
-    const SERVER_OPTIONS: Own = Own { status: 200, message: "", allow: true };
-    const TOO_SLOW: Own =
-        Own { status: 408, message: "the request did not come in time", allow: false };
-    const DRAINING: Own = Own { status: 503, message: "draining", allow: false };
-    const FULL: Own =
-        Own { status: 503, message: "too many different parameters are asked for", allow: false };
-
-    fn refusal(why: BadRequest) -> Own {
-        let (status, message) = match why {
-            BadRequest::Malformed => (400, "not a request of HTTP/1.0 or HTTP/1.1"),
-            BadRequest::BodyTooLarge => (413, "no body is wanted"),
-            BadRequest::TargetTooLong => (414, "the target is longer than 1 KiB"),
-            BadRequest::Expectation => (417, "no body is waited for"),
-            BadRequest::HeadTooLarge => (431, "the head has more than 8 KiB or 64 fields"),
-            BadRequest::UnknownCoding => (501, "unknown transfer coding"),
-        };
-        Own { status, message, allow: false }
-    }
-
-    fn response(self, now: Now, persistence: Persistence, head_only: bool) -> Rc<[u8]> {
-        let silent = self.message.is_empty();
-        let body = if silent { String::new() } else { error_json(self.message) };
-        let fields = ResponseFields {
-            status: self.status,
-            date_unix_seconds: now.unix_ms / 1000,
-            content_type: if silent { None } else { Some(JSON) },
-            content_length: body.len(),
-            cached: None,
-            allow: self.allow,
-            persistence,
-        };
-        response(&fields, if head_only { b"" } else { body.as_bytes() })
-    }
-}
-
-/// The response for a client that is turned away because there is no room.
-pub fn no_room(now: Now) -> Rc<[u8]> {
-    let own = Own { status: 503, message: "too many connections", allow: false };
-    own.response(now, Persistence::Close, false)
-}
-
 /// How many idle clients one walk finds.
 const IDLEST_BATCH: usize = 64;
-pub(super) const JSON: &[u8] = b"application/json";

@@ -1,6 +1,5 @@
 //! The engine towards Patroni: when it is asked, and what an answer changes.
 
-use super::clients::JSON;
 use super::{Action, Connection, Engine, Peer, Timer};
 use crate::answer::{Answer, CacheStatus};
 use crate::cache::{EntryId, PATIENCE_MS, Retry};
@@ -8,6 +7,7 @@ use crate::failure::Failure;
 use crate::fetch::{Fetch, Outcome, Purpose};
 use crate::http::write::{error_json, request};
 use crate::lease::{Intervals, Lease, NodeReport};
+use crate::reply::JSON;
 use crate::routes::Family;
 use crate::slots::ConnId;
 use crate::time::{Now, Time};

@@ -17,11 +17,10 @@ use crate::frontend::Frontend;
 use crate::http::Method;
 use crate::journal::Journal;
 use crate::lease::{Lease, NodeReport};
+use crate::logformat::Record;
 use crate::slots::{ConnId, Slots};
 use crate::time::{Now, Time};
 use crate::wheel::Wheel;
-
-pub use clients::no_room;
 
 /// Everything between the sockets and the answers.
 #[derive(Debug)]
@@ -63,7 +62,7 @@ pub struct Engine {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The cache's own.
-    pub limits: CacheSettings,
+    pub cache: CacheSettings,
     /// Milliseconds between sweeps.
     pub interval_ms: u64,
     /// Milliseconds for a whole fetch, queueing included.
@@ -89,21 +88,6 @@ pub enum Action {
     Finish(ConnId),
     /// The last word on this connection.
     Close(ConnId),
-}
-
-/// A request that was answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Whose it was.
-    pub id: ConnId,
-    /// `Method::Unknown`, a dash in the log, if what came was no request.
-    pub method: Method,
-    /// As it was asked, without scheme and authority.
-    pub target: Box<str>,
-    /// The status that was answered.
-    pub status: u16,
-    /// From the complete request to the answer.
-    pub elapsed_ms: u64,
 }
 
 /// How many of everything there are; all but the last two are 0 or small when all is quiet.
@@ -159,7 +143,7 @@ impl Engine {
     /// Nobody connected, nothing known.
     pub fn new(settings: Settings) -> Self {
         Engine {
-            cache: Cache::new(settings.limits),
+            cache: Cache::new(settings.cache),
             settings,
             connections: Slots::new(),
             wheel: Wheel::new(),
@@ -313,7 +297,7 @@ impl Engine {
     /// Other settings from now on. What is under way ends under the former ones, unless Patroni is
     /// another one: then nothing counts that the former said, or was asked.
     pub fn configure(&mut self, now: Now, settings: Settings) {
-        self.cache.configure(settings.limits);
+        self.cache.configure(settings.cache);
         let former = std::mem::replace(&mut self.settings, settings);
         if former.host != self.settings.host {
             self.forget_patroni(now);

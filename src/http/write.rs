@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::Persistence;
+use crate::VERSION;
 
 /// Everything a response's head says.
 #[derive(Clone, Debug)]
@@ -120,8 +121,6 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Patroniglue's version, as it names itself to Patroni.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The head of a usual answer, so that rendering allocates once.
 const HEAD_BYTES_USUAL: usize = 320;
 /// The last second a four-digit year can say; httpdate asserts it.

@@ -12,6 +12,7 @@ mod heap;
 mod limits;
 mod listener;
 pub mod logger;
+mod operate;
 mod resolver;
 mod signals;
 mod stream;
@@ -24,7 +25,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use log::{error, info, warn};
+use log::{info, warn};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
@@ -33,14 +34,16 @@ use self::connector::{Connector, Progress};
 use self::heap::Heap;
 use self::listener::{Accepted, Listener};
 use self::resolver::Resolver;
-use self::signals::{Event as SignalEvent, Signals};
+use self::signals::Signals;
 use self::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
 use self::streams::{Streams, token_of};
 use self::tls::{Session, Tls, TlsError};
 use crate::config::Config;
-use crate::engine::{Action, Engine, no_room};
+use crate::engine::{Action, Engine};
 use crate::failure::Failure;
+use crate::http::Persistence;
 use crate::journal::Repeats;
+use crate::reply::LocalReply;
 use crate::slots::ConnId;
 use crate::time::Now;
 
@@ -96,7 +99,7 @@ impl Daemon {
         config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
         let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
         let clients_max = limits::clients_max(&config);
-        let settings = config.settings(clients_max, options.verbose);
+        let settings = operate::engine_settings(&config, clients_max, options.verbose);
         let resolver = Resolver::new(&config.backend, poll.registry(), RESOLVER);
         let resolver = resolver.map_err(|error| format!("waker: {error}"))?;
         let mut listener = Listener::bind(&config.frontend)?;
@@ -500,63 +503,12 @@ impl Daemon {
         };
         let stream = Stream::accepted(socket, session);
         let Some(id) = self.engine.accept(now) else {
-            return stream.turn_away(&no_room(now), &mut self.buffers);
+            let reply = LocalReply::TOO_MANY_CONNECTIONS.response(now, Persistence::Close, false);
+            return stream.turn_away(&reply, &mut self.buffers);
         };
         self.act(now);
         self.streams.insert(id, stream);
         self.serve(now, id);
-    }
-
-    // ---- signals
-
-    fn take_signals(&mut self, now: Now) {
-        if !std::mem::take(&mut self.signalled) {
-            return;
-        }
-        let events: Vec<SignalEvent> = self.signals.iter_mut().flat_map(Signals::pending).collect();
-        for event in events {
-            match event {
-                SignalEvent::End => self.end(now),
-                SignalEvent::Reload => self.reload(now),
-                SignalEvent::Drain(draining) => {
-                    info!("{}", if draining { "draining" } else { "not draining any more" });
-                    self.engine.drain(draining);
-                }
-            }
-        }
-    }
-
-    fn end(&mut self, now: Now) {
-        // who stands at the door has asked already
-        self.listener.iter_mut().for_each(Listener::mark_readable);
-        self.accept(now, 0);
-        if let Some(mut listener) = self.listener.take() {
-            info!("ending: no more clients, {} left", self.engine.counts().clients);
-            listener.deregister(self.poll.registry());
-            self.engine.finish(now);
-            self.act(now);
-        }
-    }
-
-    fn reload(&mut self, now: Now) {
-        info!("holding: {}", self.engine.counts());
-        let Some(path) = self.options.config_file.clone() else { return };
-        let (config, tls) = match files::read_config(&path) {
-            Ok(read) => read,
-            Err(error) => return error!("not reloaded: {error}"),
-        };
-        let listener = self.listener.as_ref();
-        if listener.is_some_and(|listener| !listener.is_bound_to(&config.frontend)) {
-            warn!("frontend.host and frontend.port change with a restart only");
-        }
-        config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
-        self.connector.set_backend(&config.backend);
-        let settings = config.settings(limits::clients_max(&config), self.options.verbose);
-        // fetches that begin again do so with the new certificates
-        (self.config, self.tls) = (config, tls);
-        self.engine.configure(now, settings);
-        self.act(now);
-        info!("reloaded {}", path.display());
     }
 }
 

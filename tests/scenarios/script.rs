@@ -177,7 +177,7 @@ pub fn count(counts: &Counts, name: &str) -> Option<usize> {
 /// A story without lines, with the defaults of the configuration.
 fn story(file: &str, title: &str) -> Story {
     let settings = Settings {
-        limits: CacheSettings { ttl_ms: 1_000, variants_max: 64, grace_ms: 0 },
+        cache: CacheSettings { ttl_ms: 1_000, variants_max: 64, grace_ms: 0 },
         interval_ms: 250,
         timeout_ms: 3_000,
         fetches_max: 3,
@@ -205,12 +205,12 @@ pub fn setting(settings: &mut Settings, line: &str) -> Option<()> {
     let (name, value) = line.split_once(' ')?;
     match name {
         "host" => settings.host = value.into(),
-        "ttl" => settings.limits.ttl_ms = duration_ms(value)?,
-        "grace" => settings.limits.grace_ms = duration_ms(value)?,
+        "ttl" => settings.cache.ttl_ms = duration_ms(value)?,
+        "grace" => settings.cache.grace_ms = duration_ms(value)?,
         "interval" => settings.interval_ms = duration_ms(value)?,
         "timeout" => settings.timeout_ms = duration_ms(value)?,
         "connections" => settings.fetches_max = value.parse().ok()?,
-        "entries" => settings.limits.variants_max = value.parse().ok()?,
+        "entries" => settings.cache.variants_max = value.parse().ok()?,
         "clients" => settings.clients_max = value.parse().ok()?,
         _ => return None,
     }

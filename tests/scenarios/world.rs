@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use patroniglue::VERSION;
 use patroniglue::engine::{Action, Counts, Engine, Settings};
 use patroniglue::failure::Failure;
-use patroniglue::http::write::VERSION;
 use patroniglue::routes::ROUTES;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};

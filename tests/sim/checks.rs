@@ -160,13 +160,13 @@ impl Memory {
     /// served; `None`: it may not be served at all.
     pub fn old_until_ms(&self, target: &str, settings: &Settings) -> Option<u64> {
         let brought = self.latest(target)?;
-        let may = settings.limits.grace_ms > 0
+        let may = settings.cache.grace_ms > 0
             && !target.contains('?')
             && brought.said.status == 200
             && (is_replica_family(target) || is_health(target))
             && self.old_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms)
             && brought.asked_step > self.contradicted_step;
-        let until = brought.asked_ms + settings.limits.ttl_ms + settings.limits.grace_ms;
+        let until = brought.asked_ms + settings.cache.ttl_ms + settings.cache.grace_ms;
         may.then_some(until)
     }
 
@@ -193,7 +193,7 @@ impl Memory {
             let at_once = brought.done.ms == given.clock.ms;
             return if at_once { Ok(()) } else { Err("a waiter was told late".into()) };
         }
-        let is_old = age_ms >= given.settings.limits.ttl_ms;
+        let is_old = age_ms >= given.settings.cache.ttl_ms;
         if is_old {
             self.check_old(given, brought, age_ms)?;
         }
@@ -225,7 +225,7 @@ impl Memory {
 
     /// Promise 3, and 2 beyond the ttl.
     fn check_old(&self, given: &Given<'_>, brought: &Brought, age_ms: u64) -> Outcome {
-        let limits = given.settings.limits;
+        let limits = given.settings.cache;
         if limits.grace_ms == 0 || age_ms >= limits.ttl_ms + limits.grace_ms {
             return Err(format!("promise 2: it is {age_ms} ms old"));
         }

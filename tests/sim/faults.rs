@@ -120,7 +120,7 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
     let capacity = faults.is_on(Fault::Capacity);
     let variants_max = if capacity { random.between(0, 3) } else { 64 } as usize;
     Settings {
-        limits: CacheSettings { ttl_ms, grace_ms, variants_max },
+        cache: CacheSettings { ttl_ms, grace_ms, variants_max },
         interval_ms: random.pick(&[50, 250, 250, 1_000, 5_000]),
         timeout_ms,
         fetches_max: random.pick(&[1, 2, 3, 3, 5]),

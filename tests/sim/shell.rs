@@ -1,8 +1,8 @@
 //! The shell's part: inputs go in by its rules, every action is carried out and judged.
 
+use patroniglue::VERSION;
 use patroniglue::engine::Action;
 use patroniglue::failure::Failure;
-use patroniglue::http::write::VERSION;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
@@ -316,7 +316,7 @@ impl World {
 
     /// Promise 1: at most once per route and ttl, and a failing one not faster than is said.
     fn check_need(&self, at: usize, target: &str) -> Outcome {
-        let (asked_ms, ttl_ms) = (self.fetches[at].connect_ms, self.settings.limits.ttl_ms);
+        let (asked_ms, ttl_ms) = (self.fetches[at].connect_ms, self.settings.cache.ttl_ms);
         let ahead_ms = ttl_ms - ttl_ms / 4;
         let pause_ms = ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
         let failed =
@@ -576,7 +576,7 @@ impl World {
             && counts.waiters == waiting.count()
             && counts.stale_inputs == self.stale_expected;
         let bounded = counts.clients <= self.settings.clients_max
-            && counts.entries <= ROUTES + self.settings.limits.variants_max
+            && counts.entries <= ROUTES + self.settings.cache.variants_max
             && counts.queued <= counts.entries + 1;
         if !exact || !bounded {
             return Err(format!(

@@ -1,0 +1,75 @@
+//! Responses of our own: requests that Patroni is not asked for, and refusals.
+
+use std::rc::Rc;
+
+use crate::http::Persistence;
+use crate::http::head::BadRequest;
+use crate::http::write::{ResponseFields, error_json, response};
+use crate::time::Now;
+
+/// A response that is not Patroni's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalReply {
+    /// Its status.
+    pub status: u16,
+    /// The `error` of its JSON; empty: no body.
+    message: &'static str,
+    /// Whether `Allow` is sent.
+    allow: bool,
+}
+
+impl LocalReply {
+    /// The path is not in the table of routes.
+    pub const NOT_FOUND: Self = Self::new(404, "no such route");
+    /// Patroni is asked by GET only (RFC 9110, section 15.5.6: with `Allow`).
+    pub const METHOD_NOT_ALLOWED: Self =
+        LocalReply { allow: true, ..Self::new(405, "only GET, HEAD and OPTIONS are answered") };
+    /// RFC 9110, section 15.6.2.
+    pub const UNKNOWN_METHOD: Self = Self::new(501, "unknown method");
+    /// `OPTIONS *` (RFC 9110, section 9.3.7).
+    pub const SERVER_OPTIONS: Self = LocalReply { allow: true, ..Self::new(200, "") };
+    /// The deadline of a request passed before it was complete.
+    pub const TOO_SLOW: Self = Self::new(408, "the request did not come in time");
+    /// The operator drains the node.
+    pub const DRAINING: Self = Self::new(503, "draining");
+    /// Every place for targets with parameters is being fetched.
+    pub const TOO_MANY_TARGETS: Self =
+        Self::new(503, "too many different parameters are asked for");
+    /// Every place for clients is taken.
+    pub const TOO_MANY_CONNECTIONS: Self = Self::new(503, "too many connections");
+
+    const fn new(status: u16, message: &'static str) -> Self {
+        LocalReply { status, message, allow: false }
+    }
+
+    /// The refusal of what is not a request.
+    pub fn refusal(why: BadRequest) -> Self {
+        match why {
+            BadRequest::Malformed => Self::new(400, "not a request of HTTP/1.0 or HTTP/1.1"),
+            BadRequest::BodyTooLarge => Self::new(413, "request body too large"),
+            BadRequest::TargetTooLong => Self::new(414, "the target is longer than 1 KiB"),
+            BadRequest::Expectation => Self::new(417, "Expect is not supported"),
+            BadRequest::HeadTooLarge => Self::new(431, "the head has more than 8 KiB or 64 fields"),
+            BadRequest::UnknownCoding => Self::new(501, "unknown transfer coding"),
+        }
+    }
+
+    /// The whole response.
+    pub fn response(self, now: Now, persistence: Persistence, head_only: bool) -> Rc<[u8]> {
+        let has_body = !self.message.is_empty();
+        let body = if has_body { error_json(self.message) } else { String::new() };
+        let fields = ResponseFields {
+            status: self.status,
+            date_unix_seconds: now.unix_ms / 1000,
+            content_type: has_body.then_some(JSON),
+            content_length: body.len(),
+            cached: None,
+            allow: self.allow,
+            persistence,
+        };
+        response(&fields, if head_only { b"" } else { body.as_bytes() })
+    }
+}
+
+/// The media type of a JSON body (RFC 8259, section 11).
+pub const JSON: &[u8] = b"application/json";

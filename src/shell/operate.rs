@@ -1,0 +1,81 @@
+//! What the operator asks for: signals, reload, shutdown.
+
+use log::{error, info, warn};
+
+use super::listener::Listener;
+use super::signals::{Event as SignalEvent, Signals};
+use super::{Daemon, files, limits};
+use crate::cache::CacheSettings;
+use crate::config::Config;
+use crate::engine::Settings;
+use crate::time::Now;
+
+impl Daemon {
+    pub(super) fn take_signals(&mut self, now: Now) {
+        if !std::mem::take(&mut self.signalled) {
+            return;
+        }
+        let events: Vec<SignalEvent> = self.signals.iter_mut().flat_map(Signals::pending).collect();
+        for event in events {
+            match event {
+                SignalEvent::End => self.end(now),
+                SignalEvent::Reload => self.reload(now),
+                SignalEvent::Drain(draining) => {
+                    info!("{}", if draining { "draining" } else { "not draining any more" });
+                    self.engine.drain(draining);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, now: Now) {
+        // who stands at the door has asked already
+        self.listener.iter_mut().for_each(Listener::mark_readable);
+        self.accept(now, 0);
+        if let Some(mut listener) = self.listener.take() {
+            info!("ending: no more clients, {} left", self.engine.counts().clients);
+            listener.deregister(self.poll.registry());
+            self.engine.finish(now);
+            self.act(now);
+        }
+    }
+
+    fn reload(&mut self, now: Now) {
+        info!("holding: {}", self.engine.counts());
+        let Some(path) = self.options.config_file.clone() else { return };
+        let (config, tls) = match files::read_config(&path) {
+            Ok(read) => read,
+            Err(error) => return error!("not reloaded: {error}"),
+        };
+        let listener = self.listener.as_ref();
+        if listener.is_some_and(|listener| !listener.is_bound_to(&config.frontend)) {
+            warn!("frontend.host and frontend.port change with a restart only");
+        }
+        config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
+        self.connector.set_backend(&config.backend);
+        let clients_max = limits::clients_max(&config);
+        let settings = engine_settings(&config, clients_max, self.options.verbose);
+        // fetches that begin again do so with the new certificates
+        (self.config, self.tls) = (config, tls);
+        self.engine.configure(now, settings);
+        self.act(now);
+        info!("reloaded {}", path.display());
+    }
+}
+
+/// The part of the configuration that the engine needs.
+pub(super) fn engine_settings(config: &Config, clients_max: usize, records: bool) -> Settings {
+    Settings {
+        cache: CacheSettings {
+            ttl_ms: config.cache.ttl_ms,
+            grace_ms: config.cache.grace_ms,
+            variants_max: config.cache.entries,
+        },
+        interval_ms: config.cache.interval_ms,
+        timeout_ms: config.backend.timeout_ms,
+        fetches_max: config.backend.connections,
+        clients_max,
+        host: config.backend.authority().into(),
+        records,
+    }
+}
