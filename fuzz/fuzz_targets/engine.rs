@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use patroniglue::failure::Failure;
 use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Action, Engine, Settings};
+use patroniglue::failure::Failure;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 

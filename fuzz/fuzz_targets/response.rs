@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use patroniglue::answer::{Answer, Form, CacheStatus, Rendered};
+use patroniglue::answer::{Answer, CacheStatus, Form, Rendered};
 use patroniglue::failure::Failure;
 use patroniglue::fetch::{Fetch, Purpose};
 use patroniglue::http::{Method, Persistence, RESPONSE_BODY_BYTES_MAX};
@@ -18,8 +18,11 @@ fuzz_target!(|input: (u8, &[u8])| {
         assert!((200..=599).contains(&answer.status));
         assert!(answer.body.len() <= RESPONSE_BODY_BYTES_MAX);
         // what a client gets of it is understood as the same answer
-        let form =
-            Form { method: Method::Get, persistence: Persistence::Close, cache_status: CacheStatus::Hit };
+        let form = Form {
+            method: Method::Get,
+            persistence: Persistence::Close,
+            cache_status: CacheStatus::Hit,
+        };
         let now = Now { time: Time::ZERO, unix_ms: 1_700_000_000_000 };
         let given_on = Rendered::new(answer.clone()).form(now, form);
         assert_eq!(fetched(&given_on, given_on.len()), Ok(answer));
