@@ -8,7 +8,7 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
-#[path = "../tests/tls_support/mod.rs"]
+#[path = "../tests/binary/tls_support/mod.rs"]
 mod tls_support;
 
 use std::fs;

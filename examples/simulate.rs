@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example simulate -- -seeds 100000 [-from N]`, or `-- -seed N`.
 
-#[path = "../tests/sim/mod.rs"]
+#[path = "../tests/core/sim/mod.rs"]
 mod sim;
 
 use std::process::{Command, ExitCode};

@@ -1,14 +1,12 @@
 //! What one turn of the loop lets a single client have, counted in system calls.
 
-mod common;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use common::Glue;
-use common::standin::{StandIn, at_once, json, primary};
-use common::strace::{name_of_call, trace};
+use crate::common::Glue;
+use crate::common::standin::{StandIn, at_once, json, primary};
+use crate::common::strace::{name_of_call, trace};
 
 /// Writes one turn made: how many, and how many bytes.
 #[derive(Clone, Copy, Debug, Default)]

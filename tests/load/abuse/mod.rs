@@ -1,38 +1,30 @@
 //! Mixed abuse of the real binary: nobody well-behaved notices, and nothing is left of it.
 //!
 //! `cargo test` runs the short form. The long one:
-//! `PATRONIGLUE_ABUSE_SECONDS=600 cargo test --release --test abuse -- --nocapture`
+//! `PATRONIGLUE_ABUSE_SECONDS=600 cargo test --release --test load abuse -- --nocapture`
 
-#[path = "abuse/fickle.rs"]
 mod fickle;
-#[path = "abuse/mischief.rs"]
 mod mischief;
-#[path = "abuse/witness.rs"]
 mod witness;
-
-mod common;
 
 use std::fs;
 use std::io::Write;
 use std::process::Command;
-use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Glue, Stderr, config, read_to_end, status_of, wait_for};
+use crate::alone;
+use crate::common::{Glue, Stderr, config, read_to_end, status_of, wait_for};
 use fickle::Fickle;
 use mischief::{Measure, Mischief};
 use witness::{Expect, watch};
-
-/// They measure, so they run one after another.
-static ALONE: Mutex<()> = Mutex::new(());
 
 /// The timer of a kept connection stays in the wheel for its 30 s, though the client is gone.
 const SETTLED_AFTER: Duration = Duration::from_secs(40);
 
 #[test]
 fn abused_from_all_sides_it_answers_everybody_and_keeps_nothing() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let Ok(13_000..) = rlimit::increase_nofile_limit(13_000) else {
         assert!(std::env::var_os("CI").is_none(), "CI has descriptors enough");
         return eprintln!("skipped: the hard limit of descriptors is too low");
@@ -113,7 +105,7 @@ fn abuse_seconds() -> Option<u64> {
 
 #[test]
 fn with_few_descriptors_it_survives_and_answers_again() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let time = Duration::from_secs(abuse_seconds().map_or(2, |seconds| seconds / 10));
     for limit in [16, 32, 64] {
         let mut glue = survives(&format!("ulimit -n {limit}"), &[], Stderr::Read, time);
@@ -123,7 +115,7 @@ fn with_few_descriptors_it_survives_and_answers_again() {
 
 #[test]
 fn within_the_memory_it_needs_and_eight_megabytes_it_survives() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let time = Duration::from_secs(abuse_seconds().map_or(2, |seconds| seconds / 10));
     let needs = {
         let patroni = Fickle::start();
@@ -139,7 +131,7 @@ fn within_the_memory_it_needs_and_eight_megabytes_it_survives() {
 
 #[test]
 fn with_a_log_that_is_stuck_or_closed_it_survives() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let time = Duration::from_secs(abuse_seconds().map_or(2, |seconds| seconds / 10));
     for stderr in [Stderr::Stuck, Stderr::Closed] {
         survives("true", &["-verbose"], stderr, time);
@@ -148,7 +140,7 @@ fn with_a_log_that_is_stuck_or_closed_it_survives() {
 
 #[test]
 fn slowhttptest_makes_nobody_wait() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let patroni = Fickle::start();
     let glue = Glue::start(patroni.address, &[]);
     let url = format!("http://{}/metrics", glue.address);

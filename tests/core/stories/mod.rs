@@ -1,14 +1,11 @@
-//! Stories in virtual time: reads `scenarios/*.txt` and plays each against the engine alone.
+//! Stories in virtual time: reads `*.txt` of this folder and plays each against the engine alone.
 //!
-//! A story is lines of prose, one event or one expectation each; `scenarios/script.rs` has the
+//! A story is lines of prose, one event or one expectation each; `script.rs` has the
 //! language. Whatever an event leads to has to be said before the next event, or the story
 //! fails. Every story is played three times: bytes in one piece, one by one, and in sevens.
 
-#[path = "scenarios/script.rs"]
 mod script;
-#[path = "scenarios/teller.rs"]
 mod teller;
-#[path = "scenarios/world.rs"]
 mod world;
 
 use std::collections::BTreeSet;
@@ -20,7 +17,7 @@ use script::Story;
 
 #[test]
 fn every_story_holds() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/core/stories");
     let mut failures = Vec::new();
     let mut titles = BTreeSet::new();
     for (file, text) in files(&directory) {
@@ -72,7 +69,7 @@ fn the_runner_fails_what_is_wrong() {
 
 /// All `*.txt` of a directory, in the order of their names.
 fn files(directory: &Path) -> Vec<(String, String)> {
-    let entries = fs::read_dir(directory).expect("tests/scenarios can be listed");
+    let entries = fs::read_dir(directory).expect("tests/core/stories can be listed");
     let paths = entries.map(|entry| entry.expect("an entry can be read").path());
     let mut paths: Vec<_> =
         paths.filter(|path| path.extension().is_some_and(|end| end == "txt")).collect();

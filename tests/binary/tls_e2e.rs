@@ -1,22 +1,19 @@
 //! TLS on both sides of the real binary: certificates, versions, failures by name, reloading.
 
-mod common;
-mod tls_support;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::standin::{Mood, StandIn, at_once, primary};
-use common::strace::{name_of_call, trace};
-use common::{Glue, body, config, config_file, run, status_of, wait_for};
+use crate::common::standin::{Mood, StandIn, at_once, primary};
+use crate::common::strace::{name_of_call, trace};
+use crate::common::{Glue, body, config, config_file, run, status_of, wait_for};
+use crate::tls_support::patroni::{Manner, TlsPatroni, server};
+use crate::tls_support::{BOTH, Ca, Folder, Identity, ONLY_12, ONLY_13, TlsStream, Valid};
+use crate::tls_support::{ask, client, connect, fixture, refusal, section, self_signed_ca};
 use rustls::crypto::ring;
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, SupportedProtocolVersion};
-use tls_support::patroni::{Manner, TlsPatroni, server};
-use tls_support::{BOTH, Ca, Folder, Identity, ONLY_12, ONLY_13, TlsStream, Valid};
-use tls_support::{ask, client, connect, fixture, refusal, section, self_signed_ca};
 
 /// The daemon on TLS, with these lines of `frontend` besides.
 fn tls_glue(backend: SocketAddr, folder: &Folder, identity: &Identity, more: &[&str]) -> Glue {

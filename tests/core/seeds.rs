@@ -2,10 +2,9 @@
 //!
 //! `PATRONIGLUE_SEEDS` is for another number of them.
 
-#[path = "sim/mod.rs"]
-mod sim;
-
 use std::thread;
+
+use crate::sim;
 
 #[test]
 fn no_seed_breaks_a_promise() {

@@ -14,7 +14,7 @@ use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
 
-use crate::script::{Appetite, Closing, Door};
+use super::script::{Appetite, Closing, Door};
 
 /// The engine, and everybody it speaks to.
 pub struct World {
@@ -231,7 +231,7 @@ impl World {
     }
 
     pub fn configure(&mut self, text: &str) -> Outcome {
-        crate::script::setting(&mut self.settings, text).ok_or("no setting")?;
+        super::script::setting(&mut self.settings, text).ok_or("no setting")?;
         let now = self.now();
         self.engine.configure(now, self.settings.clone());
         self.act()?;

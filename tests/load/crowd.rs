@@ -1,12 +1,11 @@
 //! Ten thousand idle clients: what they weigh, and that nobody notices them.
 
-mod common;
-
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use common::standin::{StandIn, at_once, primary};
-use common::{Glue, read_response, status_of};
+use crate::alone;
+use crate::common::standin::{StandIn, at_once, primary};
+use crate::common::{Glue, read_response, read_to_end, status_of};
 
 /// Raises this process' descriptor limit; `None`: not far enough for so many.
 fn clients_possible(wanted: u64) -> Option<u64> {
@@ -16,6 +15,7 @@ fn clients_possible(wanted: u64) -> Option<u64> {
 
 #[test]
 fn ten_thousand_idle_clients_weigh_under_300_bytes_each_and_delay_nobody() {
+    let _alone = alone();
     let Some(count) = clients_possible(10_000) else {
         assert!(std::env::var_os("CI").is_none(), "CI has descriptors enough");
         eprintln!("skipped: the hard limit of descriptors is too low for ten thousand clients");
@@ -72,6 +72,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 #[test]
 fn twenty_thousand_connections_in_a_burst_are_all_answered() {
+    let _alone = alone();
     let patroni = StandIn::start(at_once(primary()));
     let glue = Glue::start(patroni.address, &[]);
     let threads: Vec<_> = (0..4)
@@ -81,7 +82,7 @@ fn twenty_thousand_connections_in_a_burst_are_all_answered() {
                 for _ in 0..5_000 {
                     let mut client = std::net::TcpStream::connect(address).expect("it listens");
                     client.write_all(b"OPTIONS /primary HTTP/1.0\r\n\r\n").expect("it reads");
-                    assert_eq!(status_of(&common::read_to_end(&mut client)), 200);
+                    assert_eq!(status_of(&read_to_end(&mut client)), 200);
                 }
             })
         })

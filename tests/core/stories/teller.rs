@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::script::{Detail, Expectation, Step, Story, count};
-use crate::world::{Seen, World};
+use super::script::{Detail, Expectation, Step, Story, count};
+use super::world::{Seen, World};
 
 /// Plays the story; the error is the line where it went wrong, and what was seen instead.
 pub fn tell(story: &Story, piece_bytes: usize) -> Result<(), (usize, String)> {
@@ -175,7 +175,7 @@ impl Teller {
 
     /// The last fetch of `target`, which may be over, as Patroni may not know yet.
     fn fetch(&self, target: &str) -> Result<usize, String> {
-        let of_target = |fetch: &crate::world::Fetch| fetch.target.as_deref() == Some(target);
+        let of_target = |fetch: &super::world::Fetch| fetch.target.as_deref() == Some(target);
         let fetches = &self.world.fetches;
         let found = fetches.iter().rposition(of_target);
         found.ok_or_else(|| format!("Patroni was never asked for {target}"))

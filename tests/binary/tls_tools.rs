@@ -2,16 +2,13 @@
 //!
 //! HAProxy's `check-ssl` does so in the real cluster's test, with client certificates.
 
-mod common;
-mod tls_support;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
-use common::standin::{StandIn, at_once, primary};
-use common::{Glue, body, config, config_file, run};
-use tls_support::{Ca, Folder, section};
+use crate::common::standin::{StandIn, at_once, primary};
+use crate::common::{Glue, body, config, config_file, run};
+use crate::tls_support::{Ca, Folder, section};
 
 struct House {
     folder: Folder,

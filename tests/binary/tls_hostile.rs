@@ -1,19 +1,16 @@
 //! Peers that mean no good on the TLS port and on the plain one: each costs a slot and a timer.
 
-mod common;
-mod tls_support;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::standin::{StandIn, at_once, json, primary};
-use common::{Glue, PATIENCE, status_of, wait_for};
+use crate::common::standin::{StandIn, at_once, json, primary};
+use crate::common::{Glue, PATIENCE, status_of, wait_for};
+use crate::tls_support::{BOTH, Ca, Folder, TlsStream};
+use crate::tls_support::{ask, client, connect, fixture, read_answer, section};
 use rustls::ClientConfig;
-use tls_support::{BOTH, Ca, Folder, TlsStream};
-use tls_support::{ask, client, connect, fixture, read_answer, section};
 
 /// A daemon with TLS, its clients' configuration, and Patroni behind it.
 struct House {

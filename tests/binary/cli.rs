@@ -1,14 +1,12 @@
 //! The command line: flags as Go's flag package has them, errors in one line, exit codes.
 
-mod common;
-
 use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
-use common::standin::{StandIn, at_once, primary};
-use common::{Glue, config, config_file, run};
+use crate::common::standin::{StandIn, at_once, primary};
+use crate::common::{Glue, config, config_file, run};
 
 #[test]
 fn flags_with_one_dash_and_with_two() {

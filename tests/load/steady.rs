@@ -1,14 +1,13 @@
 //! A steady load on a slow Patroni: nobody waits for it, and nothing is older than its `ttl`.
 
-mod common;
-
 use std::io::Write;
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::standin::{Mood, StandIn, unix_ms};
-use common::{Glue, body, read_response, status_of, wait_for};
+use crate::alone;
+use crate::common::standin::{Mood, StandIn, unix_ms};
+use crate::common::{Glue, body, read_response, status_of, wait_for};
 
 /// One answer.
 #[derive(Clone, Copy)]
@@ -30,6 +29,7 @@ fn ask(client: &mut TcpStream) -> Seen {
 
 #[test]
 fn steady_clients_never_wait_for_patroni_and_see_nothing_old() {
+    let _alone = alone();
     let patroni = StandIn::start(Mood::Stamps(PATRONI));
     let glue = Glue::start(patroni.address, &[]);
     assert_eq!(glue.get("/primary").0, 200);

@@ -1,13 +1,11 @@
 //! The wall clock is stepped under the real binary: everybody is answered, and nothing old is.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use common::standin::{Mood, StandIn, unix_ms};
-use common::{Glue, config, header, status_of, wait_for};
+use crate::common::standin::{Mood, StandIn, unix_ms};
+use crate::common::{Glue, config, header, status_of, wait_for};
 
 /// A library that fakes the wall clock alone, as a file says; Debian's package faketime.
 fn faketime() -> Option<PathBuf> {

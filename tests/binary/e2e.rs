@@ -1,15 +1,15 @@
 //! The real binary between real sockets: what it answers, and what Patroni sees of it.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::standin::{Mood, StandIn, at_once, json, primary};
-use common::{Glue, Stderr, body, config, header, read_response, read_to_end, status_of, wait_for};
+use crate::common::standin::{Mood, StandIn, at_once, json, primary};
+use crate::common::{
+    Glue, Stderr, body, config, header, read_response, read_to_end, status_of, wait_for,
+};
 use socket2::SockRef;
 
 #[test]

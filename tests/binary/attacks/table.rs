@@ -35,7 +35,7 @@ pub struct Case {
 /// All cases of all tables, by file.
 pub fn read() -> Vec<Case> {
     assert_eq!(EVIL.len(), 0x1f);
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/attacks");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/binary/attacks");
     let files = std::fs::read_dir(folder).expect("the folder of tables").flatten();
     let mut paths: Vec<_> = files.map(|file| file.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));

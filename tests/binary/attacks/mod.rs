@@ -1,18 +1,16 @@
 //! The known attacks on HTTP/1.1, each sent whole, byte by byte and alone to the real binary.
 //!
-//! The tables are `tests/attacks/*.txt`. Behind each attack follows an ordinary request: where the
+//! The tables are `*.txt` of this folder. Behind each attack follows an ordinary request: where the
 //! connection is kept exactly that is answered next, where it is closed nothing more is.
 
-mod common;
-#[path = "attacks/table.rs"]
 mod table;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use common::standin::{StandIn, at_once, primary};
-use common::{Glue, header, status_of};
+use crate::common::standin::{StandIn, at_once, primary};
+use crate::common::{Glue, header, status_of};
 use table::{Case, EVIL};
 
 /// How an attack is sent; the error says what came of it instead.

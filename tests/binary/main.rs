@@ -1,0 +1,13 @@
+//! The real binary on loopback: command line, HTTP, attacks, TLS, clocks, turns of the loop.
+
+mod attacks;
+mod cli;
+mod clock;
+#[path = "../common/mod.rs"]
+mod common;
+mod e2e;
+mod tls_e2e;
+mod tls_hostile;
+mod tls_support;
+mod tls_tools;
+mod turn;

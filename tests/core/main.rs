@@ -1,0 +1,7 @@
+//! The core without a socket, a file or a clock: stories, simulator, regressions, recorded answers.
+
+mod recorded;
+mod regressions;
+mod seeds;
+mod sim;
+mod stories;
