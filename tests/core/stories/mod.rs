@@ -4,8 +4,8 @@
 //! language. Whatever an event leads to has to be said before the next event, or the story
 //! fails. Every story is played three times: bytes in one piece, one by one, and in sevens.
 
+mod player;
 mod script;
-mod teller;
 mod world;
 
 use std::collections::BTreeSet;
@@ -85,7 +85,7 @@ fn files(directory: &Path) -> Vec<(String, String)> {
 fn play(story: &Story) -> Result<(), String> {
     let splits = if story.splits { &SPLITS[..] } else { &SPLITS[..1] };
     for &(piece_bytes, split) in splits {
-        teller::tell(story, piece_bytes).map_err(|(line, why)| {
+        player::play(story, piece_bytes).map_err(|(line, why)| {
             format!("{}:{line}: {:?} {split}: {why}", story.file, story.title)
         })?;
     }

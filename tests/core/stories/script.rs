@@ -17,10 +17,10 @@
 //! the daemon starts                     and reads Patroni's intervals, as it does not otherwise
 //! the HA loop is seen at work           by a client of /patroni, which takes a second
 //! the wall clock jumps 5 s forward / back
-//! it drains / it drains no more         SIGUSR1 and SIGUSR2
-//! Patroni refuses / keeps silent to / accepts connections         from now on
-//! Patroni cannot be reached / cannot be resolved / cannot be connected for want of descriptors
-//! Patroni accepts who waits             connections it was silent to
+//! the node is drained / the drain ends  SIGUSR1 and SIGUSR2
+//! Patroni refuses / accepts connections, Patroni leaves connections pending   from now on
+//! Patroni cannot be reached / cannot be resolved / cannot be connected: no descriptor
+//! Patroni accepts the pending connections
 //! Patroni answers /target with 200 [body of JSON]                 and ends, as Patroni does;
 //!                                       @now-2 in it is the Unix second two seconds ago
 //! Patroni sends "bytes"[, a byte every 100 ms] for /target
@@ -38,7 +38,7 @@
 //! A is half-closed                      all is sent, its end is awaited
 //! A is closed [within an answer | with bytes unread]
 //! A is turned away
-//! there are 2 clients, 1 fetches, 0 queued, 3 waiters, 24 entries, 0 timers, 1 stale
+//! there are 2 clients, 1 fetches, 0 queued, 3 waiters, 24 entries, 0 timers, 1 late inputs
 //! nothing happens
 //! ```
 
@@ -63,20 +63,20 @@ pub struct Line {
 
 /// An event, or an expectation.
 pub enum Step {
-    Connect { who: String, count: Option<usize> },
-    Send { who: String, bytes: Vec<u8>, every_ms: Option<u64> },
-    SendLate { who: String, bytes: Vec<u8> },
+    Connect { client: String, count: Option<usize> },
+    Send { client: String, bytes: Vec<u8>, every_ms: Option<u64> },
+    SendLate { client: String, bytes: Vec<u8> },
     HalfClose(String),
     HalfCloseSeen(String),
     Reset(String),
-    Take(String, Appetite),
+    Take(String, ReadLimit),
     Pass(u64),
     MakeRoom,
     Start,
     JumpMs(i64),
     Drain(bool),
     Configure(String),
-    Door(Door),
+    Connects(Connects),
     AcceptWaiting,
     PatroniSends { target: String, bytes: Vec<u8>, every_ms: Option<u64> },
     PatroniEnds(String),
@@ -84,19 +84,19 @@ pub enum Step {
     Expect(Expectation),
 }
 
-/// How much of its answers a client takes.
+/// How many more bytes of its answers a client reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Appetite {
-    All,
+pub enum ReadLimit {
+    Unlimited,
     Bytes(usize),
 }
 
-/// What becomes of connections to Patroni.
+/// The fate of new connections to Patroni.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Door {
-    Open,
-    Silent,
-    Shut(Failure),
+pub enum Connects {
+    Accepted,
+    Pending,
+    Fail(Failure),
 }
 
 /// What has to have happened.
@@ -105,10 +105,10 @@ pub enum Expectation {
     Tried(usize),
     ConnectionClosed(String),
     GivenUp,
-    Gets { who: String, times: usize, status: u16, details: Vec<Detail> },
-    GetsExactly { who: String, bytes: Vec<u8> },
+    Gets { client: String, times: usize, status: u16, details: Vec<Detail> },
+    GetsExactly { client: String, bytes: Vec<u8> },
     HalfClosed(String),
-    Closed { who: String, how: Closing },
+    Closed { client: String, how: Closing },
     TurnedAway(String),
     Counts(Vec<(usize, String)>),
     Nothing,
@@ -169,7 +169,7 @@ pub fn count(counts: &Counts, name: &str) -> Option<usize> {
         "waiter" | "waiters" => counts.waiters,
         "timer" | "timers" => counts.timers,
         "entries" => counts.entries,
-        "stale" => counts.stale_inputs as usize,
+        "late inputs" => counts.stale_inputs as usize,
         _ => return None,
     })
 }
@@ -224,9 +224,9 @@ fn steps(line: &str) -> Option<Vec<Step>> {
     }
     if let Some((connects, asks)) = line.split_once(" and ask") {
         let connect = connection(connects)?;
-        let Step::Connect { who, .. } = &connect else { return None };
+        let Step::Connect { client, .. } = &connect else { return None };
         let asks = asks.strip_prefix('s').unwrap_or(asks).strip_prefix(' ')?;
-        let ask = Step::Send { who: who.clone(), bytes: request(asks)?, every_ms: None };
+        let ask = Step::Send { client: client.clone(), bytes: request(asks)?, every_ms: None };
         return Some(vec![connect, ask]);
     }
     if let Some(body) = line.strip_prefix("Patroni answers ") {
@@ -242,11 +242,11 @@ fn steps(line: &str) -> Option<Vec<Step>> {
 
 fn connection(line: &str) -> Option<Step> {
     let line = line.strip_prefix("a client ").unwrap_or(line);
-    if let Some(who) = line.strip_suffix(" connects") {
-        return Some(Step::Connect { who: name(who)?, count: None });
+    if let Some(client) = line.strip_suffix(" connects") {
+        return Some(Step::Connect { client: name(client)?, count: None });
     }
-    let (count, who) = line.strip_suffix(" connect")?.split_once(" clients ")?;
-    Some(Step::Connect { who: name(who)?, count: Some(count.parse().ok()?) })
+    let (count, client) = line.strip_suffix(" connect")?.split_once(" clients ")?;
+    Some(Step::Connect { client: name(client)?, count: Some(count.parse().ok()?) })
 }
 
 fn time(line: &str) -> Option<Step> {
@@ -262,15 +262,15 @@ fn time(line: &str) -> Option<Step> {
 fn patroni(line: &str) -> Option<Step> {
     let rest = line.strip_prefix("Patroni ")?;
     let step = match rest {
-        "refuses connections" => Step::Door(Door::Shut(Failure::Refused)),
-        "cannot be reached" => Step::Door(Door::Shut(Failure::Unreachable)),
-        "cannot be resolved" => Step::Door(Door::Shut(Failure::Unresolved)),
-        "cannot be connected for want of descriptors" => {
-            Step::Door(Door::Shut(Failure::NoDescriptor))
+        "refuses connections" => Step::Connects(Connects::Fail(Failure::Refused)),
+        "cannot be reached" => Step::Connects(Connects::Fail(Failure::Unreachable)),
+        "cannot be resolved" => Step::Connects(Connects::Fail(Failure::Unresolved)),
+        "cannot be connected: no descriptor" => {
+            Step::Connects(Connects::Fail(Failure::NoDescriptor))
         }
-        "keeps silent to connections" => Step::Door(Door::Silent),
-        "accepts connections" => Step::Door(Door::Open),
-        "accepts who waits" => Step::AcceptWaiting,
+        "leaves connections pending" => Step::Connects(Connects::Pending),
+        "accepts connections" => Step::Connects(Connects::Accepted),
+        "accepts the pending connections" => Step::AcceptWaiting,
         "is tried" => Step::Expect(Expectation::Tried(1)),
         _ => return patroni_about(rest),
     };
@@ -317,8 +317,8 @@ fn common(line: &str) -> Option<Step> {
         return Some(Step::Expect(Expectation::ConnectionClosed(target)));
     }
     if let Some(rest) = line.strip_prefix("the late ") {
-        let (who, bytes) = rest.split_once(" sends ")?;
-        return Some(Step::SendLate { who: name(who)?, bytes: literal(bytes)? });
+        let (client, bytes) = rest.split_once(" sends ")?;
+        return Some(Step::SendLate { client: name(client)?, bytes: literal(bytes)? });
     }
     if let Some(rest) = line.strip_prefix("there are ").or(line.strip_prefix("there is ")) {
         let parts = rest.split(", ").map(|part| {
@@ -336,52 +336,52 @@ fn common(line: &str) -> Option<Step> {
         "nothing happens" => Some(Step::Expect(Expectation::Nothing)),
         "descriptors run out" => Some(Step::MakeRoom),
         "the daemon starts" => Some(Step::Start),
-        "it drains" => Some(Step::Drain(true)),
-        "it drains no more" => Some(Step::Drain(false)),
+        "the node is drained" => Some(Step::Drain(true)),
+        "the drain ends" => Some(Step::Drain(false)),
         _ => None,
     }
 }
 
 fn client(line: &str) -> Option<Step> {
-    let (who, deed) = line.split_once(' ')?;
-    let who = name(who)?;
-    let closed = |how| Expectation::Closed { who: who.clone(), how };
+    let (client, deed) = line.split_once(' ')?;
+    let client = name(client)?;
+    let closed = |how| Expectation::Closed { client: client.clone(), how };
     let step = match deed {
-        "half-closes" => Step::HalfClose(who),
-        "half-closes, seen at once" => Step::HalfCloseSeen(who),
-        "resets" => Step::Reset(who),
-        "stops reading" => Step::Take(who, Appetite::Bytes(0)),
-        "reads again" => Step::Take(who, Appetite::All),
-        "is half-closed" => Step::Expect(Expectation::HalfClosed(who)),
-        "is turned away" => Step::Expect(Expectation::TurnedAway(who)),
+        "half-closes" => Step::HalfClose(client),
+        "half-closes, seen at once" => Step::HalfCloseSeen(client),
+        "resets" => Step::Reset(client),
+        "stops reading" => Step::Take(client, ReadLimit::Bytes(0)),
+        "reads again" => Step::Take(client, ReadLimit::Unlimited),
+        "is half-closed" => Step::Expect(Expectation::HalfClosed(client)),
+        "is turned away" => Step::Expect(Expectation::TurnedAway(client)),
         "is closed" => Step::Expect(closed(Closing::Clean)),
         "is closed within an answer" => Step::Expect(closed(Closing::WithinAnswer)),
         "is closed with bytes unread" => Step::Expect(closed(Closing::BytesUnread)),
-        _ => return client_about(who, deed),
+        _ => return client_about(client, deed),
     };
     Some(step)
 }
 
-fn client_about(who: String, deed: &str) -> Option<Step> {
+fn client_about(client: String, deed: &str) -> Option<Step> {
     let (verb, rest) = deed.split_once(' ')?;
     match verb {
-        "asks" | "ask" => Some(Step::Send { who, bytes: request(rest)?, every_ms: None }),
+        "asks" | "ask" => Some(Step::Send { client, bytes: request(rest)?, every_ms: None }),
         "sends" | "send" => {
             let (bytes, every_ms) = paced(rest)?;
-            Some(Step::Send { who, bytes, every_ms })
+            Some(Step::Send { client, bytes, every_ms })
         }
         "takes" => {
             let bytes = rest.strip_suffix(" bytes")?.parse().ok()?;
-            Some(Step::Take(who, Appetite::Bytes(bytes)))
+            Some(Step::Take(client, ReadLimit::Bytes(bytes)))
         }
-        "gets" | "get" => gets(who, rest).map(Step::Expect),
+        "gets" | "get" => gets(client, rest).map(Step::Expect),
         _ => None,
     }
 }
 
-fn gets(who: String, rest: &str) -> Option<Expectation> {
+fn gets(client: String, rest: &str) -> Option<Expectation> {
     if let Some(bytes) = rest.strip_prefix("exactly ") {
-        return Some(Expectation::GetsExactly { who, bytes: literal(bytes)? });
+        return Some(Expectation::GetsExactly { client, bytes: literal(bytes)? });
     }
     let (times, rest) = rest.split_once(" times ").unwrap_or(("1", rest));
     let times = times.parse().ok()?;
@@ -396,7 +396,7 @@ fn gets(who: String, rest: &str) -> Option<Expectation> {
     } else {
         vec![Detail::Body(body.as_bytes().to_vec())]
     };
-    Some(Expectation::Gets { who, times, status, details })
+    Some(Expectation::Gets { client, times, status, details })
 }
 
 fn detail(text: &str) -> Option<Detail> {

@@ -14,7 +14,7 @@ use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
 
-use super::script::{Appetite, Closing, Door};
+use super::script::{Closing, Connects, ReadLimit};
 
 /// The engine, and everybody it speaks to.
 pub struct World {
@@ -31,7 +31,7 @@ pub struct World {
     owners: BTreeMap<ConnId, Owner>,
     /// Connections to serve.
     queue: VecDeque<ConnId>,
-    pub door: Door,
+    pub connects: Connects,
     /// Connections to Patroni that it did not accept, as long as no story has told of them.
     pub tried: usize,
     pub asked: VecDeque<String>,
@@ -46,7 +46,7 @@ pub struct Client {
     /// On the way to the engine.
     inbox: VecDeque<u8>,
     end: End,
-    appetite: Appetite,
+    read_limit: ReadLimit,
     /// An answer that is not taken to its end, and how much of it is.
     answer: Option<(Vec<u8>, usize)>,
     pub seen: VecDeque<Seen>,
@@ -105,7 +105,7 @@ impl World {
             fetches: Vec::new(),
             owners: BTreeMap::new(),
             queue: VecDeque::new(),
-            door: Door::Open,
+            connects: Connects::Accepted,
             tried: 0,
             asked: VecDeque::new(),
             connections_closed: VecDeque::new(),
@@ -124,7 +124,7 @@ impl World {
             id,
             inbox: VecDeque::new(),
             end: End::Open,
-            appetite: Appetite::All,
+            read_limit: ReadLimit::Unlimited,
             answer: None,
             seen: VecDeque::new(),
             gone: accepted.is_none(),
@@ -202,9 +202,9 @@ impl World {
         self.settle()
     }
 
-    pub fn take(&mut self, name: &str, appetite: Appetite) -> Outcome {
+    pub fn take(&mut self, name: &str, read_limit: ReadLimit) -> Outcome {
         let client = self.client(name)?;
-        client.appetite = appetite;
+        client.read_limit = read_limit;
         let id = client.id;
         self.queue.push_back(id);
         self.settle()
@@ -317,7 +317,7 @@ impl World {
 
     /// Everybody goes and Patroni is no more: a minute later nothing may be left.
     pub fn end(&mut self) -> Outcome {
-        self.door = Door::Shut(Failure::Refused);
+        self.connects = Connects::Fail(Failure::Refused);
         for id in self.owners.keys().copied().collect::<Vec<_>>() {
             if self.owners.contains_key(&id) {
                 self.engine.broken(self.now(), id, Failure::Reset);
@@ -395,18 +395,18 @@ impl World {
             return Ok(false);
         }
         let (answer, sent) = client.answer.get_or_insert_with(|| (output.to_vec(), 0));
-        let appetite = match &mut client.appetite {
-            Appetite::All => usize::MAX,
-            Appetite::Bytes(left) => *left,
+        let read_limit = match &mut client.read_limit {
+            ReadLimit::Unlimited => usize::MAX,
+            ReadLimit::Bytes(left) => *left,
         };
-        let count = output.len().min(self.piece_bytes).min(appetite);
+        let count = output.len().min(self.piece_bytes).min(read_limit);
         if count == 0 {
             return Ok(false);
         }
         if answer.len() - *sent != output.len() || answer[*sent..][..count] != output[..count] {
             return Err(format!("the rest of {name}'s answer changed on its way"));
         }
-        if let Appetite::Bytes(left) = &mut client.appetite {
+        if let ReadLimit::Bytes(left) = &mut client.read_limit {
             *left -= count;
         }
         *sent += count;
@@ -518,10 +518,10 @@ impl World {
             end: End::Open,
             closed: false,
         });
-        match self.door {
-            Door::Open => return self.accept_fetch(at),
-            Door::Silent => {}
-            Door::Shut(why) => {
+        match self.connects {
+            Connects::Accepted => return self.accept_fetch(at),
+            Connects::Pending => {}
+            Connects::Fail(why) => {
                 self.fetches[at].end = End::Told;
                 self.engine.connect_failed(self.now(), id, why);
             }

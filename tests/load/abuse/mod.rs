@@ -3,9 +3,9 @@
 //! `cargo test` runs the short form. The long one:
 //! `PATRONIGLUE_ABUSE_SECONDS=600 cargo test --release --test load abuse -- --nocapture`
 
-mod fickle;
-mod mischief;
-mod witness;
+mod flaky_patroni;
+mod hostile_clients;
+mod probers;
 
 use std::fs;
 use std::io::Write;
@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::alone;
 use crate::common::{Glue, Stderr, config, read_to_end, status_of, wait_for};
-use fickle::Fickle;
-use mischief::{Measure, Mischief};
-use witness::{Expect, watch};
+use flaky_patroni::FlakyPatroni;
+use hostile_clients::{HostileClients, Load};
+use probers::{Expect, probe};
 
 /// The timer of a kept connection stays in the wheel for its 30 s, though the client is gone.
 const SETTLED_AFTER: Duration = Duration::from_secs(40);
@@ -29,16 +29,16 @@ fn abused_from_all_sides_it_answers_everybody_and_keeps_nothing() {
         assert!(std::env::var_os("CI").is_none(), "CI has descriptors enough");
         return eprintln!("skipped: the hard limit of descriptors is too low");
     };
-    let patroni = Fickle::start();
+    let patroni = FlakyPatroni::start();
     let backend = [("backend", "timeout: 0.5"), ("backend", "connections: 3")];
     let mut glue = Glue::start(patroni.address, &backend);
     // a round of everything first: code, stacks and the allocator's own stores are there then
-    let small = Measure { idle: 500, slow: 20, burst: 500 };
+    let small = Load { idle: 500, slow: 20, burst: 500 };
     abuse(&glue, &patroni, small, Duration::from_secs(2), "warming up");
     let before = settled(&mut glue);
-    let calm = watch("calm", glue.address, Duration::from_secs(1), Expect::Answer);
+    let calm = probe("calm", glue.address, Duration::from_secs(1), Expect::Answer);
     let half = Duration::from_secs(abuse_seconds().unwrap_or(8)) / 2;
-    let large = Measure { idle: 10_000, slow: 300, burst: 20_000 };
+    let large = Load { idle: 10_000, slow: 300, burst: 20_000 };
     let abused = abuse(&glue, &patroni, large, half, "abused");
     let after = settled(&mut glue);
     println!("before: {before:?}");
@@ -56,18 +56,18 @@ fn abused_from_all_sides_it_answers_everybody_and_keeps_nothing() {
 /// While Patroni is well, and then while it comes and goes; then it is well again.
 fn abuse(
     glue: &Glue,
-    patroni: &Fickle,
-    measure: Measure,
+    patroni: &FlakyPatroni,
+    load: Load,
     half: Duration,
     name: &str,
-) -> [witness::Report; 2] {
-    let mischief = Mischief::start(glue.address, measure);
-    let reports = watch(name, glue.address, half, Expect::Answer);
-    patroni.come_and_go(true);
-    watch(&format!("{name}, Patroni too"), glue.address, half, Expect::AnswerOrReason);
-    patroni.come_and_go(false);
-    let connections = mischief.stop();
-    println!("{name}: {connections} connections of {measure:?}");
+) -> [probers::Report; 2] {
+    let hostile = HostileClients::start(glue.address, load);
+    let reports = probe(name, glue.address, half, Expect::Answer);
+    patroni.set_flaky(true);
+    probe(&format!("{name}, Patroni too"), glue.address, half, Expect::AnswerOrReason);
+    patroni.set_flaky(false);
+    let connections = hostile.stop();
+    println!("{name}: {connections} connections of {load:?}");
     wait_for("Patroni's return", || (glue.get("/primary").0 == 200).then_some(()));
     reports
 }
@@ -118,7 +118,7 @@ fn within_the_memory_it_needs_and_eight_megabytes_it_survives() {
     let _alone = alone();
     let time = Duration::from_secs(abuse_seconds().map_or(2, |seconds| seconds / 10));
     let needs = {
-        let patroni = Fickle::start();
+        let patroni = FlakyPatroni::start();
         let glue = Glue::start(patroni.address, &[]);
         assert_eq!(glue.get("/primary").0, 200);
         let Some(needs) = glue.memory_kib("VmPeak:") else { return };
@@ -141,7 +141,7 @@ fn with_a_log_that_is_stuck_or_closed_it_survives() {
 #[test]
 fn slowhttptest_makes_nobody_wait() {
     let _alone = alone();
-    let patroni = Fickle::start();
+    let patroni = FlakyPatroni::start();
     let glue = Glue::start(patroni.address, &[]);
     let url = format!("http://{}/metrics", glue.address);
     let time = Duration::from_secs(abuse_seconds().map_or(3, |seconds| seconds / 20));
@@ -152,7 +152,7 @@ fn slowhttptest_makes_nobody_wait() {
         tool.args(kind).args(["-c", "1000", "-r", "500", "-i", "1", "-p", "2"]);
         tool.args(["-l", &seconds, "-u", &url]);
         let running = thread::spawn(move || tool.output());
-        watch(&format!("slowhttptest {}", kind[0]), glue.address, time, Expect::Answer);
+        probe(&format!("slowhttptest {}", kind[0]), glue.address, time, Expect::Answer);
         let Ok(output) = running.join().expect("no panic") else {
             assert!(std::env::var_os("CI").is_none(), "CI has slowhttptest");
             return eprintln!("skipped: there is no slowhttptest");
@@ -166,12 +166,13 @@ fn slowhttptest_makes_nobody_wait() {
 /// Abused by few while Patroni comes and goes; a client of its own asks all the while, and what
 /// it gets is whole. In the end everything is as before.
 fn survives(limit: &str, flags: &[&str], stderr: Stderr, time: Duration) -> Glue {
-    let patroni = Fickle::start();
+    let patroni = FlakyPatroni::start();
     let backend = [("backend", "timeout: 0.5")];
     let text = config(&patroni.address.ip().to_string(), patroni.address.port(), &backend);
     let mut glue = Glue::start_saying(&text, flags, Some(limit), stderr);
-    let mischief = Mischief::start(glue.address, Measure { idle: 1000, slow: 100, burst: 20_000 });
-    patroni.come_and_go(true);
+    let hostile =
+        HostileClients::start(glue.address, Load { idle: 1000, slow: 100, burst: 20_000 });
+    patroni.set_flaky(true);
     let (begun, mut answers) = (Instant::now(), [0; 3]);
     while begun.elapsed() < time {
         let mut client = glue.connect();
@@ -182,8 +183,8 @@ fn survives(limit: &str, flags: &[&str], stderr: Stderr, time: Duration) -> Glue
         answers[at.unwrap_or_else(|| panic!("{limit}: {text}"))] += 1;
         thread::sleep(Duration::from_millis(10));
     }
-    patroni.come_and_go(false);
-    let connections = mischief.stop();
+    patroni.set_flaky(false);
+    let connections = hostile.stop();
     let [fine, refused, none] = answers;
     println!("{limit}, {stderr:?}: {fine} times 200, {refused} times 503, {none} times nothing");
     println!("    beside {connections} connections");

@@ -8,17 +8,17 @@ use super::script::{Detail, Expectation, Step, Story, count};
 use super::world::{Seen, World};
 
 /// Plays the story; the error is the line where it went wrong, and what was seen instead.
-pub fn tell(story: &Story, piece_bytes: usize) -> Result<(), (usize, String)> {
+pub fn play(story: &Story, piece_bytes: usize) -> Result<(), (usize, String)> {
     let line = Cell::new(0);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let mut teller =
-            Teller { world: World::new(&story.settings, piece_bytes), groups: BTreeMap::new() };
+        let mut player =
+            Player { world: World::new(&story.settings, piece_bytes), groups: BTreeMap::new() };
         for step in story.lines.iter().flat_map(|line| line.steps.iter().map(move |s| (line, s))) {
             line.set(step.0.number);
-            teller.step(step.1)?;
+            player.step(step.1)?;
         }
-        teller.nothing_unsaid()?;
-        teller.world.end()
+        player.no_unexpected_event()?;
+        player.world.end()
     }));
     match outcome {
         Ok(Ok(())) => Ok(()),
@@ -31,7 +31,7 @@ pub fn tell(story: &Story, piece_bytes: usize) -> Result<(), (usize, String)> {
     }
 }
 
-struct Teller {
+struct Player {
     world: World,
     /// Names that stand for many clients.
     groups: BTreeMap<String, Vec<String>>,
@@ -39,31 +39,33 @@ struct Teller {
 
 type Outcome = Result<(), String>;
 
-impl Teller {
+impl Player {
     fn step(&mut self, step: &Step) -> Outcome {
         if let Step::Expect(expectation) = step {
             return self.expect(expectation);
         }
-        self.nothing_unsaid()?;
+        self.no_unexpected_event()?;
         match step {
-            Step::Connect { who, count } => {
+            Step::Connect { client, count } => {
                 if let Some(count) = count {
-                    let members = (1..=*count).map(|number| format!("{who}{number}"));
-                    self.groups.insert(who.clone(), members.collect());
+                    let members = (1..=*count).map(|number| format!("{client}{number}"));
+                    self.groups.insert(client.clone(), members.collect());
                 }
-                self.each(who, |world, name| world.connect(name))
+                self.each(client, |world, name| world.connect(name))
             }
-            Step::Send { who, bytes, every_ms: None } => {
-                self.each(who, |world, name| world.send(name, bytes))
+            Step::Send { client, bytes, every_ms: None } => {
+                self.each(client, |world, name| world.send(name, bytes))
             }
-            Step::Send { who, bytes, every_ms: Some(ms) } => {
-                self.drip(bytes, *ms, |world, byte| world.send(who, byte))
+            Step::Send { client, bytes, every_ms: Some(ms) } => {
+                self.drip(bytes, *ms, |world, byte| world.send(client, byte))
             }
-            Step::SendLate { who, bytes } => self.world.send_late(who, bytes),
-            Step::HalfClose(who) => self.each(who, World::half_close),
-            Step::HalfCloseSeen(who) => self.each(who, World::half_close_seen),
-            Step::Reset(who) => self.each(who, World::reset),
-            Step::Take(who, appetite) => self.each(who, |world, name| world.take(name, *appetite)),
+            Step::SendLate { client, bytes } => self.world.send_late(client, bytes),
+            Step::HalfClose(client) => self.each(client, World::half_close),
+            Step::HalfCloseSeen(client) => self.each(client, World::half_close_seen),
+            Step::Reset(client) => self.each(client, World::reset),
+            Step::Take(client, read_limit) => {
+                self.each(client, |world, name| world.take(name, *read_limit))
+            }
             Step::Pass(ms) => self.world.pass(*ms),
             Step::MakeRoom => self.world.make_room(),
             Step::Start => self.world.start(),
@@ -76,8 +78,8 @@ impl Teller {
                 Ok(())
             }
             Step::Configure(text) => self.world.configure(text),
-            Step::Door(door) => {
-                self.world.door = *door;
+            Step::Connects(connects) => {
+                self.world.connects = *connects;
                 Ok(())
             }
             Step::AcceptWaiting => self.world.accept_waiting(),
@@ -126,15 +128,15 @@ impl Teller {
                 Ok(())
             }
             Expectation::Counts(wanted) => self.expect_counts(wanted),
-            Expectation::Nothing => self.nothing_unsaid(),
-            Expectation::Gets { who, times, .. } => (0..*times).try_for_each(|_| {
-                self.each(who, |world, name| expect_seen(world, name, expectation))
+            Expectation::Nothing => self.no_unexpected_event(),
+            Expectation::Gets { client, times, .. } => (0..*times).try_for_each(|_| {
+                self.each(client, |world, name| expect_seen(world, name, expectation))
             }),
-            Expectation::GetsExactly { who, .. }
-            | Expectation::HalfClosed(who)
-            | Expectation::Closed { who, .. }
-            | Expectation::TurnedAway(who) => {
-                self.each(who, |world, name| expect_seen(world, name, expectation))
+            Expectation::GetsExactly { client, .. }
+            | Expectation::HalfClosed(client)
+            | Expectation::Closed { client, .. }
+            | Expectation::TurnedAway(client) => {
+                self.each(client, |world, name| expect_seen(world, name, expectation))
             }
         }
     }
@@ -150,9 +152,9 @@ impl Teller {
         Ok(())
     }
 
-    fn each(&mut self, who: &str, mut deed: impl FnMut(&mut World, &str) -> Outcome) -> Outcome {
-        match self.groups.get(who) {
-            None => deed(&mut self.world, who),
+    fn each(&mut self, client: &str, mut deed: impl FnMut(&mut World, &str) -> Outcome) -> Outcome {
+        match self.groups.get(client) {
+            None => deed(&mut self.world, client),
             Some(names) => names.iter().try_for_each(|name| deed(&mut self.world, name)),
         }
     }
@@ -182,7 +184,7 @@ impl Teller {
     }
 
     /// What happened and was not told makes a story wrong.
-    fn nothing_unsaid(&self) -> Outcome {
+    fn no_unexpected_event(&self) -> Outcome {
         let world = &self.world;
         for (name, client) in &world.clients {
             if let Some(seen) = client.seen.front() {

@@ -12,7 +12,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::common::{read_to_end, status_of};
 
 /// All kinds at once.
-pub struct Mischief {
+pub struct HostileClients {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -28,7 +28,7 @@ struct Shared {
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Measure {
+pub struct Load {
     /// Clients that are answered once and then stay.
     pub idle: usize,
     /// Clients of each slow kind.
@@ -37,29 +37,29 @@ pub struct Measure {
     pub burst: usize,
 }
 
-type Kind = fn(&Shared, u8, Measure);
+type Kind = fn(&Shared, u8, Load);
 
 /// Each has its own address to come from, so that none runs out of ports.
 const KINDS: [Kind; 9] =
     [idlers, slow_heads, slow_bodies, slow_readers, half_closers, resetters, burst, floods, babble];
 
-impl Mischief {
-    pub fn start(address: SocketAddr, measure: Measure) -> Mischief {
+impl HostileClients {
+    pub fn start(address: SocketAddr, load: Load) -> HostileClients {
         let stopped = AtomicBool::new(false);
         let (connections, strange) = (AtomicU64::new(0), AtomicU64::new(0));
         let shared = Arc::new(Shared { address, stopped, connections, strange });
         let numbered = KINDS.into_iter().zip(2..);
         let threads = numbered.map(|(kind, number)| {
             let shared = Arc::clone(&shared);
-            thread::spawn(move || kind(&shared, number, measure))
+            thread::spawn(move || kind(&shared, number, load))
         });
-        Mischief { threads: threads.collect(), shared }
+        HostileClients { threads: threads.collect(), shared }
     }
 
     /// Ends it, and returns how many connections it made.
     pub fn stop(self) -> u64 {
         self.shared.stopped.store(true, Ordering::Relaxed);
-        self.threads.into_iter().for_each(|thread| thread.join().expect("mischief is no panic"));
+        self.threads.into_iter().for_each(|thread| thread.join().expect("hostile is no panic"));
         assert_eq!(self.shared.strange.load(Ordering::Relaxed), 0, "strange answers");
         self.shared.connections.load(Ordering::Relaxed)
     }
@@ -101,10 +101,10 @@ impl Shared {
 }
 
 /// Ask once on a kept connection, and stay.
-fn idlers(shared: &Shared, number: u8, measure: Measure) {
+fn idlers(shared: &Shared, number: u8, load: Load) {
     let mut clients = Vec::new();
     while shared.goes_on() {
-        if clients.len() < measure.idle {
+        if clients.len() < load.idle {
             let Some(mut client) = shared.connect(number) else { return shared.pause(60_000) };
             if client.write_all(b"HEAD /nowhere HTTP/1.1\r\n\r\n").is_ok() {
                 clients.push(client);
@@ -116,14 +116,14 @@ fn idlers(shared: &Shared, number: u8, measure: Measure) {
 }
 
 /// A byte of a head every 200 ms, for as long as they are let.
-fn slow_heads(shared: &Shared, number: u8, measure: Measure) {
-    drip(shared, number, measure.slow, "", "GET /primary HTTP/1.1\r\nHost: x\r\nA: ");
+fn slow_heads(shared: &Shared, number: u8, load: Load) {
+    drip(shared, number, load.slow, "", "GET /primary HTTP/1.1\r\nHost: x\r\nA: ");
 }
 
 /// A byte of a body every 200 ms.
-fn slow_bodies(shared: &Shared, number: u8, measure: Measure) {
+fn slow_bodies(shared: &Shared, number: u8, load: Load) {
     let head = "POST /primary HTTP/1.1\r\nContent-Length: 60000\r\n\r\n";
-    drip(shared, number, measure.slow, head, "x");
+    drip(shared, number, load.slow, head, "x");
 }
 
 fn drip(shared: &Shared, number: u8, count: usize, begin: &str, bytes: &str) {
@@ -144,7 +144,7 @@ fn drip(shared: &Shared, number: u8, count: usize, begin: &str, bytes: &str) {
 }
 
 /// Ask for a large answer, and take a few bytes of it now and then.
-fn slow_readers(shared: &Shared, number: u8, measure: Measure) {
+fn slow_readers(shared: &Shared, number: u8, load: Load) {
     let mut clients = Vec::new();
     while shared.goes_on() {
         clients.retain_mut(|client: &mut TcpStream| {
@@ -154,7 +154,7 @@ fn slow_readers(shared: &Shared, number: u8, measure: Measure) {
                 Err(error) => error.kind() == ErrorKind::WouldBlock,
             }
         });
-        while clients.len() < measure.slow.min(50) && shared.goes_on() {
+        while clients.len() < load.slow.min(50) && shared.goes_on() {
             let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, None) else { break };
             let _ = socket.set_recv_buffer_size(4 * 1024);
             let Some(mut client) = shared.connect_with(number, socket) else { break };
@@ -166,7 +166,7 @@ fn slow_readers(shared: &Shared, number: u8, measure: Measure) {
 }
 
 /// End their half: before, within and behind a request.
-fn half_closers(shared: &Shared, number: u8, _: Measure) {
+fn half_closers(shared: &Shared, number: u8, _: Load) {
     let requests = ["", "GET /pri", "GET /nowhere HTTP/1.1\r\n\r\n", "POST / HTTP/1.1\r\n\r\nGET"];
     for request in requests.iter().cycle() {
         if !shared.goes_on() {
@@ -181,7 +181,7 @@ fn half_closers(shared: &Shared, number: u8, _: Measure) {
 }
 
 /// Send RST: at once, within a request, before and with the answer.
-fn resetters(shared: &Shared, number: u8, _: Measure) {
+fn resetters(shared: &Shared, number: u8, _: Load) {
     let requests =
         ["", "GET /pri", "GET /primary HTTP/1.1\r\n\r\n", "GET /metrics HTTP/1.0\r\n\r\n"];
     for (turn, request) in requests.iter().cycle().enumerate() {
@@ -198,8 +198,8 @@ fn resetters(shared: &Shared, number: u8, _: Measure) {
 }
 
 /// A check on a connection of its own, as fast as that goes.
-fn burst(shared: &Shared, number: u8, measure: Measure) {
-    for at in 0..measure.burst {
+fn burst(shared: &Shared, number: u8, load: Load) {
+    for at in 0..load.burst {
         if !shared.goes_on() {
             return;
         }
@@ -212,7 +212,7 @@ fn burst(shared: &Shared, number: u8, measure: Measure) {
 }
 
 /// Hundreds of requests in one write, and thousands of different queries.
-fn floods(shared: &Shared, number: u8, _: Measure) {
+fn floods(shared: &Shared, number: u8, _: Load) {
     let mut count = 0;
     while shared.goes_on() {
         let Some(mut client) = shared.connect(number) else { continue };
@@ -233,7 +233,7 @@ fn floods(shared: &Shared, number: u8, _: Measure) {
 }
 
 /// What is no HTTP: noise, a TLS hello, nothing at all.
-fn babble(shared: &Shared, number: u8, measure: Measure) {
+fn babble(shared: &Shared, number: u8, load: Load) {
     let mut noise = 0x2545_f491_4f6c_dd1d_u64;
     let mut silent = Vec::new();
     while shared.goes_on() {
@@ -252,7 +252,7 @@ fn babble(shared: &Shared, number: u8, measure: Measure) {
             let _ = client.shutdown(Shutdown::Write);
             shared.judge(status_of(&read_to_end(&mut client)), &[400, 414, 431, 501, 503]);
         }
-        if silent.len() >= measure.slow {
+        if silent.len() >= load.slow {
             silent.clear();
         }
         silent.extend(shared.connect(number));

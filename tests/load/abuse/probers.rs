@@ -26,7 +26,7 @@ pub struct Report {
 }
 
 /// Two clients ask every 10 ms, one on a kept connection, one on a new one each time.
-pub fn watch(name: &str, address: SocketAddr, time: Duration, expect: Expect) -> [Report; 2] {
+pub fn probe(name: &str, address: SocketAddr, time: Duration, expect: Expect) -> [Report; 2] {
     let kept = thread::spawn(move || kept(address, time, expect));
     let fresh = thread::spawn(move || fresh(address, time, expect));
     let reports = [kept, fresh].map(|thread| thread.join().expect("a witness does not panic"));

@@ -10,9 +10,9 @@ use std::time::Duration;
 use crate::common::standin::{json, primary};
 
 /// Patroni, as it is in a bad week.
-pub struct Fickle {
+pub struct FlakyPatroni {
     pub address: SocketAddr,
-    restless: Arc<AtomicBool>,
+    flaky: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -24,7 +24,7 @@ enum Mood {
     Cuts,
 }
 
-/// What it does in turn while it is restless.
+/// What it does in turn while it is flaky.
 const MOODS: [Mood; 8] = [
     Mood::Refuses,
     Mood::Answers,
@@ -37,26 +37,26 @@ const MOODS: [Mood; 8] = [
 ];
 const MOOD_LASTS: Duration = Duration::from_millis(300);
 
-impl Fickle {
-    pub fn start() -> Fickle {
+impl FlakyPatroni {
+    pub fn start() -> FlakyPatroni {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let restless = Arc::new(AtomicBool::new(false));
-        let shared = Arc::clone(&restless);
+        let flaky = Arc::new(AtomicBool::new(false));
+        let shared = Arc::clone(&flaky);
         thread::spawn(move || live(listener, &shared));
-        Fickle { address, restless }
+        FlakyPatroni { address, flaky }
     }
 
     /// Does it restart, refuse, hang and break off from now on, or answer?
-    pub fn come_and_go(&self, restless: bool) {
-        self.restless.store(restless, Ordering::Relaxed);
+    pub fn set_flaky(&self, flaky: bool) {
+        self.flaky.store(flaky, Ordering::Relaxed);
     }
 }
 
-fn live(mut listener: TcpListener, restless: &AtomicBool) {
+fn live(mut listener: TcpListener, flaky: &AtomicBool) {
     let address = listener.local_addr().expect("its address");
     loop {
-        while !restless.load(Ordering::Relaxed) {
+        while !flaky.load(Ordering::Relaxed) {
             serve_for(&listener, Mood::Answers, Duration::from_millis(50));
         }
         for mood in MOODS {
