@@ -37,7 +37,7 @@ pub struct Request {
 pub enum Step {
     /// Nothing yet.
     Continue,
-    /// A request is complete and wants [`Frontend::answer`]; its target was written to the
+    /// A request is complete and wants [`Frontend::respond`]; its target was written to the
     /// caller's string.
     Ask(Request),
     /// No request: the client is to be told by [`Frontend::refuse`]. The method, as far as it could
@@ -46,7 +46,7 @@ pub enum Step {
     /// The request did not come in time: as `Refuse`, with 408.
     TooSlow,
     /// The last answer is on its way; half-close, then wait for the client's end.
-    Drain,
+    Linger,
     /// The connection is of no more use.
     Close,
 }
@@ -60,10 +60,10 @@ enum State {
     /// The request is with the engine. No deadline here: the fetch it waits for has one.
     Waiting(Request),
     /// `sent < bytes.len()`.
-    Answering { bytes: Rc<[u8]>, sent: u32, then: Then },
+    Responding { bytes: Rc<[u8]>, sent: u32, then: Then },
     /// Half-closed: input is read and thrown away until the client ends too, because closing
     /// with unread input would send RST, which can overtake the answer (RFC 9112, section 9.6).
-    Draining { discarded_bytes: u32 },
+    Lingering { discarded_bytes: u32 },
 }
 
 #[derive(Debug)]
@@ -78,7 +78,7 @@ struct Body {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     NextRequest,
-    Drain,
+    Linger,
     Close,
 }
 
@@ -91,17 +91,17 @@ impl Frontend {
     /// Bytes came; any split of them has the same outcome. A request's target is left in `target`.
     pub fn receive(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
         match &mut self.state {
-            State::Head { .. } => self.read_head(now, bytes, target),
+            State::Head { .. } => self.parse_head(now, bytes, target),
             State::Body(_) => {
                 self.input.extend_from_slice(bytes);
-                self.read_body(now, target)
+                self.discard_body(now, target)
             }
-            State::Draining { discarded_bytes } => {
+            State::Lingering { discarded_bytes } => {
                 *discarded_bytes = discarded_bytes.saturating_add(bytes.len() as u32);
                 if *discarded_bytes > DISCARD_BYTES_MAX { Step::Close } else { Step::Continue }
             }
             // not asked for (`wants_read`), but not lost either
-            State::Waiting(_) | State::Answering { .. } => {
+            State::Waiting(_) | State::Responding { .. } => {
                 self.input.extend_from_slice(bytes);
                 if self.input.len() > UNREAD_BYTES_MAX { Step::Close } else { Step::Continue }
             }
@@ -109,23 +109,23 @@ impl Frontend {
     }
 
     /// Answers the request that waits, with a whole response.
-    pub fn answer(&mut self, now: Time, bytes: Rc<[u8]>) {
+    pub fn respond(&mut self, now: Time, bytes: Rc<[u8]>) {
         let State::Waiting(request) = self.state else { panic!("nothing was asked") };
         let then = match request.persistence {
             Persistence::KeepAlive | Persistence::Persistent => Then::NextRequest,
             Persistence::Close if self.input.is_empty() => Then::Close,
-            Persistence::Close => Then::Drain,
+            Persistence::Close => Then::Linger,
         };
-        self.begin_answer(now, bytes, then);
+        self.begin_response(now, bytes, then);
     }
 
     /// Answers what was no request, and ends.
     pub fn refuse(&mut self, now: Time, bytes: Rc<[u8]>) {
-        self.begin_answer(now, bytes, Then::Drain);
+        self.begin_response(now, bytes, Then::Linger);
     }
 
     /// The request that waits is the connection's last one.
-    pub fn close_after_answer(&mut self) {
+    pub fn close_after_response(&mut self) {
         if let State::Waiting(request) = &mut self.state {
             request.persistence = Persistence::Close;
         }
@@ -133,7 +133,7 @@ impl Frontend {
 
     /// The transport took `count` bytes of [`Frontend::output`].
     pub fn sent(&mut self, now: Time, count: usize, target: &mut String) -> Step {
-        let State::Answering { bytes, sent, then } = &mut self.state else {
+        let State::Responding { bytes, sent, then } = &mut self.state else {
             return Step::Continue;
         };
         *sent += count as u32;
@@ -143,17 +143,17 @@ impl Frontend {
         }
         match *then {
             Then::Close => Step::Close,
-            Then::Drain => {
-                self.enter(now, State::Draining { discarded_bytes: 0 });
+            Then::Linger => {
+                self.enter(now, State::Lingering { discarded_bytes: 0 });
                 self.input = Vec::new();
-                Step::Drain
+                Step::Linger
             }
             Then::NextRequest => {
                 self.enter(now, State::Head { kept: true });
                 if self.input.is_empty() {
                     Step::Continue
                 } else {
-                    self.read_head(now, &[], target)
+                    self.parse_head(now, &[], target)
                 }
             }
         }
@@ -162,12 +162,12 @@ impl Frontend {
     /// The client has closed its half. The request that waits, or is being answered, still is.
     pub fn eof(&mut self) -> Step {
         match &mut self.state {
-            State::Head { .. } | State::Body(_) | State::Draining { .. } => Step::Close,
+            State::Head { .. } | State::Body(_) | State::Lingering { .. } => Step::Close,
             State::Waiting(request) => {
                 request.persistence = Persistence::Close;
                 Step::Continue
             }
-            State::Answering { then, .. } => {
+            State::Responding { then, .. } => {
                 *then = Then::Close;
                 Step::Continue
             }
@@ -189,22 +189,22 @@ impl Frontend {
             State::Head { kept: true } if self.input.is_empty() => self.since.plus_ms(IDLE_MS_MAX),
             State::Head { .. } | State::Body(_) => self.since.plus_ms(REQUEST_MS_MAX),
             State::Waiting(_) => Time::NEVER,
-            State::Answering { .. } => self.since.plus_ms(ANSWER_MS_MAX),
-            State::Draining { .. } => self.since.plus_ms(DRAIN_MS_MAX),
+            State::Responding { .. } => self.since.plus_ms(RESPONSE_MS_MAX),
+            State::Lingering { .. } => self.since.plus_ms(LINGER_MS_MAX),
         }
     }
 
     /// What is to be sent.
     pub fn output(&self) -> &[u8] {
         match &self.state {
-            State::Answering { bytes, sent, .. } => &bytes[*sent as usize..],
+            State::Responding { bytes, sent, .. } => &bytes[*sent as usize..],
             _ => &[],
         }
     }
 
     /// Is more input of use now?
     pub fn wants_read(&self) -> bool {
-        matches!(self.state, State::Head { .. } | State::Body(_) | State::Draining { .. })
+        matches!(self.state, State::Head { .. } | State::Body(_) | State::Lingering { .. })
     }
 
     /// The request that waits for its answer.
@@ -229,7 +229,7 @@ impl Frontend {
         }
     }
 
-    fn read_head(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
+    fn parse_head(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
         let mut input = mem::take(&mut self.input);
         let buffered = !input.is_empty();
         if buffered {
@@ -255,11 +255,11 @@ impl Frontend {
         if buffered {
             input.drain(..head_bytes);
             self.input = input;
-            self.release_input();
+            self.shrink_input();
         } else if bytes.len() > head_bytes {
             self.input = bytes[head_bytes..].to_vec();
         }
-        self.head_done(now, request, framing, target)
+        self.head_complete(now, request, framing, target)
     }
 
     /// The part of a head that came first begins the time it has; a client's very first head
@@ -274,7 +274,7 @@ impl Frontend {
         self.input = bytes.to_vec();
     }
 
-    fn head_done(
+    fn head_complete(
         &mut self,
         now: Time,
         request: Request,
@@ -291,15 +291,15 @@ impl Frontend {
             }
             _ => {
                 let decoder = BodyDecoder::new(framing);
-                let target_kept = target.as_str().into();
-                let body = Body { request, target: target_kept, decoder, data_bytes: 0 };
+                let target_copy = target.as_str().into();
+                let body = Body { request, target: target_copy, decoder, data_bytes: 0 };
                 self.enter(now, State::Body(Box::new(body)));
-                self.read_body(now, target)
+                self.discard_body(now, target)
             }
         }
     }
 
-    fn read_body(&mut self, now: Time, target: &mut String) -> Step {
+    fn discard_body(&mut self, now: Time, target: &mut String) -> Step {
         let State::Body(body) = &mut self.state else { return Step::Continue };
         let method = body.request.method;
         let mut taken = 0;
@@ -321,13 +321,13 @@ impl Frontend {
             target.push_str(&body.target);
             self.enter(now, State::Waiting(request));
         }
-        self.release_input();
+        self.shrink_input();
         if done { Step::Ask(request) } else { Step::Continue }
     }
 
-    fn begin_answer(&mut self, now: Time, bytes: Rc<[u8]>, then: Then) {
+    fn begin_response(&mut self, now: Time, bytes: Rc<[u8]>, then: Then) {
         debug_assert!(!bytes.is_empty() && bytes.len() < u32::MAX as usize);
-        self.enter(now, State::Answering { bytes, sent: 0, then });
+        self.enter(now, State::Responding { bytes, sent: 0, then });
     }
 
     fn enter(&mut self, now: Time, state: State) {
@@ -335,7 +335,7 @@ impl Frontend {
         self.since = now;
     }
 
-    fn release_input(&mut self) {
+    fn shrink_input(&mut self) {
         if self.input.is_empty() {
             self.input = Vec::new();
         }
@@ -347,9 +347,9 @@ pub const REQUEST_MS_MAX: u64 = 5_000;
 /// A kept connection may be idle for this long.
 pub const IDLE_MS_MAX: u64 = 30_000;
 /// An answer must be taken in this time.
-pub const ANSWER_MS_MAX: u64 = 5_000;
+pub const RESPONSE_MS_MAX: u64 = 5_000;
 /// A half-closed connection is closed after this time, and after this much input.
-pub const DRAIN_MS_MAX: u64 = 1_000;
+pub const LINGER_MS_MAX: u64 = 1_000;
 const DISCARD_BYTES_MAX: u32 = 256 * 1024;
 /// What may come unasked behind a request: more than the shell reads at once.
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
@@ -395,15 +395,15 @@ mod tests {
         let all = b"GET /primary HTTP/1.1\r\n\r\nGET /replica HTTP/1.0\r\n\r\nleft";
         let mut target = String::new();
         assert_eq!(asked(&mut frontend, all).map(|asked| asked.1).as_deref(), Some("/primary"));
-        frontend.answer(NOW, b"one"[..].into());
+        frontend.respond(NOW, b"one"[..].into());
         assert_eq!(frontend.sent(NOW, 1, &mut target), Step::Continue);
         assert_eq!(frontend.output(), b"ne");
         let step = frontend.sent(NOW, 2, &mut target);
         let request = Request { method: Method::Get, persistence: Persistence::Close };
         assert_eq!((step, target.as_str()), (Step::Ask(request), "/replica"));
-        frontend.answer(NOW, b"two"[..].into());
+        frontend.respond(NOW, b"two"[..].into());
         // "left" was never read by anybody: closing now would be RST
-        assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Drain);
+        assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Linger);
         assert_eq!(frontend.receive(NOW, b"more", &mut target), Step::Continue);
         assert_eq!(frontend.eof(), Step::Close);
     }
@@ -414,7 +414,7 @@ mod tests {
         for piece in [&b"GET / HT"[..], b"TP/1.1\r\n\r\n"] {
             asked(&mut frontend, piece);
         }
-        frontend.answer(NOW, b"one"[..].into());
+        frontend.respond(NOW, b"one"[..].into());
         assert_eq!(frontend.sent(NOW, 3, &mut String::new()), Step::Continue);
         assert_eq!((frontend.input.capacity(), frontend.output()), (0, &b""[..]));
         assert!(mem::size_of::<Frontend>() <= 72, "{}", mem::size_of::<Frontend>());
@@ -431,8 +431,8 @@ mod tests {
         assert_eq!(frontend.deadline(), NOW.plus_ms(REQUEST_MS_MAX));
         frontend.receive(later, b"\r\n", &mut target);
         assert_eq!(frontend.deadline(), Time::NEVER);
-        frontend.answer(later, b"one"[..].into());
-        assert_eq!(frontend.deadline(), later.plus_ms(ANSWER_MS_MAX));
+        frontend.respond(later, b"one"[..].into());
+        assert_eq!(frontend.deadline(), later.plus_ms(RESPONSE_MS_MAX));
         frontend.sent(later, 3, &mut target);
         assert_eq!(frontend.deadline(), later.plus_ms(IDLE_MS_MAX));
         assert_eq!(frontend.expire(), Step::Close);
@@ -442,8 +442,8 @@ mod tests {
         assert_eq!(frontend.deadline(), much_later.plus_ms(REQUEST_MS_MAX));
         assert_eq!(frontend.expire(), Step::TooSlow);
         frontend.refuse(NOW, b"408"[..].into());
-        assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Drain);
-        assert_eq!(frontend.deadline(), NOW.plus_ms(DRAIN_MS_MAX));
+        assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Linger);
+        assert_eq!(frontend.deadline(), NOW.plus_ms(LINGER_MS_MAX));
     }
 
     #[test]
@@ -480,7 +480,7 @@ mod tests {
         let mut target = String::new();
         let mut frontend = Frontend::new(NOW);
         frontend.refuse(NOW, b"no"[..].into());
-        assert_eq!(frontend.sent(NOW, 2, &mut target), Step::Drain);
+        assert_eq!(frontend.sent(NOW, 2, &mut target), Step::Linger);
         let quarter = vec![b'x'; 64 * 1024];
         for _ in 0..4 {
             assert_eq!(frontend.receive(NOW, &quarter, &mut target), Step::Continue);
@@ -505,9 +505,9 @@ mod tests {
             let mut frontend = Frontend::new(NOW);
             let text = format!("GET /one HTTP/1.1\r\n\r\n{begun}");
             asked(&mut frontend, text.as_bytes()).expect("a request");
-            frontend.close_after_answer();
-            frontend.answer(NOW, b"one"[..].into());
-            let end = if begun.is_empty() { Step::Close } else { Step::Drain };
+            frontend.close_after_response();
+            frontend.respond(NOW, b"one"[..].into());
+            let end = if begun.is_empty() { Step::Close } else { Step::Linger };
             assert_eq!(frontend.sent(NOW, 3, &mut target), end, "{begun}");
         }
     }

@@ -20,7 +20,7 @@ impl Engine {
             Step::Ask(request) => self.ask(now, id, request),
             Step::Refuse(method, why) => self.refuse(now, id, method, LocalReply::refusal(why)),
             Step::TooSlow => self.refuse(now, id, Method::Unknown, LocalReply::TOO_SLOW),
-            Step::Drain => self.actions.push_back(Action::Finish(id)),
+            Step::Linger => self.actions.push_back(Action::Finish(id)),
             Step::Close => self.close(id),
         }
         self.reschedule(id);
@@ -101,7 +101,7 @@ impl Engine {
             self.journal.served_stale(now.time, self.cache.target(entry), age_ms);
         }
         if let Some((frontend, _)) = self.waiting_client(id) {
-            frontend.answer(now.time, bytes);
+            frontend.respond(now.time, bytes);
         }
         self.record(now, id, status);
     }
@@ -109,7 +109,7 @@ impl Engine {
     fn answer_locally(&mut self, now: Now, id: ConnId, reply: LocalReply) {
         let Some((frontend, request)) = self.waiting_client(id) else { return };
         let (head_only, status) = (request.method == Method::Head, reply.status);
-        frontend.answer(now.time, reply.response(now, request.persistence, head_only));
+        frontend.respond(now.time, reply.response(now, request.persistence, head_only));
         self.record(now, id, status);
     }
 
@@ -135,7 +135,7 @@ impl Engine {
         let connection = self.connections.get_mut(id)?;
         let Peer::Client(frontend, _) = &mut connection.peer else { return None };
         if self.finishing {
-            frontend.close_after_answer();
+            frontend.close_after_response();
         }
         let request = frontend.waiting()?;
         Some((frontend, request))

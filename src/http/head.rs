@@ -100,7 +100,7 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
     if path.len() > TARGET_BYTES_MAX {
         return Err(BadRequest::TargetTooLong);
     }
-    let fields = RequestFields::read(parsed.headers)?;
+    let fields = RequestFields::collect(parsed.headers)?;
     // RFC 9110, section 10.1.1: HTTP/1.0 cannot wait for a 100, whatever it says
     if fields.expectation && minor > 0 {
         return Err(BadRequest::Expectation);
@@ -152,7 +152,7 @@ struct RequestFields<'a> {
 }
 
 impl<'a> RequestFields<'a> {
-    fn read(headers: &[Header<'a>]) -> Result<Self, BadRequest> {
+    fn collect(headers: &[Header<'a>]) -> Result<Self, BadRequest> {
         let mut fields = RequestFields {
             hosts: 0,
             content_length: None,
@@ -162,7 +162,7 @@ impl<'a> RequestFields<'a> {
             keep_alive: false,
         };
         for header in headers {
-            fields.note(header)?;
+            fields.add(header)?;
         }
         // RFC 9112, section 3.2: more than one Host must be refused. None at all is answered,
         // against that section, because HAProxy's checks send HTTP/1.1 without it.
@@ -172,7 +172,7 @@ impl<'a> RequestFields<'a> {
         Ok(fields)
     }
 
-    fn note(&mut self, header: &Header<'a>) -> Result<(), BadRequest> {
+    fn add(&mut self, header: &Header<'a>) -> Result<(), BadRequest> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("host") {
             // RFC 9112, section 3.2: an invalid Host must be refused, an empty one is none

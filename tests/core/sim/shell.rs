@@ -544,7 +544,7 @@ impl World {
         let reasonable = if own || over {
             true
         } else if let Some(current) = &client.current {
-            after(Some(current.since_ms), ANSWER_MS_MAX)
+            after(Some(current.since_ms), RESPONSE_MS_MAX)
         } else if client.ended_ms.is_some() || client.pipe_ended_told() {
             true
         } else if client.asked.is_some() {
@@ -615,9 +615,9 @@ impl World {
             return Err(format!("client {at} was not woken"));
         }
         let deadline_ms = if let Some(current) = &client.current {
-            current.since_ms + ANSWER_MS_MAX
+            current.since_ms + RESPONSE_MS_MAX
         } else if let Some(ended_ms) = client.ended_ms {
-            ended_ms + DRAIN_MS_MAX
+            ended_ms + LINGER_MS_MAX
         } else if let Some((asked_ms, _)) = client.asked {
             return self.check_waiting(at, asked_ms);
         } else if let Some(first_ms) = client.first_byte_ms {
@@ -681,8 +681,8 @@ const ACTIONS_AT_ONCE_MAX: usize = 10_000;
 /// The promises' numbers.
 const REQUEST_MS_MAX: u64 = 5_000;
 const IDLE_MS_MAX: u64 = 30_000;
-const ANSWER_MS_MAX: u64 = 5_000;
-const DRAIN_MS_MAX: u64 = 1_000;
+const RESPONSE_MS_MAX: u64 = 5_000;
+const LINGER_MS_MAX: u64 = 1_000;
 const SHUTDOWN_MS_MAX: u64 = 5_000;
 const PATIENCE_MS: u64 = 240;
 const RETRY_MS_MIN: u64 = 100;
