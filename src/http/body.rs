@@ -1,56 +1,56 @@
-//! Finds where a body ends, and what of the bytes is body: by length, chunked, or to EOF.
+//! Separates a body from its framing and finds its end: by length, chunked, or at EOF.
 
 use super::head::Framing;
 
-/// Decodes one body, fed in pieces of any size.
+/// Decodes one body from pieces of any size.
 #[derive(Debug)]
 pub struct BodyDecoder {
     state: State,
 }
 
-/// One step of the decoder over the front of the bytes given.
+/// The result of one call of [`BodyDecoder::decode`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Decoded<'a> {
-    /// Bytes of the input this step took; the rest is for the next step.
+    /// Number of bytes consumed; the rest is for the next call.
     pub taken: usize,
-    /// The body's bytes among them.
+    /// The bytes of the body among them.
     pub data: &'a [u8],
 }
 
-/// The framing itself is broken, or a line of it is longer than it may be.
+/// The framing is malformed, or one of its lines exceeds a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadFraming;
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// RFC 9112, section 6.3, rule 6: bytes that are still to come.
+    /// RFC 9112, section 6.3, rule 6: remaining bytes.
     Length(u64),
     /// Rule 8.
     Eof,
-    /// Section 7.1: the digits of a chunk's size so far.
+    /// Section 7.1: the digits of a chunk's size received so far.
     Size {
         size: u64,
         digits: u32,
     },
-    /// Section 7.1.1: bytes of the extension seen, all skipped.
+    /// Section 7.1.1: bytes of the extension received so far; its content is ignored.
     Extension {
         size: u64,
         bytes: usize,
     },
-    /// The LF behind the size line's CR.
+    /// After the CR of the size line.
     SizeLineFeed {
         size: u64,
     },
-    /// Bytes of the chunk that are still to come.
+    /// Remaining bytes of the chunk.
     Data(u64),
     DataReturn,
     DataLineFeed,
-    /// Section 7.1.2: bytes of this line's name so far, and of all trailer lines.
+    /// Section 7.1.2: bytes of this field's name and of all trailer fields so far.
     TrailerName {
         name_bytes: usize,
         bytes: usize,
     },
-    /// Behind the colon: bytes of all trailer lines.
+    /// After the colon: bytes of all trailer fields so far.
     Trailer {
         bytes: usize,
     },
@@ -62,7 +62,7 @@ enum State {
 }
 
 impl BodyDecoder {
-    /// A decoder at the start of a body.
+    /// Creates a decoder at the start of a body.
     pub fn new(framing: Framing) -> Self {
         let state = match framing {
             Framing::Length(0) => State::Done,
@@ -73,8 +73,8 @@ impl BodyDecoder {
         BodyDecoder { state }
     }
 
-    /// Takes what it can from the front of `bytes`: a run of body, or framing up to the next run.
-    /// Call it until it took everything or is done.
+    /// Consumes the next run of body bytes and the framing before it. To be called until all
+    /// bytes are consumed or the body is done.
     pub fn decode<'a>(&mut self, bytes: &'a [u8]) -> Result<Decoded<'a>, BadFraming> {
         let mut taken = 0;
         while taken < bytes.len() && !self.is_done() {
@@ -91,7 +91,7 @@ impl BodyDecoder {
         Ok(Decoded { taken, data: &[] })
     }
 
-    /// The peer sent FIN: was that the body's end?
+    /// The peer sent FIN: returns whether the body is complete.
     pub fn eof(&mut self) -> bool {
         if matches!(self.state, State::Eof) {
             self.state = State::Done;
@@ -99,12 +99,12 @@ impl BodyDecoder {
         self.is_done()
     }
 
-    /// Nothing more belongs to this body.
+    /// Whether the body is complete.
     pub fn is_done(&self) -> bool {
         matches!(self.state, State::Done)
     }
 
-    /// How many bytes of body come next, without framing in between.
+    /// The number of body bytes before the next framing byte.
     fn run_bytes(&self) -> Option<u64> {
         match self.state {
             State::Length(left) | State::Data(left) => Some(left),
@@ -147,8 +147,8 @@ impl BodyDecoder {
         }
     }
 
-    /// A trailer is a field, though nobody reads it: what is none may be the next request, for
-    /// somebody who does not know trailers.
+    /// Trailers are discarded but must be valid fields: otherwise a peer that ignores trailers
+    /// could read the line as the next request.
     fn trailer_byte(&self, byte: u8) -> Result<State, BadFraming> {
         match (self.state, byte) {
             (State::TrailerName { name_bytes: 0, .. }, b'\r') => Ok(State::LastLineFeed),
@@ -178,28 +178,28 @@ fn size_byte(size: u64, digits: u32, byte: u8) -> Result<State, BadFraming> {
     }
 }
 
-/// What may stand in an extension or a trailer: a field's bytes, no control ones.
+/// Whether `byte` may be part of an extension or a trailer's value: no control bytes.
 fn is_field_byte(byte: u8) -> bool {
     byte == b'\t' || byte >= b' ' && byte != 0x7f
 }
 
-/// What a field's name is made of (RFC 9110, section 5.6.2).
+/// Whether `byte` may be part of a field's name (RFC 9110, section 5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Hexadecimal digits of a chunk's size: 4 GiB are more than any limit here.
+/// Maximum hexadecimal digits of a chunk's size: 4 GiB, more than any limit of a body.
 const SIZE_DIGITS_MAX: u32 = 8;
-/// Bytes of one chunk's extensions.
+/// Maximum bytes of one chunk's extensions.
 const EXTENSION_BYTES_MAX: usize = 256;
-/// Bytes of all trailer fields.
+/// Maximum bytes of all trailer fields.
 const TRAILER_BYTES_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Feeds `bytes` in pieces of `step`: the body, and how many bytes it took.
+    /// Decodes `bytes` in pieces of `step` bytes; returns the body and the bytes consumed.
     fn decode(framing: Framing, bytes: &[u8], step: usize) -> Result<(Vec<u8>, usize), BadFraming> {
         let mut decoder = BodyDecoder::new(framing);
         let (mut body, mut taken) = (Vec::new(), 0);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn any_split_decodes_the_same() {
+    fn the_body_does_not_depend_on_how_bytes_are_split() {
         #[rustfmt::skip]
         let table: [(Framing, &[u8], &[u8], usize); 8] = [
             (Framing::Length(5), b"helloGET", b"hello", 5),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_framing_is_refused() {
+    fn malformed_framing_is_refused() {
         let long_extension = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(EXTENSION_BYTES_MAX + 1));
         let long_trailer = format!("0\r\nX: {}\r\n\r\n", "x".repeat(TRAILER_BYTES_MAX + 1));
         #[rustfmt::skip]
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_is_the_last_that_passes() {
+    fn each_limit_is_accepted_and_one_more_is_refused() {
         let extension = |bytes| format!("1{}\r\na\r\n0\r\n\r\n", ";".repeat(bytes));
         let value = |bytes| format!("1\r\na\r\n0\r\nX:{}\r\n\r\n", "x".repeat(bytes - 1));
         let name = |bytes| format!("1\r\na\r\n0\r\n{}:\r\n\r\n", "x".repeat(bytes));
@@ -271,8 +271,8 @@ mod tests {
             (&name, TRAILER_BYTES_MAX),
             (&size, SIZE_DIGITS_MAX as usize),
         ];
-        for (text, most) in limits {
-            let (last, first) = (text(most), text(most + 1));
+        for (text, max) in limits {
+            let (last, first) = (text(max), text(max + 1));
             let expected = Ok((b"a".to_vec(), last.len()));
             assert_eq!(decode(Framing::Chunked, last.as_bytes(), 64), expected, "{last}");
             assert_eq!(decode(Framing::Chunked, first.as_bytes(), 64), Err(BadFraming), "{first}");

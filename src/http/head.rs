@@ -1,7 +1,7 @@
-//! Heads of both directions, by httparse, and the framing that follows from them.
+//! Parses heads of requests and responses with httparse, and derives the framing of their bodies.
 //!
-//! Every decision that request smuggling lives on is taken here, and taken strictly: what two
-//! readers might understand differently is refused (RFC 9112, section 11.2).
+//! Request smuggling exploits heads that two parsers understand differently, so every ambiguous
+//! head is refused (RFC 9112, section 11.2).
 
 use std::mem::MaybeUninit;
 
@@ -12,14 +12,14 @@ use super::{
     TARGET_BYTES_MAX, has_token,
 };
 
-/// A request's head, borrowed from the bytes it was read from.
+/// A request's head, borrowed from its bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RequestHead<'a> {
-    /// What is asked for.
+    /// The method.
     pub method: Method,
-    /// Path and query, or `*`; the scheme and authority of the absolute form are cut off.
+    /// Path and query, or `*`; scheme and authority of the absolute form are removed.
     pub target: &'a str,
-    /// What becomes of the connection.
+    /// Whether the connection stays open after the response.
     pub persistence: Persistence,
     /// How long the body is.
     pub framing: Framing,
@@ -27,12 +27,12 @@ pub struct RequestHead<'a> {
     pub head_bytes: usize,
 }
 
-/// A response's head, borrowed from the bytes it was read from.
+/// A response's head, borrowed from its bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ResponseHead<'a> {
     /// 100 to 599.
     pub status: u16,
-    /// As it came.
+    /// The value of `Content-Type`, unchanged.
     pub content_type: Option<&'a [u8]>,
     /// How long the body is.
     pub framing: Framing,
@@ -43,32 +43,32 @@ pub struct ResponseHead<'a> {
 /// How a body ends (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// After so many bytes; a request without either field has 0 (rule 7).
+    /// After this number of bytes; 0 in a request without both fields (rule 7).
     Length(u64),
-    /// With the chunk of no length (rule 4).
+    /// With the chunk of size 0 (rule 4).
     Chunked,
-    /// With the connection; responses only (rule 8).
+    /// At the end of the connection; responses only (rule 8).
     Eof,
 }
 
-/// Why a request's head is refused: the client's fault, always.
+/// Why a request is refused; always the client's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadRequest {
-    /// Not HTTP/1.0 or 1.1, or not strictly: 400.
+    /// Not HTTP/1.0 or 1.1, or ambiguous: 400.
     Malformed,
     /// 413.
     BodyTooLarge,
     /// 414.
     TargetTooLong,
-    /// `Expect`: a body that waits for our word is a body we do not want. 417.
+    /// `Expect` is not supported, because bodies are discarded: 417.
     Expectation,
-    /// 431, too many fields included.
+    /// Too many bytes or fields: 431.
     HeadTooLarge,
     /// A transfer coding other than `chunked`: 501 (RFC 9112, section 6.1).
     UnknownCoding,
 }
 
-/// Why a response's head is refused: the backend's fault, always.
+/// Why a response is refused; always the upstream's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadResponse {
     /// Not HTTP/1.0 or 1.1.
@@ -77,9 +77,9 @@ pub enum BadResponse {
     HeadTooLarge,
 }
 
-/// Reads a request's head. `Ok(None)`: more bytes are needed.
+/// Parses a request's head. `Ok(None)`: more bytes are needed.
 pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
-    // what lies beyond the limit decides nothing, or the outcome would depend on the split
+    // bytes past the limit are ignored: otherwise the outcome would depend on how bytes are split
     let bytes = &bytes[..bytes.len().min(REQUEST_HEAD_BYTES_MAX)];
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
@@ -101,7 +101,7 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
         return Err(BadRequest::TargetTooLong);
     }
     let fields = RequestFields::collect(parsed.headers)?;
-    // RFC 9110, section 10.1.1: HTTP/1.0 cannot wait for a 100, whatever it says
+    // RFC 9110, section 10.1.1: in HTTP/1.0 the field is ignored
     if fields.expectation && minor > 0 {
         return Err(BadRequest::Expectation);
     }
@@ -115,7 +115,7 @@ pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
     }))
 }
 
-/// Reads a response's head. `Ok(None)`: more bytes are needed.
+/// Parses a response's head. `Ok(None)`: more bytes are needed.
 pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadResponse> {
     let bytes = &bytes[..bytes.len().min(RESPONSE_HEAD_BYTES_MAX)];
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
@@ -141,7 +141,7 @@ pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadResponse> {
     }))
 }
 
-/// The fields of a request that decide anything.
+/// The fields of a request that are evaluated.
 struct RequestFields<'a> {
     hosts: u32,
     content_length: Option<u64>,
@@ -164,8 +164,8 @@ impl<'a> RequestFields<'a> {
         for header in headers {
             fields.add(header)?;
         }
-        // RFC 9112, section 3.2: more than one Host must be refused. None at all is answered,
-        // against that section, because HAProxy's checks send HTTP/1.1 without it.
+        // RFC 9112, section 3.2: more than one Host is refused. A missing one is accepted, against
+        // that section, because HAProxy's checks send HTTP/1.1 without it.
         if fields.hosts > 1 {
             return Err(BadRequest::Malformed);
         }
@@ -175,7 +175,7 @@ impl<'a> RequestFields<'a> {
     fn add(&mut self, header: &Header<'a>) -> Result<(), BadRequest> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("host") {
-            // RFC 9112, section 3.2: an invalid Host must be refused, an empty one is none
+            // RFC 9112, section 3.2: an invalid Host is refused; an empty one is valid
             if !is_authority(header.value) {
                 return Err(BadRequest::Malformed);
             }
@@ -185,7 +185,7 @@ impl<'a> RequestFields<'a> {
             self.keep_alive |= has_token(header.value, "keep-alive");
         } else if is("content-length") {
             let length = decimal(header.value).ok_or(BadRequest::Malformed)?;
-            // two of them are refused even when they agree (RFC 9110, section 8.6, allows both)
+            // two are refused even if they agree; RFC 9110, section 8.6, permits either
             if self.content_length.replace(length).is_some() {
                 return Err(BadRequest::Malformed);
             }
@@ -200,7 +200,7 @@ impl<'a> RequestFields<'a> {
     }
 
     fn persistence(&self, method: Method, minor: u8) -> Persistence {
-        // behind a CONNECT may follow, too early, what was meant for the tunnel: no requests
+        // the bytes after a CONNECT may be meant for the tunnel: they are no requests
         let close = self.close || method == Method::Connect;
         match (close, minor, self.keep_alive) {
             (true, _, _) | (_, 0, false) => Persistence::Close,
@@ -234,7 +234,7 @@ fn response_framing(status: u16, headers: &[Header<'_>]) -> Result<Framing, BadR
             }
         } else if header.name.eq_ignore_ascii_case("content-length") {
             let value = decimal(header.value).ok_or(BadResponse::Malformed)?;
-            if length.replace(value).is_some_and(|former| former != value) {
+            if length.replace(value).is_some_and(|previous| previous != value) {
                 return Err(BadResponse::Malformed);
             }
         }
@@ -251,7 +251,7 @@ fn response_framing(status: u16, headers: &[Header<'_>]) -> Result<Framing, BadR
 /// The path and query of a target in any of its four forms (RFC 9112, section 3.2).
 fn target_path(method: Method, target: &str) -> Result<&str, BadRequest> {
     if method == Method::Connect {
-        return Ok(target); // the authority form; nobody looks at it
+        return Ok(target); // the authority form, which is not evaluated
     }
     if target == "*" {
         let asks_server = method == Method::Options;
@@ -273,18 +273,18 @@ fn target_path(method: Method, target: &str) -> Result<&str, BadRequest> {
     if authority.is_empty() || !is_authority(authority.as_bytes()) {
         return Err(BadRequest::Malformed);
     }
-    // an empty path is `/` (RFC 9110, section 4.2.3), and that route has no parameters
+    // an empty path is `/` (RFC 9110, section 4.2.3), a route without parameters
     Ok(if path.starts_with('/') { path } else { "/" })
 }
 
-/// Host and port, or nothing (RFC 3986, section 3.2). Userinfo is an error: it makes one host
-/// look like another (RFC 9110, section 4.2.4).
+/// Whether `value` is host and port, or empty (RFC 3986, section 3.2). Userinfo is an error: it
+/// makes one host look like another (RFC 9110, section 4.2.4).
 fn is_authority(value: &[u8]) -> bool {
     value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
-/// What a head that was refused would have had as its method, as far as that decides how the
-/// refusal is written: no body follows the answer to a HEAD, whatever it is (RFC 9110, 9.3.2).
+/// Returns the method of a refused head as far as the refusal depends on it: the response to HEAD
+/// has no body, regardless of its status (RFC 9110, section 9.3.2).
 pub fn method_of_refused(mut bytes: &[u8]) -> Method {
     // RFC 9112, section 2.2: empty lines may come first
     while let Some(rest) = bytes.strip_prefix(b"\r\n") {
@@ -293,10 +293,10 @@ pub fn method_of_refused(mut bytes: &[u8]) -> Method {
     if bytes.starts_with(b"HEAD ") { Method::Head } else { Method::Unknown }
 }
 
-/// Which limit a head broke that fills the whole allowance.
+/// Returns the limit that a head of [`REQUEST_HEAD_BYTES_MAX`] without an end exceeded.
 fn oversize(bytes: &[u8]) -> BadRequest {
     let line = bytes.split(|byte| *byte == b'\r').find(|line| !line.trim_ascii().is_empty());
-    // a method without an end is no target
+    // without a space after the method there is no target
     let target = line.and_then(|line| line.trim_ascii_start().split(|byte| *byte == b' ').nth(1));
     match target {
         Some(target) if target.len() > TARGET_BYTES_MAX => BadRequest::TargetTooLong,
@@ -304,12 +304,13 @@ fn oversize(bytes: &[u8]) -> BadRequest {
     }
 }
 
-/// httparse takes a lone LF for a line's end, other readers do not.
+/// Whether an LF has no CR before it: httparse accepts it as the end of a line, other parsers do
+/// not.
 fn has_bare_line_feed(head: &[u8]) -> bool {
     head.first() == Some(&b'\n') || head.windows(2).any(|w| w[1] == b'\n' && w[0] != b'\r')
 }
 
-/// `1*DIGIT` and nothing else (RFC 9110, section 8.6); what overflows is refused too.
+/// Parses `1*DIGIT` (RFC 9110, section 8.6); overflow is an error.
 fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_load_balancers_send() {
+    fn requests_of_load_balancers_are_accepted() {
         use Persistence::*;
         #[rustfmt::skip]
         let table = [
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn ambiguous_and_malformed_heads_are_refused() {
         use BadRequest::*;
         #[rustfmt::skip]
         let table = [
@@ -450,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn the_method_of_what_was_refused_is_known_when_it_was_understood() {
+    fn the_method_of_a_refused_head_is_known_if_it_is_head() {
         for text in ["HEAD ", "\r\n\r\nHEAD / HTTP/1.1\r\nA"] {
             assert_eq!(method_of_refused(text.as_bytes()), Method::Head, "{text:?}");
         }
@@ -460,11 +461,11 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_those_that_are_promised() {
+    fn limits_have_the_documented_values() {
         assert_eq!((REQUEST_HEAD_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX), (8_192, 64, 1_024));
         assert_eq!((RESPONSE_HEAD_BYTES_MAX, RESPONSE_BODY_BYTES_MAX), (16_384, 1_048_576));
         assert_eq!((REQUEST_BODY_BYTES_MAX, INTERIM_RESPONSES_MAX), (65_536, 8));
-        // a head too large, with a target as long as it may be
+        // the head is too large, its target has the maximum length
         let target = format!("/{}", "x".repeat(TARGET_BYTES_MAX - 1));
         let field = "x".repeat(REQUEST_HEAD_BYTES_MAX);
         let text = format!("GET {target} HTTP/1.1\r\nA: {field}");
@@ -482,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_has_not_come_is_no_error() {
+    fn an_incomplete_head_is_not_an_error() {
         let text = b"GET /replica?lag=1 HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n";
         for end in 0..text.len() {
             assert_eq!(request(&text[..end]), Ok(None), "{end}");
@@ -490,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn how_answers_end() {
+    fn the_framing_of_a_response_follows_from_its_head() {
         use Framing::*;
         #[rustfmt::skip]
         let table = [

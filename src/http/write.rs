@@ -1,4 +1,4 @@
-//! The only place that formats a head.
+//! Formats the heads of responses and of fetches; no other module does.
 
 use std::fmt::{Arguments, Write};
 use std::rc::Rc;
@@ -7,35 +7,35 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::Persistence;
 use crate::VERSION;
 
-/// Everything a response's head says.
+/// The content of a response's head.
 #[derive(Clone, Debug)]
 pub struct ResponseFields<'a> {
     /// 200 to 599.
     pub status: u16,
     /// Unix seconds, for `Date`.
     pub date_unix_seconds: u64,
-    /// As Patroni sent it.
+    /// The value of Patroni's `Content-Type`, unchanged.
     pub content_type: Option<&'a [u8]>,
-    /// What `Content-Length` says: a HEAD's answer names the length of a body it does not carry.
+    /// The value of `Content-Length`; the response to HEAD names the length of a body it lacks.
     pub content_length: usize,
-    /// `Age` and `Cache-Status`, for what Patroni said; not for what we say ourselves.
+    /// `Age` and `Cache-Status` of Patroni's answers; `None` for local replies.
     pub cached: Option<Cached<'a>>,
-    /// Is `Allow` sent? An OPTIONS and a 405 have it (RFC 9110, section 10.2.1).
+    /// Whether `Allow` is sent: to OPTIONS and with 405 (RFC 9110, section 10.2.1).
     pub allow: bool,
-    /// What becomes of the connection.
+    /// Whether the connection stays open after the response.
     pub persistence: Persistence,
 }
 
-/// Where an answer came from.
+/// The source of an answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Cached<'a> {
     /// Whole seconds since Patroni was asked.
     pub age_seconds: u64,
-    /// What follows the cache's name in `Cache-Status` (RFC 9211, section 2).
+    /// The parameters after the cache's name in `Cache-Status` (RFC 9211, section 2).
     pub status: &'a str,
 }
 
-/// A response in one contiguous piece, to be shared and sent with one write.
+/// Returns a response in one contiguous slice, shared by clients and sent with one write.
 pub fn response(fields: &ResponseFields<'_>, body: &[u8]) -> Rc<[u8]> {
     let mut bytes = Vec::with_capacity(HEAD_BYTES_USUAL + body.len());
     head(fields, &mut bytes);
@@ -43,7 +43,7 @@ pub fn response(fields: &ResponseFields<'_>, body: &[u8]) -> Rc<[u8]> {
     bytes.into()
 }
 
-/// The request of a fetch: HTTP/1.0, so that no answer is chunked or kept open.
+/// Returns the request of a fetch: HTTP/1.0, so that the answer is neither chunked nor kept open.
 pub fn request(target: &str, host: &str) -> Rc<[u8]> {
     let text = format!(
         "GET {target} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\
@@ -52,7 +52,7 @@ pub fn request(target: &str, host: &str) -> Rc<[u8]> {
     text.into_bytes().into()
 }
 
-/// The JSON of an answer of our own.
+/// Returns the JSON body of an error that is not Patroni's.
 pub fn error_json(message: &str) -> String {
     let mut body = serde_json::json!({ "error": message }).to_string();
     body.push('\n');
@@ -100,7 +100,7 @@ fn line(bytes: &mut Vec<u8>, text: Arguments<'_>) {
     bytes.extend_from_slice(b"\r\n");
 }
 
-/// RFC 9110, section 15; an unlisted status has an empty phrase, which RFC 9112, section 4, allows.
+/// The reason phrase (RFC 9110, section 15); empty if not listed, as RFC 9112, section 4, permits.
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
@@ -121,9 +121,9 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// The head of a usual answer, so that rendering allocates once.
+/// Enough for usual heads, so that the buffer is allocated once.
 const HEAD_BYTES_USUAL: usize = 320;
-/// The last second a four-digit year can say; httpdate asserts it.
+/// The last second of year 9999: httpdate panics on later ones.
 const DATE_SECONDS_MAX: u64 = 253_402_300_799;
 
 #[cfg(test)]
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_response_is_one_piece() {
+    fn a_response_is_one_contiguous_slice() {
         let fields = ResponseFields {
             status: 200,
             date_unix_seconds: 784_111_777, // the example of RFC 9110, section 5.6.7
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_here_or_by_patroni_has_its_phrase() {
+    fn every_status_in_use_has_its_reason_phrase() {
         #[rustfmt::skip]
         let table = [
             (200, "OK"), (400, "Bad Request"), (404, "Not Found"), (405, "Method Not Allowed"),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_patronis_own_version() {
+    fn a_fetch_uses_http_1_0_and_closes() {
         let text = format!(
             "GET /replica?lag=1 HTTP/1.0\r\nHost: [::1]:8008\r\nConnection: close\r\n\
              User-Agent: patroniglue/{VERSION}\r\n\r\n"
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_cannot_break_out_of_its_json() {
+    fn an_error_message_is_escaped_in_json() {
         assert_eq!(error_json("a \"b\"\n"), "{\"error\":\"a \\\"b\\\"\\n\"}\n");
     }
 }
