@@ -1,7 +1,7 @@
-//! One client: bytes become requests, one at a time and in order; answers become bytes.
+//! One client: turns bytes into requests, one at a time and in order, and responses into bytes.
 //!
-//! Knows neither cache nor backend. While a request waits for its answer nothing more is read,
-//! so what a client can make this daemon hold is one read and one head.
+//! Knows neither cache nor upstream. While a request waits for its response no bytes are received,
+//! so a client occupies the memory of at most one receive and one head.
 
 use std::mem;
 use std::rc::Rc;
@@ -11,58 +11,57 @@ use crate::http::head::{self, BadRequest, Framing};
 use crate::http::{Method, Persistence, REQUEST_BODY_BYTES_MAX};
 use crate::time::Time;
 
-/// A client's connection.
+/// The state of a client's connection.
 #[derive(Debug)]
 pub struct Frontend {
     state: State,
-    /// Bytes that came and are not used yet: part of a head or of a body, or further requests.
-    /// Owns no memory while it is empty.
+    /// Received bytes that are not processed yet: part of a head or body, or further requests.
+    /// Without capacity while it is empty.
     input: Vec<u8>,
-    /// When the state began; in `Head`, when the first byte of `input` came or, with none, when
-    /// the connection or the last answer was done.
+    /// When the state began. In `Head { kept: true }` with `input`: when its first byte arrived.
     since: Time,
 }
 
-/// What a request's head decides, without its target.
+/// A request without its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// What is asked for.
+    /// The method.
     pub method: Method,
-    /// What becomes of the connection after the answer.
+    /// Whether the connection stays open after the response.
     pub persistence: Persistence,
 }
 
-/// What an input led to.
+/// The result of an input.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing yet.
+    /// Nothing to do.
     Continue,
-    /// A request is complete and wants [`Frontend::respond`]; its target was written to the
-    /// caller's string.
+    /// A request is complete and waits for [`Frontend::respond`]; its target is in the caller's
+    /// string.
     Ask(Request),
-    /// No request: the client is to be told by [`Frontend::refuse`]. The method, as far as it could
-    /// be read, decides whether the refusal has a body.
+    /// The request is invalid and waits for [`Frontend::refuse`]. The method, as far as it is
+    /// known, decides whether the refusal has a body.
     Refuse(Method, BadRequest),
-    /// The request did not come in time: as `Refuse`, with 408.
+    /// The request is not complete at its deadline: as `Refuse`, with 408.
     TooSlow,
-    /// The last answer is on its way; half-close, then wait for the client's end.
+    /// The last response is sent: shut down writing, then wait for the client's FIN.
     Linger,
-    /// The connection is of no more use.
+    /// Close the connection.
     Close,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Between requests, or with part of a head in `input`.
+    /// Between requests, or with part of a head in `input`. `kept`: after a response.
     Head { kept: bool },
-    /// A head came, its body is being read and thrown away.
+    /// A head is complete, its body is being received and discarded.
     Body(Box<Body>),
-    /// The request is with the engine. No deadline here: the fetch it waits for has one.
+    /// A request waits for its response. Without a deadline: the fetch it waits for has one.
     Waiting(Request),
     /// `sent < bytes.len()`.
     Responding { bytes: Rc<[u8]>, sent: u32, then: Then },
-    /// Half-closed: input is read and thrown away until the client ends too, because closing
-    /// with unread input would send RST, which can overtake the answer (RFC 9112, section 9.6).
+    /// Writing is shut down; input is discarded until the client's FIN. Closing with unread input
+    /// would send RST, which can destroy the response on its way (RFC 9112, section 9.6).
     Lingering { discarded_bytes: u32 },
 }
 
@@ -74,7 +73,7 @@ struct Body {
     data_bytes: u64,
 }
 
-/// What follows an answer.
+/// What follows a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     NextRequest,
@@ -83,12 +82,13 @@ enum Then {
 }
 
 impl Frontend {
-    /// A client that has just come.
+    /// Creates the state of a new connection.
     pub fn new(now: Time) -> Self {
         Frontend { state: State::Head { kept: false }, input: Vec::new(), since: now }
     }
 
-    /// Bytes came; any split of them has the same outcome. A request's target is left in `target`.
+    /// Bytes were received. The result does not depend on how they are split. Writes a complete
+    /// request's target to `target`.
     pub fn receive(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
         match &mut self.state {
             State::Head { .. } => self.parse_head(now, bytes, target),
@@ -100,7 +100,7 @@ impl Frontend {
                 *discarded_bytes = discarded_bytes.saturating_add(bytes.len() as u32);
                 if *discarded_bytes > DISCARD_BYTES_MAX { Step::Close } else { Step::Continue }
             }
-            // not asked for (`wants_read`), but not lost either
+            // `wants_read` is false, but the shell may have received them already
             State::Waiting(_) | State::Responding { .. } => {
                 self.input.extend_from_slice(bytes);
                 if self.input.len() > UNREAD_BYTES_MAX { Step::Close } else { Step::Continue }
@@ -108,9 +108,9 @@ impl Frontend {
         }
     }
 
-    /// Answers the request that waits, with a whole response.
+    /// Responds to the waiting request with a complete response.
     pub fn respond(&mut self, now: Time, bytes: Rc<[u8]>) {
-        let State::Waiting(request) = self.state else { panic!("nothing was asked") };
+        let State::Waiting(request) = self.state else { panic!("no request waits for a response") };
         let then = match request.persistence {
             Persistence::KeepAlive | Persistence::Persistent => Then::NextRequest,
             Persistence::Close if self.input.is_empty() => Then::Close,
@@ -119,19 +119,19 @@ impl Frontend {
         self.begin_response(now, bytes, then);
     }
 
-    /// Answers what was no request, and ends.
+    /// Responds to an invalid request; the connection's last response.
     pub fn refuse(&mut self, now: Time, bytes: Rc<[u8]>) {
         self.begin_response(now, bytes, Then::Linger);
     }
 
-    /// The request that waits is the connection's last one.
+    /// Makes the waiting request the connection's last one.
     pub fn close_after_response(&mut self) {
         if let State::Waiting(request) = &mut self.state {
             request.persistence = Persistence::Close;
         }
     }
 
-    /// The transport took `count` bytes of [`Frontend::output`].
+    /// `count` bytes of [`Frontend::output`] were sent.
     pub fn sent(&mut self, now: Time, count: usize, target: &mut String) -> Step {
         let State::Responding { bytes, sent, then } = &mut self.state else {
             return Step::Continue;
@@ -159,7 +159,7 @@ impl Frontend {
         }
     }
 
-    /// The client has closed its half. The request that waits, or is being answered, still is.
+    /// The client sent FIN. A waiting request still gets its response.
     pub fn eof(&mut self) -> Step {
         match &mut self.state {
             State::Head { .. } | State::Body(_) | State::Lingering { .. } => Step::Close,
@@ -174,7 +174,7 @@ impl Frontend {
         }
     }
 
-    /// The deadline has passed.
+    /// [`Frontend::deadline`] has passed.
     pub fn expire(&mut self) -> Step {
         match self.state {
             State::Head { .. } if self.input.is_empty() => Step::Close,
@@ -194,7 +194,7 @@ impl Frontend {
         }
     }
 
-    /// What is to be sent.
+    /// The bytes to be sent.
     pub fn output(&self) -> &[u8] {
         match &self.state {
             State::Responding { bytes, sent, .. } => &bytes[*sent as usize..],
@@ -202,23 +202,23 @@ impl Frontend {
         }
     }
 
-    /// Is more input of use now?
+    /// Whether input is processed in this state.
     pub fn wants_read(&self) -> bool {
         matches!(self.state, State::Head { .. } | State::Body(_) | State::Lingering { .. })
     }
 
-    /// The request that waits for its answer.
+    /// The request that waits for its response.
     pub fn waiting(&self) -> Option<Request> {
         if let State::Waiting(request) = self.state { Some(request) } else { None }
     }
 
-    /// Is it between requests, with nothing begun?
+    /// Whether the client is between requests, without part of the next one.
     pub fn is_idle(&self) -> bool {
         matches!(self.state, State::Head { .. }) && self.input.is_empty()
     }
 
-    /// Since when the client could be turned away without loss: it is kept and says nothing,
-    /// or came a good while ago and never said anything.
+    /// Since when the client is idle and may be closed to make room: after a response, or if it
+    /// has sent nothing for `SILENT_MS_MIN` since it connected.
     pub fn idle_since(&self, now: Time) -> Option<Time> {
         match self.state {
             State::Head { kept } if self.input.is_empty() => {
@@ -262,8 +262,8 @@ impl Frontend {
         self.head_complete(now, request, framing, target)
     }
 
-    /// The part of a head that came first begins the time it has; a client's very first head
-    /// has it from the connection on.
+    /// Keeps the first bytes of a head. Its time begins with them; that of a connection's first
+    /// head began with the connection.
     fn first_bytes(&mut self, now: Time, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -342,19 +342,20 @@ impl Frontend {
     }
 }
 
-/// A head must be complete in this time, and a body behind it in as much again.
+/// Maximum time for a head, and again for its body.
 pub const REQUEST_MS_MAX: u64 = 5_000;
-/// A kept connection may be idle for this long.
+/// Maximum idle time of a kept connection.
 pub const IDLE_MS_MAX: u64 = 30_000;
-/// An answer must be taken in this time.
+/// Maximum time for sending a response.
 pub const RESPONSE_MS_MAX: u64 = 5_000;
-/// A half-closed connection is closed after this time, and after this much input.
+/// Maximum time of lingering.
 pub const LINGER_MS_MAX: u64 = 1_000;
+/// Maximum input discarded while lingering.
 const DISCARD_BYTES_MAX: u32 = 256 * 1024;
-/// What may come unasked behind a request: more than the shell reads at once.
+/// Maximum input after a request without a response yet: more than the shell receives at once.
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
-/// A client that said nothing for so long makes room when all places are taken. A load
-/// balancer's request follows its connection at once.
+/// How long a new client must have sent nothing to count as idle. The requests of load balancers
+/// follow their connections at once.
 const SILENT_MS_MIN: u64 = 1_000;
 
 #[cfg(test)]
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_split_anywhere_is_the_same_request() {
+    fn a_request_does_not_depend_on_how_bytes_are_split() {
         let text = b"GET /replica?lag=1 HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET /";
         for first in 0..text.len() - 5 {
             for second in first..text.len() - 5 {
@@ -390,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn pipelined_requests_are_asked_one_by_one() {
+    fn pipelined_requests_are_answered_one_by_one() {
         let mut frontend = Frontend::new(NOW);
         let all = b"GET /primary HTTP/1.1\r\n\r\nGET /replica HTTP/1.0\r\n\r\nleft";
         let mut target = String::new();
@@ -402,14 +403,14 @@ mod tests {
         let request = Request { method: Method::Get, persistence: Persistence::Close };
         assert_eq!((step, target.as_str()), (Step::Ask(request), "/replica"));
         frontend.respond(NOW, b"two"[..].into());
-        // "left" was never read by anybody: closing now would be RST
+        // "left" was not processed: closing now would send RST
         assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Linger);
         assert_eq!(frontend.receive(NOW, b"more", &mut target), Step::Continue);
         assert_eq!(frontend.eof(), Step::Close);
     }
 
     #[test]
-    fn an_idle_client_owns_no_memory() {
+    fn an_idle_client_allocates_no_memory() {
         let mut frontend = Frontend::new(NOW);
         for piece in [&b"GET / HT"[..], b"TP/1.1\r\n\r\n"] {
             asked(&mut frontend, piece);
@@ -427,7 +428,7 @@ mod tests {
         assert_eq!(frontend.deadline(), NOW.plus_ms(REQUEST_MS_MAX));
         let later = NOW.plus_ms(4_000);
         frontend.receive(later, b"GET / HTTP/1.1\r\n", &mut target);
-        // the first head's time began with the connection
+        // the time of the first head began with the connection
         assert_eq!(frontend.deadline(), NOW.plus_ms(REQUEST_MS_MAX));
         frontend.receive(later, b"\r\n", &mut target);
         assert_eq!(frontend.deadline(), Time::NEVER);
@@ -447,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_nobody_wants_is_limited() {
+    fn a_request_body_over_the_limit_is_refused() {
         let mut target = String::new();
         let too_large = REQUEST_BODY_BYTES_MAX + 1;
         let head = format!("GET / HTTP/1.1\r\nContent-Length: {too_large}\r\n\r\n");
@@ -462,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_just_the_limit_is_read() {
+    fn a_request_body_of_the_maximum_length_is_accepted() {
         let body = "x".repeat(REQUEST_BODY_BYTES_MAX as usize);
         let length = body.len();
         for text in [
@@ -476,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_the_last_answer_so_much_is_thrown_away() {
+    fn lingering_discards_input_up_to_a_limit() {
         let mut target = String::new();
         let mut frontend = Frontend::new(NOW);
         frontend.refuse(NOW, b"no"[..].into());
@@ -489,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_unasked_is_kept_up_to_a_limit() {
+    fn input_after_a_request_is_kept_up_to_a_limit() {
         let mut target = String::new();
         let mut frontend = Frontend::new(NOW);
         asked(&mut frontend, b"GET / HTTP/1.1\r\n\r\n").expect("a request");
@@ -499,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_answer_is_followed_by_the_end() {
+    fn the_last_response_is_followed_by_close_or_linger() {
         let mut target = String::new();
         for begun in ["", "GET /two HTTP/1.1\r\n\r\n"] {
             let mut frontend = Frontend::new(NOW);

@@ -1,37 +1,37 @@
-//! Patroni's routes, their families and their parameters: one table.
+//! Patroni's routes, their families and parameters.
 //!
-//! What is not in it never reaches Patroni: `/config`, because it holds passwords now and then,
-//! `/failsafe`, because it is the peers' own.
+//! A client's request reaches Patroni only for a route of this table. `/config` is not in it
+//! because it may contain passwords, `/failsafe` because it is for the other members only.
 
 use std::borrow::Cow;
 
-/// A route of the table, and whether parameters came with it that Patroni knows.
+/// A route of the table, with or without parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
-    /// Its place in [`ROUTES`].
+    /// The index in [`ROUTES`].
     pub index: usize,
-    /// Has the target parameters? Then its text is what tells it from its siblings.
+    /// Whether the target has known parameters. If so, only its text identifies it.
     pub has_parameters: bool,
 }
 
-/// What routes have in common (Patroni 4.1, `api.py`, `do_GET` and its siblings).
+/// Routes that Patroni handles alike (Patroni 4.1, `api.py`, `do_GET` and `do_GET_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// 200 when the node holds the leader lease; parameters are ignored.
     Leader,
-    /// 200 when the node is a replica fit for the use that the route names.
+    /// 200 when the node is a replica of the kind that the route names.
     Replica,
     /// 200 when PostgreSQL runs.
     Health,
-    /// Kubernetes' probe: the HA loop is alive.
+    /// Kubernetes' liveness probe: the HA loop is running.
     Liveness,
-    /// Kubernetes' probe: the node may have traffic.
+    /// Kubernetes' readiness probe: the node may receive traffic.
     Readiness,
-    /// The node's own status; peers decide by it in the leader race.
+    /// The node's own status; the other members evaluate it in the leader race.
     Status,
     /// Topology and history, read from the DCS.
     Topology,
-    /// Prometheus' text.
+    /// Metrics in Prometheus' text format.
     Metrics,
 }
 
@@ -48,7 +48,7 @@ impl Route {
 }
 
 impl Family {
-    /// Is the body of a GET the node's status in JSON?
+    /// Whether the body of a GET is the node's status in JSON.
     pub fn has_node_report(self) -> bool {
         matches!(self, Family::Leader | Family::Replica | Family::Health | Family::Status)
     }
@@ -65,9 +65,9 @@ impl Family {
     }
 }
 
-/// Finds the route a target names, and writes what Patroni is asked into `canonical`: the path
-/// without surplus slashes, the parameters it knows, sorted. Allocates nothing unless a
-/// parameter's name is percent-encoded or `canonical` has to grow.
+/// Returns the route of a target and writes the target of its fetch to `canonical`: the path
+/// without surplus slashes, then the known parameters, sorted. Allocates only if a parameter's
+/// name is percent-encoded or `canonical` has to grow.
 pub fn resolve(target: &str, canonical: &mut String) -> Option<Route> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let index = find(path)?;
@@ -83,7 +83,7 @@ pub fn resolve(target: &str, canonical: &mut String) -> Option<Route> {
     Some(Route { index, has_parameters: count > 0 })
 }
 
-/// Every place in the table, as a route without parameters.
+/// All routes of the table, without parameters.
 pub fn plain_routes() -> impl Iterator<Item = Route> {
     (0..ROUTES.len()).map(|index| Route { index, has_parameters: false })
 }
@@ -94,8 +94,9 @@ fn find(path: &str) -> Option<usize> {
     ROUTES.iter().position(|(path, _)| &path[1..] == name)
 }
 
-/// Name and `name=value` of the parameters that Patroni would heed, sorted by name. Of two with
-/// one name it takes the first, and one without a value it does not see (Python's `parse_qs`).
+/// Collects name and `name=value` of the parameters that Patroni evaluates, sorted by name. Of
+/// two with the same name it evaluates the first; one without a value it ignores (Python's
+/// `parse_qs`).
 fn known_parameters<'a>(
     family: Family,
     query: &'a str,
@@ -119,7 +120,7 @@ fn same_name(one: &str, other: &str) -> bool {
     one == other || percent_decoded(one) == percent_decoded(other)
 }
 
-/// What is no valid escape stays as it is, as in Python's `unquote_plus`.
+/// Decodes as Python's `unquote_plus` does: an invalid escape stays unchanged.
 fn percent_decoded(text: &str) -> Cow<'_, str> {
     if !text.contains(['%', '+']) {
         return Cow::Borrowed(text);
@@ -144,7 +145,7 @@ fn push(mut bytes: Vec<u8>, byte: u8) -> Vec<u8> {
     bytes
 }
 
-/// The routes a client may ask. Their order is the order of their places in the cache.
+/// The routes a client may request. The cache has their entries in the same order.
 pub const ROUTES: [(&str, Family); 24] = [
     ("/", Family::Leader),
     ("/primary", Family::Leader),
@@ -171,8 +172,8 @@ pub const ROUTES: [(&str, Family); 24] = [
     ("/history", Family::Topology),
     ("/metrics", Family::Metrics),
 ];
-/// Most parameters of one target; the rest is dropped, as unknown ones are. A target is at most
-/// 1 KiB long, so who reaches this has tags of six letters and nothing else.
+/// Maximum parameters of one target; further ones are dropped. A target has at most 1 KiB, so
+/// only a target made solely of very short tag_ parameters can reach this.
 const PARAMETERS_MAX: usize = 32;
 
 #[cfg(test)]
@@ -180,7 +181,7 @@ mod tests {
     use super::*;
 
     fn resolved(target: &str) -> Option<(String, Family)> {
-        let mut canonical = String::from("left over");
+        let mut canonical = String::from("previous");
         let route = resolve(target, &mut canonical)?;
         assert_eq!(route.has_parameters, canonical.contains('?'), "{target}");
         assert!(canonical.starts_with(route.path()));
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_patroni_is_asked() {
+    fn a_target_is_made_canonical_before_it_is_fetched() {
         let many: String = (10..60).map(|n| format!("&tag_{n}=x")).collect();
         let kept: String = (10..42).map(|n| format!("&tag_{n}=x")).collect();
         let (many, kept) = (format!("/sync?{}", &many[1..]), format!("/sync?{}", &kept[1..]));
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_patroni_is_not_asked() {
+    fn a_target_without_a_route_is_not_fetched() {
         #[rustfmt::skip]
         let table = [
             "", "*", "primary", "/PRIMARY", "/%70rimary", "/primary/x", "/primary//", "/healthz", "/config",
@@ -236,12 +237,12 @@ mod tests {
     }
 
     #[test]
-    fn names_are_decoded_as_python_does() {
+    fn names_are_decoded_as_python_decodes_them() {
         assert_eq!(percent_decoded("a+%2B%zz%2"), "a +%zz%2");
     }
 
     #[test]
-    fn every_route_leads_to_its_own_place() {
+    fn every_route_resolves_to_its_own_index() {
         for (index, route) in plain_routes().enumerate() {
             let mut canonical = String::new();
             assert_eq!(resolve(ROUTES[index].0, &mut canonical), Some(route));
