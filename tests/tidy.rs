@@ -121,7 +121,7 @@ fn one_poll_one_clock_one_home_of_rustls() {
         ("SystemTime::now", "src/shell/clock.rs"),
         ("rustls", "src/shell/tls/"),
         ("httparse", "src/http/head.rs"),
-        ("serde_yaml", "src/config/mod.rs"),
+        ("serde_yaml", "src/config/"),
         ("HTTP/1.1 {status}", "src/http/write.rs"),
     ];
     let all = sources(&["src"]);

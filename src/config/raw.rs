@@ -1,0 +1,690 @@
+//! How YAML spells a configuration: its sections, and each value while it has a line.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use core::net::Ipv6Addr;
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+use super::{
+    Backend, BackendTls, Cache, Config, Frontend, FrontendTls, Identity, TlsVersion, WrongValue,
+};
+use crate::logformat::LogFormat;
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "sections with their keys below them")]
+pub struct RawConfig {
+    frontend: Option<RawFrontend>,
+    backend: Option<RawBackend>,
+    cache: Option<RawCache>,
+    #[serde(rename = "admin")]
+    _admin: Option<RawAdmin>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[serde(expecting = "keys with their values")]
+struct RawFrontend {
+    host: Option<ListenHost>,
+    port: Option<Count<0, 65_535>>,
+    logformat: Given<Format>,
+    connections: Option<Count<1, 1_000_000>>,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
+    cafile: Given<FileName>,
+    tls_min_version: Given<TlsVersion>,
+    tls_ciphers: Option<Vec<String>>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[serde(expecting = "keys with their values")]
+struct RawBackend {
+    host: Given<Host>,
+    port: Option<Count<1, 65_535>>,
+    scheme: Given<Scheme>,
+    timeout: Option<Seconds<100, 600_000>>,
+    connections: Option<Count<1, 1_000>>,
+    insecure: Option<Flag>,
+    cafile: Given<FileName>,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
+    server_name: Given<Host>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[serde(expecting = "keys with their values")]
+struct RawCache {
+    ttl: Option<Seconds<0, 86_400_000>>,
+    interval: Option<Seconds<10, 86_400_000>>,
+    entries: Option<Count<1, 65_536>>,
+    grace: Option<Seconds<0, 3_600_000>>,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[serde(expecting = "keys with their values")]
+struct RawAdmin {
+    #[serde(rename = "host")]
+    _host: NotYet,
+    #[serde(rename = "port")]
+    _port: NotYet,
+}
+
+impl RawConfig {
+    /// Reads the first document. In another one a configuration would be ignored.
+    pub fn read(text: &str) -> Result<RawConfig, serde_yaml::Error> {
+        let mut documents = serde_yaml::Deserializer::from_str(text);
+        let first = documents.next().map(Option::deserialize).transpose()?;
+        for surplus in documents {
+            Surplus::deserialize(surplus)?;
+        }
+        Ok(first.flatten().unwrap_or_default())
+    }
+
+    pub fn checked(self) -> Result<Config, WrongValue> {
+        let mut warnings = Vec::new();
+        let frontend = self.frontend.unwrap_or_default();
+        let frontend = frontend.checked(&mut warnings);
+        let backend = self.backend.unwrap_or_default().checked(&mut warnings);
+        let cache = self.cache.unwrap_or_default();
+        Ok(Config {
+            frontend: frontend?,
+            backend: backend?,
+            cache: Cache {
+                ttl_ms: cache.ttl.map_or(1_000, |seconds| seconds.0),
+                grace_ms: cache.grace.map_or(0, |seconds| seconds.0),
+                interval_ms: cache.interval.map_or(250, |seconds| seconds.0),
+                entries: cache.entries.map_or(64, |count| count.0 as usize),
+            },
+            warnings,
+        })
+    }
+}
+
+impl RawFrontend {
+    fn checked(self, warnings: &mut Vec<String>) -> Result<Frontend, WrongValue> {
+        let ciphers = self.tls_ciphers.unwrap_or_default();
+        let given = [(self.tls_min_version.0.is_some(), "tls-min-version")];
+        let given = given.into_iter().chain([(!ciphers.is_empty(), "tls-ciphers")]);
+        let given: Vec<&str> = given.filter(|(is, _)| *is).map(|(_, key)| key).collect();
+        let identity = identity("frontend", self.certfile, self.keyfile)?;
+        let cafile = self.cafile.0.map(|name| name.0);
+        if identity.is_none() {
+            if cafile.is_some() {
+                let message = "client certificates need TLS: certfile and keyfile";
+                return Err(WrongValue::new("frontend", "cafile", message));
+            }
+            for key in given {
+                warnings.push(format!("frontend.{key} has no effect without certfile"));
+            }
+        } else if self.tls_min_version.0 == Some(TlsVersion::Obsolete) {
+            warnings.push("frontend.tls-min-version: TLSv1.2 is the least that is spoken".into());
+        }
+        let format = self.logformat.0.map_or(LOG_FORMAT.to_owned(), |format| format.0);
+        let (log_format, unknown) = LogFormat::parse(&format);
+        if !unknown.is_empty() {
+            let unknown = unknown.join(" ").escape_debug().to_string();
+            let known = "there are %a %m %U %s %D %%";
+            warnings.push(format!("frontend.logformat: {unknown} is plain text; {known}"));
+        }
+        let min_version = self.tls_min_version.0.unwrap_or(TlsVersion::V1_2);
+        let tls = identity.map(|identity| FrontendTls { identity, cafile, min_version, ciphers });
+        Ok(Frontend {
+            host: self.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
+            port: self.port.map_or(80, |port| port.0 as u16),
+            log_format,
+            connections: self.connections.map(|count| count.0 as usize),
+            tls,
+        })
+    }
+}
+
+impl RawBackend {
+    fn checked(self, warnings: &mut Vec<String>) -> Result<Backend, WrongValue> {
+        let host = self.host.0.map_or(LOCALHOST.to_owned(), |host| host.0);
+        let identity = identity("backend", self.certfile, self.keyfile)?;
+        let insecure = self.insecure.is_some_and(|flag| flag.0);
+        let cafile = self.cafile.0.map(|name| name.0);
+        // the zone of an IPv6 address is this machine's own affair, and in no certificate
+        let zoneless = host.split('%').next().unwrap_or(&host).to_owned();
+        let server_name = self.server_name.0.map_or(zoneless, |name| name.0);
+        let tls = if self.scheme.0 == Some(Scheme::Https) {
+            if insecure {
+                warnings.push("backend.insecure: Patroni's certificate is not checked".into());
+            }
+            Some(BackendTls { insecure, cafile, identity, server_name })
+        } else {
+            if cafile.is_some() || identity.is_some() {
+                warnings.push("backend's certificates have no effect with scheme http".into());
+            }
+            None
+        };
+        Ok(Backend {
+            host,
+            port: self.port.map_or(8008, |port| port.0 as u16),
+            timeout_ms: self.timeout.map_or(3_000, |seconds| seconds.0),
+            connections: self.connections.map_or(3, |count| count.0 as usize),
+            tls,
+        })
+    }
+}
+
+/// Both files, or none.
+fn identity(
+    section: &'static str,
+    certfile: Given<FileName>,
+    keyfile: Given<FileName>,
+) -> Result<Option<Identity>, WrongValue> {
+    let (certfile, keyfile) = (certfile.0.map(|name| name.0), keyfile.0.map(|name| name.0));
+    match (certfile, keyfile) {
+        (Some(certfile), Some(keyfile)) => Ok(Some(Identity { certfile, keyfile })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(WrongValue::new(section, "certfile", "keyfile is missing")),
+        (None, Some(_)) => Err(WrongValue::new(section, "keyfile", "certfile is missing")),
+    }
+}
+
+/// A name or an address.
+struct Host(String);
+
+/// The same, or every address.
+struct ListenHost(Option<String>);
+
+/// A whole number within a range.
+struct Count<const MIN: u64, const MAX: u64>(u64);
+
+/// Seconds, `1` or `0.25`, kept as milliseconds within a range.
+struct Seconds<const MIN_MS: u64, const MAX_MS: u64>(u64);
+
+/// A boolean.
+struct Flag(bool);
+
+/// How Patroni is spoken to.
+#[derive(PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
+}
+
+/// A file's name.
+struct FileName(String);
+
+/// The line per request.
+struct Format(String);
+
+/// A key that is known but does nothing yet. Its default, which asks for nothing, is let through.
+#[derive(Default)]
+struct NotYet;
+
+/// A document after the first, which is empty.
+struct Surplus;
+
+impl FromScalar for Host {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        let wrong = |hint| Err(format!("{scalar} is neither a name nor an address{hint}"));
+        let Scalar::Text(text) = scalar else { return wrong("") };
+        // the Go program took IPv6 addresses in brackets only
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        let is_good = match bare.split_once('%') {
+            Some((address, zone)) => is_ipv6(address) && is_name(zone),
+            None => is_ipv6(bare) || is_name(bare),
+        };
+        match is_good {
+            true => Ok(Host(bare.to_owned())),
+            false if text.contains(':') => wrong("; a port has a key of its own"),
+            false => wrong(""),
+        }
+    }
+}
+
+fn is_ipv6(text: &str) -> bool {
+    text.parse::<Ipv6Addr>().is_ok()
+}
+
+/// What the resolver may be asked: letters, digits and these, as in Go.
+fn is_name(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_part)
+}
+
+impl FromScalar for ListenHost {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text("" | "*") => Ok(ListenHost(None)),
+            other => Host::from_scalar(other).map(|host| ListenHost(Some(host.0))),
+        }
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> FromScalar for Count<MIN, MAX> {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        let count = match scalar {
+            Scalar::Integer(count) => Some(count),
+            // `80.0`, as `1.0` is a number of seconds
+            Scalar::Float(count) if count.fract() == 0.0 => Some(count as i128),
+            _ => None,
+        };
+        match count {
+            Some(count) if (MIN as i128..=MAX as i128).contains(&count) => Ok(Count(count as u64)),
+            _ => Err(format!("{scalar} is not a whole number from {MIN} to {MAX}")),
+        }
+    }
+}
+
+impl<const MIN_MS: u64, const MAX_MS: u64> FromScalar for Seconds<MIN_MS, MAX_MS> {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        let (min, max) = (MIN_MS as f64 / 1e3, MAX_MS as f64 / 1e3);
+        let seconds = match scalar {
+            Scalar::Integer(seconds) => seconds as f64,
+            Scalar::Float(seconds) => seconds,
+            _ => f64::NAN,
+        };
+        if !(min..=max).contains(&seconds) {
+            return Err(format!("{scalar} is not a number of seconds from {min} to {max}"));
+        }
+        Ok(Seconds((seconds * 1e3).round() as u64))
+    }
+}
+
+impl FromScalar for Flag {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        bool::from_scalar(scalar).map(Flag)
+    }
+}
+
+impl FromScalar for FileName {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text(name) => Ok(FileName(name.to_owned())),
+            other => Err(format!("{other} is not a file's name")),
+        }
+    }
+}
+
+impl FromScalar for TlsVersion {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text("SSLv3.0" | "TLSv1.0" | "TLSv1.1") => Ok(TlsVersion::Obsolete),
+            Scalar::Text("TLSv1.2") => Ok(TlsVersion::V1_2),
+            Scalar::Text("TLSv1.3") => Ok(TlsVersion::V1_3),
+            other => Err(format!("{other} is not TLSv1.2 or TLSv1.3 or an older one's name")),
+        }
+    }
+}
+
+impl FromScalar for Scheme {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text("http") => Ok(Scheme::Http),
+            Scalar::Text("https") => Ok(Scheme::Https),
+            other => Err(format!("{other} is neither http nor https")),
+        }
+    }
+}
+
+impl FromScalar for Format {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text(text) => Ok(Format(text.to_owned())),
+            other => Err(format!("{other} is not a text")),
+        }
+    }
+}
+
+impl FromScalar for NotYet {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Null | Scalar::Text("") | Scalar::Integer(0) => Ok(NotYet),
+            _ => Err(NOT_YET.to_owned()),
+        }
+    }
+}
+
+impl FromScalar for Surplus {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Null => Ok(Surplus),
+            _ => Err("another document; a configuration is a single one".to_owned()),
+        }
+    }
+}
+
+macro_rules! deserialize_from_scalar {
+    ($($type:ty),*) => { $(
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(ScalarVisitor::new())
+            }
+        }
+    )* };
+}
+
+deserialize_from_scalar!(ListenHost, Flag, NotYet, Surplus);
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor::new())
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Seconds<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor::new())
+    }
+}
+
+/// A value as YAML has it.
+#[derive(Debug)]
+pub enum Scalar<'a> {
+    Null,
+    Flag(bool),
+    Integer(i128),
+    Float(f64),
+    Text(&'a str),
+    /// A sequence or a mapping.
+    Collection,
+}
+
+/// A type that one scalar makes, or says why not.
+pub trait FromScalar: Sized {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String>;
+}
+
+/// `None`: an empty text or nothing, which mean the default as in the Go program.
+pub struct Given<T>(pub Option<T>);
+
+impl<T> Default for Given<T> {
+    fn default() -> Self {
+        Given(None)
+    }
+}
+
+impl<T: FromScalar> FromScalar for Given<T> {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Null | Scalar::Text("") => Ok(Given(None)),
+            other => T::from_scalar(other).map(|value| Given(Some(value))),
+        }
+    }
+}
+
+impl<'de, T: FromScalar> Deserialize<'de> for Given<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScalarVisitor::new())
+    }
+}
+
+impl FromScalar for bool {
+    /// In YAML 1.1's words too, which the Go program's reader took.
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Flag(flag) => Ok(flag),
+            Scalar::Text(text) => match text.to_ascii_lowercase().as_str() {
+                "y" | "yes" | "on" | "true" => Ok(true),
+                "n" | "no" | "off" | "false" => Ok(false),
+                _ => Err(format!("{text:?} is neither true nor false")),
+            },
+            other => Err(format!("{other} is neither true nor false")),
+        }
+    }
+}
+
+impl fmt::Display for Scalar<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scalar::Null => f.write_str("nothing"),
+            Scalar::Flag(flag) => write!(f, "{flag}"),
+            Scalar::Integer(integer) => write!(f, "{integer}"),
+            Scalar::Float(float) => write!(f, "{float:?}"),
+            Scalar::Text(text) => write!(f, "{text:?}"),
+            Scalar::Collection => f.write_str("a collection"),
+        }
+    }
+}
+
+/// Hands each kind of scalar to [`FromScalar`] while the reader still knows the line.
+pub struct ScalarVisitor<T>(PhantomData<T>);
+
+impl<T> ScalarVisitor<T> {
+    /// Makes one value.
+    pub fn new() -> Self {
+        ScalarVisitor(PhantomData)
+    }
+}
+
+impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value without a tag")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<T, E> {
+        T::from_scalar(Scalar::Null).map_err(E::custom)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<T, E> {
+        T::from_scalar(Scalar::Flag(value)).map_err(E::custom)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<T, E> {
+        T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        T::from_scalar(Scalar::Integer(value.into())).map_err(E::custom)
+    }
+
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<T, E> {
+        T::from_scalar(Scalar::Integer(value)).map_err(E::custom)
+    }
+
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<T, E> {
+        // beyond every range, so its last digits do not matter
+        let huge = Scalar::Float(value as f64);
+        T::from_scalar(i128::try_from(value).map_or(huge, Scalar::Integer)).map_err(E::custom)
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<T, E> {
+        T::from_scalar(Scalar::Float(value)).map_err(E::custom)
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<T, E> {
+        T::from_scalar(Scalar::Text(value)).map_err(E::custom)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, _: A) -> Result<T, A::Error> {
+        T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, _: A) -> Result<T, A::Error> {
+        T::from_scalar(Scalar::Collection).map_err(de::Error::custom)
+    }
+}
+
+const LOCALHOST: &str = "localhost";
+const LOG_FORMAT: &str = "%a - %m %U";
+const NOT_YET: &str = "not available yet";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::from_yaml(text).unwrap_or_else(|error| panic!("{text:?}: {error}"))
+    }
+
+    #[test]
+    fn defaults() {
+        for text in ["", "---\n", "frontend:\ncache:\n", "{}", "frontend: {host: }", "{}\n---\n"] {
+            let config = config(text);
+            assert_eq!(config.frontend.host.as_deref(), Some("localhost"));
+            assert_eq!((config.frontend.port, config.frontend.connections), (80, None));
+            assert_eq!(config.backend.authority(), "localhost:8008");
+            assert_eq!((config.backend.timeout_ms, config.backend.connections), (3_000, 3));
+            assert_eq!((config.cache.ttl_ms, config.cache.interval_ms), (1_000, 250));
+            assert_eq!((config.cache.entries, config.cache.grace_ms), (64, 0));
+        }
+    }
+
+    #[test]
+    fn a_plain_file_of_the_go_program_means_what_it_meant() {
+        let config = config(
+            "---\nfrontend:\n  host: \"*\"\n  port: 8009.0\n  logformat: \"%a %m %U\"\n\
+             backend:\n  host: ::1\n  port: 8008\n  scheme: http\n  insecure: no\n\
+             cache:\n  ttl: 1.0\n  interval: .25\n",
+        );
+        assert_eq!((config.frontend.host, config.frontend.port), (None, 8009));
+        assert_eq!(config.backend.authority(), "[::1]:8008");
+        assert_eq!((config.cache.ttl_ms, config.cache.interval_ms), (1_000, 250));
+    }
+
+    #[test]
+    fn what_is_empty_means_the_default() {
+        for empty in ["\"\"", "''", "~", ""] {
+            let text = "frontend:\n  certfile: E\n  keyfile: E\n  cafile: E\n  logformat: E\n  \
+                tls-min-version: E\nbackend:\n  host: E\n  scheme: E\n  certfile: E\n  \
+                keyfile: E\n  cafile: E\n  server-name: E\n";
+            assert_eq!(config(&text.replace('E', empty)), config(""), "{empty}");
+        }
+        let text = "backend: {host: h, scheme: https, server-name: \"\"}";
+        assert!(config(text).backend.tls.is_some_and(|tls| tls.server_name == "h"));
+        for host in ["\"\"", "''", "\"*\""] {
+            assert_eq!(config(&format!("frontend: {{host: {host}}}")).frontend.host, None);
+        }
+    }
+
+    #[test]
+    fn what_the_log_format_does_not_know_is_plain_text_with_a_warning() {
+        let warnings = config("frontend: {logformat: \"%h %a %\\n 100%\"}").warnings;
+        let warning = "frontend.logformat: %h %\\n % is plain text; there are %a %m %U %s %D %%";
+        assert_eq!(warnings, [warning]);
+        assert_eq!(config("frontend: {logformat: \"%a %m %U %s %D %%\"}").warnings.len(), 0);
+    }
+
+    #[test]
+    fn hosts() {
+        let table = [
+            ("::1", "::1"),
+            ("[::1]", "::1"),
+            ("[::]", "::"),
+            ("fe80::1%eth0.1", "fe80::1%eth0.1"),
+            ("[fe80::1%2]", "fe80::1%2"),
+            ("::ffff:10.0.0.1", "::ffff:10.0.0.1"),
+            ("pg_1.example-a.org.", "pg_1.example-a.org."),
+        ];
+        for (spelled, host) in table {
+            let text =
+                format!("frontend: {{host: \"{spelled}\"}}\nbackend: {{host: \"{spelled}\"}}");
+            let config = config(&text);
+            assert_eq!(config.frontend.host.as_deref(), Some(host));
+            assert_eq!(config.backend.host, host);
+        }
+        assert_eq!(config("backend: {host: \"[::1]\"}").backend.authority(), "[::1]:8008");
+        let text = "backend: {host: \"fe80::1%eth0\", scheme: https}";
+        assert!(config(text).backend.tls.is_some_and(|tls| tls.server_name == "fe80::1"));
+    }
+
+    #[test]
+    fn tls_is_on_with_a_certificate_or_https() {
+        let text = "frontend: {certfile: c, keyfile: k, cafile: a, tls-ciphers: [X],\n\
+            tls-min-version: TLSv1.1}";
+        let tls = config(text).frontend.tls.expect("TLS");
+        assert_eq!((tls.min_version, tls.cafile.as_deref()), (TlsVersion::Obsolete, Some("a")));
+        assert_eq!((tls.identity.certfile.as_str(), tls.ciphers), ("c", vec!["X".to_owned()]));
+        assert_eq!(config(text).warnings.len(), 1);
+        let tls = config("backend: {scheme: https, host: h}").backend.tls.expect("TLS");
+        assert_eq!((tls.insecure, tls.server_name.as_str(), tls.identity), (false, "h", None));
+        let text = "backend: {scheme: https, insecure: Yes, server-name: n}";
+        assert!(config(text).backend.tls.is_some_and(|tls| tls.insecure && tls.server_name == "n"));
+        assert_eq!(config(text).warnings.len(), 1);
+        for text in ["frontend: {tls-ciphers: [X]}", "backend: {cafile: x, scheme: http}"] {
+            assert_eq!(config(text).warnings.len(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line_and_key() {
+        #[rustfmt::skip]
+        let table = [
+            ("frontend:\n  prot: 1", 2, "frontend: unknown field `prot`"),
+            ("fronted:\n  port: 1", 1, "unknown field `fronted`"),
+            ("frontend:\n  host: x\n  port: x", 3, "frontend.port: \"x\" is not a whole number"),
+            ("frontend:\n  port: 65536", 2, "frontend.port: 65536 is not a whole number from 0 to 65535"),
+            ("frontend:\n  port: -1", 2, "frontend.port: -1 is not"),
+            ("frontend:\n  port: 80.5", 2, "frontend.port: 80.5 is not"),
+            ("frontend:\n  port: 65536.0", 2, "frontend.port: 65536.0 is not a whole number from 0 to 65535"),
+            ("frontend:\n  port: -1.0", 2, "frontend.port: -1.0 is not"),
+            ("frontend:\n  port: .inf", 2, "frontend.port: inf is not"),
+            ("frontend:\n  port: 1e300", 2, "frontend.port: 1e300 is not"),
+            ("frontend:\n  port: 18446744073709551616", 2, "frontend.port: 18446744073709551616 is not"),
+            ("frontend:\n  port: -9223372036854775809", 2, "frontend.port: -9223372036854775809 is not"),
+            ("frontend:\n  port: 0xffffffffffffffffffffffffffffffff", 2, "frontend.port: 3.402823669209385e38 is not"),
+            ("cache:\n  ttl: 18446744073709551616", 2, "cache.ttl: 18446744073709551616 is not a number of seconds"),
+            ("frontend:\n  port: [80]", 2, "frontend.port: a collection is not"),
+            ("frontend:\n  host: a b", 2, "frontend.host: \"a b\" is neither"),
+            ("frontend:\n  host: \"[::1]:80\"", 2, "frontend.host: \"[::1]:80\" is neither a name nor an address; a port"),
+            ("frontend:\n  host: \"[]\"", 2, "frontend.host: \"[]\" is neither"),
+            ("frontend:\n  host: 1:2", 2, "frontend.host: \"1:2\" is neither"),
+            ("backend:\n  port: 1\n  host: 127.0.0.1:8008", 3, "backend.host: \"127.0.0.1:8008\" is neither a name nor an address; a port has a key of its own"),
+            ("backend:\n  host: http://pg1", 2, "backend.host: \"http://pg1\" is neither"),
+            ("backend:\n  host: \"[[::1]]\"", 2, "backend.host: \"[[::1]]\" is neither"),
+            ("backend:\n  host: fe80::1%", 2, "backend.host: \"fe80::1%\" is neither"),
+            ("backend:\n  host: \"*\"", 2, "backend.host: \"*\" is neither"),
+            ("frontend:\n  logformat: 1", 2, "frontend.logformat: 1 is not a text"),
+            ("backend:\n  port: 0", 2, "backend.port: 0 is not"),
+            ("backend:\n  scheme: ftp", 2, "backend.scheme: \"ftp\" is neither http nor https"),
+            ("backend:\n  insecure: maybe", 2, "backend.insecure: \"maybe\" is neither"),
+            ("backend:\n  timeout: 0", 2, "backend.timeout: 0 is not a number of seconds from 0.1 to 600"),
+            ("backend:\n  connections: 0", 2, "backend.connections: 0 is not"),
+            ("cache:\n\n  ttl: -1", 3, "cache.ttl: -1 is not"),
+            ("cache:\n  ttl: .nan", 2, "cache.ttl: NaN is not"),
+            ("cache:\n  ttl: 1\n  ttl: 2", 3, "cache: duplicate field `ttl`"),
+            ("cache: {ttl: 1,\n  grace: 1, \"ttl\": 2}", 2, "cache: duplicate field `ttl`"),
+            ("frontend:\n  host: x\nbackend:\n  host: y\n  port: 1\n  host: z", 6, "backend: duplicate field `host`"),
+            ("frontend:\n  port: 1\ncache:\nfrontend:\n  port: 2", 4, "duplicate field `frontend`"),
+            ("cache:\n  ttl: 1\n---\ncache:\n  ttl: 2", 4, "another document"),
+            ("cache:\n---\n---\n- 1", 4, "another document"),
+            ("cache:\n...\n}", 3, "did not find expected"),
+            ("cache:\n  ttl: \"one\"", 2, "cache.ttl: \"one\" is not"),
+            ("frontend:\n  port: 1\n  certfile: x", 3, "frontend.certfile: keyfile is missing"),
+            ("backend:\n  keyfile: x", 2, "backend.keyfile: certfile is missing"),
+            ("frontend: {keyfile: x}", 1, "frontend.keyfile: certfile is missing"),
+            ("frontend:\n  cafile: x", 2, "frontend.cafile: client certificates need TLS"),
+            ("frontend:\n  tls-min-version: TLSv9", 2, "frontend.tls-min-version: \"TLSv9\" is not"),
+            ("frontend:\n  certfile: 1", 2, "frontend.certfile: 1 is not a file's name"),
+            ("cache: 1", 1, "cache: invalid type: integer `1`, expected keys with their values"),
+            ("cache:\nfrontend: [host]", 2, "frontend: invalid type: sequence, expected keys with their values"),
+            ("backend: https", 1, "backend: invalid type: string \"https\", expected keys with their values"),
+            ("admin: true", 1, "admin: invalid type: boolean `true`, expected keys with their values"),
+            ("- cache", 1, "invalid type: sequence, expected sections with their keys below them"),
+            ("cache:\n  ttl: !!foo 1", 2, "cache.ttl: \"1\" is not"),
+            ("cache:\n  ttl: !foo 1", 2, "cache.ttl: invalid type: enum, expected a value without a tag"),
+            ("frontend: }", 1, "did not find expected"),
+        ];
+        for (text, line, message) in table {
+            let error = Config::from_yaml(text).expect_err(text);
+            assert!(error.message.starts_with(message), "{text:?}: {error}");
+            assert_eq!(error.line, Some(line), "{text:?}: {error}");
+            assert!(!error.to_string().contains('\n'));
+        }
+        let message = |text| Config::from_yaml(text).expect_err(text).message;
+        let whole = "frontend.host: \"a b\" is neither a name nor an address";
+        assert_eq!(message("frontend:\n  host: a b"), whole);
+        let whole = "backend.timeout: 600.1 is not a number of seconds from 0.1 to 600";
+        assert_eq!(message("backend:\n  timeout: 600.1"), whole);
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_never_ignored() {
+        let table = ["admin: {host: x}", "admin: {port: 1}"];
+        for text in table {
+            let error = Config::from_yaml(text).expect_err(text);
+            assert!(error.message.ends_with("not available yet"), "{text}: {error}");
+            assert!(error.message.contains('.'), "{text}: {error}");
+        }
+        config("backend: {insecure: off, cafile: \"\"}\nadmin: {host: \"\"}");
+    }
+}
