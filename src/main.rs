@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     let flags = match Flags::parse(std::env::args_os().skip(1)) {
         Ok(flags) => flags,
         Err(error) => {
-            logger::say(&format!("{error}\n{USAGE}"));
+            logger::print_line(&format!("{error}\n{USAGE}"));
             return ExitCode::from(2);
         }
     };
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::logger().flush();
-            logger::say(&error);
+            logger::print_line(&error);
             ExitCode::FAILURE
         }
     }
@@ -38,7 +38,7 @@ fn run(flags: Flags) -> Result<(), String> {
     let config_file = config_file.ok_or("-config is missing, and so is $HOME")?;
     let (config, tls) = files::read_config(&config_file)?;
     if flags.check {
-        config.warnings.iter().chain(&tls.warnings).for_each(|warning| logger::say(warning));
+        config.warnings.iter().chain(&tls.warnings).for_each(|warning| logger::print_line(warning));
         return print("OK");
     }
     logger::start(flags.level).map_err(|error| format!("log: {error}"))?;

@@ -27,12 +27,12 @@ pub struct RawConfig {
 struct RawFrontend {
     host: Option<ListenHost>,
     port: Option<Count<0, 65_535>>,
-    logformat: Given<Format>,
+    logformat: Optional<Format>,
     connections: Option<Count<1, 1_000_000>>,
-    certfile: Given<FileName>,
-    keyfile: Given<FileName>,
-    cafile: Given<FileName>,
-    tls_min_version: Given<TlsVersion>,
+    certfile: Optional<FileName>,
+    keyfile: Optional<FileName>,
+    cafile: Optional<FileName>,
+    tls_min_version: Optional<TlsVersion>,
     tls_ciphers: Option<Vec<String>>,
 }
 
@@ -40,16 +40,16 @@ struct RawFrontend {
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 #[serde(expecting = "keys with their values")]
 struct RawBackend {
-    host: Given<Host>,
+    host: Optional<Host>,
     port: Option<Count<1, 65_535>>,
-    scheme: Given<Scheme>,
+    scheme: Optional<Scheme>,
     timeout: Option<Seconds<100, 600_000>>,
     connections: Option<Count<1, 1_000>>,
     insecure: Option<Flag>,
-    cafile: Given<FileName>,
-    certfile: Given<FileName>,
-    keyfile: Given<FileName>,
-    server_name: Given<Host>,
+    cafile: Optional<FileName>,
+    certfile: Optional<FileName>,
+    keyfile: Optional<FileName>,
+    server_name: Optional<Host>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -174,8 +174,8 @@ impl RawBackend {
 /// Both files, or none.
 fn identity(
     section: &'static str,
-    certfile: Given<FileName>,
-    keyfile: Given<FileName>,
+    certfile: Optional<FileName>,
+    keyfile: Optional<FileName>,
 ) -> Result<Option<Identity>, WrongValue> {
     let (certfile, keyfile) = (certfile.0.map(|name| name.0), keyfile.0.map(|name| name.0));
     match (certfile, keyfile) {
@@ -393,24 +393,24 @@ pub trait FromScalar: Sized {
 }
 
 /// `None`: an empty text or nothing, which mean the default as in the Go program.
-pub struct Given<T>(pub Option<T>);
+pub struct Optional<T>(pub Option<T>);
 
-impl<T> Default for Given<T> {
+impl<T> Default for Optional<T> {
     fn default() -> Self {
-        Given(None)
+        Optional(None)
     }
 }
 
-impl<T: FromScalar> FromScalar for Given<T> {
+impl<T: FromScalar> FromScalar for Optional<T> {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
-            Scalar::Null | Scalar::Text("") => Ok(Given(None)),
-            other => T::from_scalar(other).map(|value| Given(Some(value))),
+            Scalar::Null | Scalar::Text("") => Ok(Optional(None)),
+            other => T::from_scalar(other).map(|value| Optional(Some(value))),
         }
     }
 }
 
-impl<'de, T: FromScalar> Deserialize<'de> for Given<T> {
+impl<'de, T: FromScalar> Deserialize<'de> for Optional<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(ScalarVisitor::new())
     }

@@ -8,7 +8,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Socket, Type};
 
-use super::limits::is_no_descriptor;
+use super::descriptors::is_no_descriptor;
 use crate::config::Frontend;
 use crate::journal::Repeats;
 use crate::time::Time;

@@ -76,7 +76,7 @@ impl Log for Queue {
 }
 
 /// One line straight to stderr, for what has to be said before the log has started.
-pub fn say(line: &str) {
+pub fn print_line(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 

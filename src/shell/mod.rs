@@ -7,9 +7,8 @@
 
 mod clock;
 mod connector;
+mod descriptors;
 pub mod files;
-mod heap;
-mod limits;
 mod listener;
 pub mod logger;
 mod operate;
@@ -18,6 +17,7 @@ mod signals;
 mod stream;
 mod streams;
 pub mod tls;
+mod trim;
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,13 +31,13 @@ use mio::{Events, Interest, Poll, Token};
 
 use self::clock::Clock;
 use self::connector::{Connector, Progress};
-use self::heap::Heap;
 use self::listener::{Accepted, Listener};
 use self::resolver::Resolver;
 use self::signals::Signals;
 use self::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
 use self::streams::{Streams, token_of};
 use self::tls::{Session, Tls, TlsError};
+use self::trim::MemoryTrim;
 use crate::config::Config;
 use crate::engine::{Action, Engine};
 use crate::failure::Failure;
@@ -70,7 +70,7 @@ pub struct Daemon {
     handshakes: VecDeque<ConnId>,
     tls: Tls,
     buffers: Buffers,
-    heap: Heap,
+    trim: MemoryTrim,
     tls_failures: Repeats,
     tls_failures_of_patroni: Repeats,
 }
@@ -98,7 +98,7 @@ impl Daemon {
     pub fn with_tls(config: Config, tls: Tls, options: Options) -> Result<Daemon, String> {
         config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
         let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
-        let clients_max = limits::clients_max(&config);
+        let clients_max = descriptors::clients_max(&config);
         let settings = operate::engine_settings(&config, clients_max, options.verbose);
         let resolver = Resolver::new(&config.backend, poll.registry(), RESOLVER);
         let resolver = resolver.map_err(|error| format!("waker: {error}"))?;
@@ -122,7 +122,7 @@ impl Daemon {
             handshakes: VecDeque::new(),
             tls,
             buffers: Buffers::new(),
-            heap: Heap::default(),
+            trim: MemoryTrim::default(),
             tls_failures: Repeats::default(),
             tls_failures_of_patroni: Repeats::default(),
             config,
@@ -176,7 +176,7 @@ impl Daemon {
         self.serve_queue(now);
         let steps = self.continue_handshakes(now);
         self.accept(now, steps);
-        self.heap.note(self.engine.held());
+        self.trim.observe(self.engine.held());
         Ok(now)
     }
 

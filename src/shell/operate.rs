@@ -4,7 +4,7 @@ use log::{error, info, warn};
 
 use super::listener::Listener;
 use super::signals::{Event as SignalEvent, Signals};
-use super::{Daemon, files, limits};
+use super::{Daemon, descriptors, files};
 use crate::cache::CacheSettings;
 use crate::config::Config;
 use crate::engine::Settings;
@@ -53,7 +53,7 @@ impl Daemon {
         }
         config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
         self.connector.set_backend(&config.backend);
-        let clients_max = limits::clients_max(&config);
+        let clients_max = descriptors::clients_max(&config);
         let settings = engine_settings(&config, clients_max, self.options.verbose);
         // fetches that begin again do so with the new certificates
         (self.config, self.tls) = (config, tls);

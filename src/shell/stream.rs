@@ -413,7 +413,7 @@ pub fn connect_failure(error: &io::Error) -> Failure {
         ErrorKind::ConnectionRefused => Failure::Refused,
         ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => Failure::Reset,
         ErrorKind::TimedOut => Failure::TimedOut,
-        _ if super::limits::is_no_descriptor(error) => Failure::NoDescriptor,
+        _ if super::descriptors::is_no_descriptor(error) => Failure::NoDescriptor,
         _ => Failure::Unreachable,
     }
 }

@@ -5,15 +5,15 @@
 
 /// Notices that a flood is over.
 #[derive(Debug, Default)]
-pub struct Heap {
+pub struct MemoryTrim {
     /// The most that was held at once since memory was last given back.
     most: usize,
 }
 
-impl Heap {
+impl MemoryTrim {
     /// So many connections and timers are `held` now. After a flood of them memory is given back:
     /// at most once for each [`FLOOD_MIN`] that came and went.
-    pub fn note(&mut self, held: usize) {
+    pub fn observe(&mut self, held: usize) {
         if self.is_flood_over(held) {
             give_back();
         }
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_over_once_and_a_few_are_none() {
-        let mut heap = Heap::default();
+        let mut trim = MemoryTrim::default();
         for (held, over) in [
             (0, false),
             (511, false),
@@ -67,7 +67,7 @@ mod tests {
             (512, false),
             (0, true),
         ] {
-            assert_eq!(heap.is_flood_over(held), over, "{held}");
+            assert_eq!(trim.is_flood_over(held), over, "{held}");
         }
     }
 }
