@@ -1,7 +1,6 @@
 //! The line logged per request: `frontend.logformat` parsed once, filled in often.
 
-use crate::http::Method;
-use crate::slots::ConnId;
+use core::net::IpAddr;
 
 /// Text with places for what a request was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,18 +8,18 @@ pub struct LogFormat {
     pieces: Vec<Piece>,
 }
 
-/// A request that was answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// The client's connection.
-    pub id: ConnId,
-    /// `Method::Unknown`, a dash in the log, if the bytes were not a request.
-    pub method: Method,
-    /// As the client asked, without scheme and authority.
-    pub target: Box<str>,
-    /// The status of the response.
+/// The values of one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'a> {
+    /// The client's; `None`, a dash in the log, if it has disconnected.
+    pub address: Option<IpAddr>,
+    /// A dash if the client sent no valid request.
+    pub method: &'a str,
+    /// As the client sent it, without scheme and authority.
+    pub target: &'a str,
+    /// The response's status.
     pub status: u16,
-    /// Milliseconds from the complete request to the response.
+    /// From the complete request to the response.
     pub elapsed_ms: u64,
 }
 
@@ -77,15 +76,15 @@ impl LogFormat {
         (LogFormat { pieces }, unknown)
     }
 
-    /// The line for a request from `address`.
-    pub fn line(&self, record: &Record, address: &str) -> String {
+    /// The log line of one request.
+    pub fn line(&self, request: &Line<'_>) -> String {
         let fill = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
-            Piece::Address => address.to_owned(),
-            Piece::Method => record.method.name().to_owned(),
-            Piece::Target => record.target.to_string(),
-            Piece::Status => record.status.to_string(),
-            Piece::Microseconds => (record.elapsed_ms * 1000).to_string(),
+            Piece::Address => request.address.map_or("-".to_owned(), |address| address.to_string()),
+            Piece::Method => request.method.to_owned(),
+            Piece::Target => request.target.to_owned(),
+            Piece::Status => request.status.to_string(),
+            Piece::Microseconds => (request.elapsed_ms * 1000).to_string(),
         };
         self.pieces.iter().map(fill).collect()
     }
@@ -97,10 +96,10 @@ mod tests {
 
     #[test]
     fn formats() {
-        let record = Record {
-            id: ConnId { slot: 0, generation: 0 },
-            method: Method::Options,
-            target: "/primary".into(),
+        let request = Line {
+            address: Some(IpAddr::from([127, 0, 0, 1])),
+            method: "OPTIONS",
+            target: "/primary",
             status: 503,
             elapsed_ms: 3,
         };
@@ -112,11 +111,13 @@ mod tests {
         ];
         for (format, line) in table {
             let (format, unknown) = LogFormat::parse(format);
-            assert_eq!(format.line(&record, "127.0.0.1"), line);
+            assert_eq!(format.line(&request), line);
             assert_eq!(unknown, Vec::<String>::new());
         }
         let (format, unknown) = LogFormat::parse("%h%m %\u{e9}%%h 100%");
-        assert_eq!(format.line(&record, ""), "%hOPTIONS %\u{e9}%h 100%");
+        assert_eq!(format.line(&request), "%hOPTIONS %\u{e9}%h 100%");
         assert_eq!(unknown, ["%h", "%\u{e9}", "%"]);
+        let (format, _) = LogFormat::parse("%a");
+        assert_eq!(format.line(&Line { address: None, ..request }), "-");
     }
 }

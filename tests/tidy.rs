@@ -269,7 +269,18 @@ fn rooms_know_only_those_below() {
 const KNOWS: &[(&str, &[&str])] = &[
     (
         "shell",
-        &["config", "engine", "cache", "reply", "failure", "journal", "http", "slots", "time"],
+        &[
+            "config",
+            "engine",
+            "cache",
+            "reply",
+            "failure",
+            "journal",
+            "logformat",
+            "http",
+            "slots",
+            "time",
+        ],
     ),
     ("config", &["logformat"]),
     (
@@ -291,7 +302,7 @@ const KNOWS: &[(&str, &[&str])] = &[
             "wheel",
         ],
     ),
-    ("logformat", &["http", "slots"]),
+    ("logformat", &[]),
     ("frontend", &["http", "time"]),
     ("journal", &["failure", "lease", "time"]),
     ("fetch", &["failure", "cache", "answer", "http", "routes", "time"]),

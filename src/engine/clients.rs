@@ -1,12 +1,11 @@
 //! The engine towards its clients: what is asked, what is answered, who has to go.
 
-use super::{Asked, Connection, Engine, Peer};
+use super::{Asked, Connection, Engine, Peer, Record};
 use crate::answer::{CacheStatus, Form};
 use crate::cache::{EntryId, Lookup};
 use crate::engine::Action;
 use crate::frontend::{Frontend, Request, Step};
 use crate::http::{Method, Persistence};
-use crate::logformat::Record;
 use crate::reply::LocalReply;
 use crate::routes::{Family, Route, resolve};
 use crate::slots::ConnId;

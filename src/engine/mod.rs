@@ -17,7 +17,6 @@ use crate::frontend::Frontend;
 use crate::http::Method;
 use crate::journal::Journal;
 use crate::lease::{Lease, NodeReport};
-use crate::logformat::Record;
 use crate::slots::{ConnId, Slots};
 use crate::time::{Now, Time};
 use crate::wheel::Wheel;
@@ -88,6 +87,21 @@ pub enum Action {
     Finish(ConnId),
     /// The last word on this connection.
     Close(ConnId),
+}
+
+/// A request that was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The client's connection.
+    pub id: ConnId,
+    /// `Method::Unknown`, a dash in the log, if the bytes were not a request.
+    pub method: Method,
+    /// As the client asked, without scheme and authority.
+    pub target: Box<str>,
+    /// The status of the response.
+    pub status: u16,
+    /// Milliseconds from the complete request to the response.
+    pub elapsed_ms: u64,
 }
 
 /// How many of everything there are; all but the last two are 0 or small when all is quiet.

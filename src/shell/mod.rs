@@ -43,6 +43,7 @@ use crate::engine::{Action, Engine};
 use crate::failure::Failure;
 use crate::http::Persistence;
 use crate::journal::Repeats;
+use crate::logformat;
 use crate::reply::LocalReply;
 use crate::slots::ConnId;
 use crate::time::Now;
@@ -364,8 +365,14 @@ impl Daemon {
     fn act(&mut self, now: Now) {
         while let Some(record) = self.engine.poll_record() {
             let address = self.streams.get_mut(record.id).and_then(|stream| stream.peer());
-            let address = address.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
-            info!("{}", self.config.frontend.log_format.line(&record, &address));
+            let line = logformat::Line {
+                address,
+                method: record.method.name(),
+                target: &record.target,
+                status: record.status,
+                elapsed_ms: record.elapsed_ms,
+            };
+            info!("{}", self.config.frontend.log_format.line(&line));
         }
         while let Some(action) = self.engine.poll_action() {
             match action {
