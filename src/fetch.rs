@@ -32,6 +32,17 @@ pub enum Purpose {
     Intervals,
 }
 
+/// How far a connection to an upstream has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// SYN was sent.
+    Connecting,
+    /// The TLS handshake is in progress.
+    Handshaking,
+    /// The request may be sent.
+    Open,
+}
+
 /// What an input led to.
 pub type Outcome = Option<Result<Answer, Failure>>;
 
@@ -44,8 +55,8 @@ enum State {
     Connecting {
         request: Rc<[u8]>,
     },
-    /// TLS' handshake goes on.
-    Securing {
+    /// The TLS handshake is in progress.
+    Handshaking {
         request: Rc<[u8]>,
     },
     /// `sent < request.len()`.
@@ -87,11 +98,6 @@ impl Fetch {
         matches!(self.state, State::Queued { .. })
     }
 
-    /// Is its connection being made, TLS included?
-    pub fn is_connecting(&self) -> bool {
-        matches!(self.state, State::Connecting { .. } | State::Securing { .. })
-    }
-
     /// Since when Patroni is being asked.
     pub fn asked_at(&self) -> Time {
         self.asked_at
@@ -105,18 +111,17 @@ impl Fetch {
         }
     }
 
-    /// Patroni's host has accepted the connection; TLS comes before the request.
-    pub fn securing(&mut self) {
-        if let State::Connecting { request } = &self.state {
-            self.state = State::Securing { request: Rc::clone(request) };
-        }
-    }
-
-    /// The connection stands.
-    pub fn connected(&mut self) {
-        if let State::Connecting { request } | State::Securing { request } = &self.state {
-            self.state = State::Sending { request: Rc::clone(request), sent: 0 };
-        }
+    /// Its connection has reached this point.
+    pub fn progress(&mut self, progress: Progress) {
+        let (State::Connecting { request } | State::Handshaking { request }) = &self.state else {
+            return;
+        };
+        let request = Rc::clone(request);
+        self.state = match progress {
+            Progress::Connecting => State::Connecting { request },
+            Progress::Handshaking => State::Handshaking { request },
+            Progress::Open => State::Sending { request, sent: 0 },
+        };
     }
 
     /// The transport took `count` bytes of [`Fetch::output`].
@@ -148,12 +153,12 @@ impl Fetch {
             State::Head { .. } => self.fail(Failure::Cut),
             State::Body { decoder, .. } => {
                 if decoder.eof() {
-                    self.finish()
+                    self.complete()
                 } else {
                     self.fail(Failure::Cut)
                 }
             }
-            State::Connecting { .. } | State::Securing { .. } | State::Sending { .. } => {
+            State::Connecting { .. } | State::Handshaking { .. } | State::Sending { .. } => {
                 self.fail(Failure::Closed)
             }
             State::Queued { .. } | State::Done => None,
@@ -163,7 +168,7 @@ impl Fetch {
     /// Its time is over.
     pub fn expire(&mut self) -> Outcome {
         match self.state {
-            State::Securing { .. } => self.fail(Failure::HandshakeTimedOut),
+            State::Handshaking { .. } => self.fail(Failure::HandshakeTimedOut),
             _ => self.fail(Failure::TimedOut),
         }
     }
@@ -233,10 +238,10 @@ impl Fetch {
             body.extend_from_slice(decoded.data);
             bytes = &bytes[decoded.taken..];
         }
-        if decoder.is_done() { self.finish() } else { None }
+        if decoder.is_done() { self.complete() } else { None }
     }
 
-    fn finish(&mut self) -> Outcome {
+    fn complete(&mut self) -> Outcome {
         let State::Body { mut answer, body, .. } = mem::replace(&mut self.state, State::Done)
         else {
             return None;
@@ -265,7 +270,7 @@ mod tests {
         let mut fetch = Fetch::new(Time::ZERO, Purpose::Entry(entry()), b"GET"[..].into(), at_3_s);
         assert!(fetch.is_queued() && !fetch.wants_read() && fetch.output().is_empty());
         fetch.connect(Time::from_ms(7));
-        fetch.connected();
+        fetch.progress(Progress::Open);
         fetch.sent(1);
         assert_eq!(fetch.output(), b"ET");
         fetch.sent(2);
@@ -367,19 +372,18 @@ mod tests {
             let at_3_s = Time::from_ms(3_000);
             let mut fetch = Fetch::new(Time::ZERO, Purpose::Intervals, b"GET"[..].into(), at_3_s);
             fetch.connect(Time::ZERO);
-            assert!(fetch.is_connecting());
             fetch
         };
         assert_eq!(begin().expire(), Some(Err(Failure::TimedOut)));
         let mut fetch = begin();
-        fetch.securing();
-        assert!(fetch.is_connecting() && fetch.output().is_empty() && !fetch.wants_read());
+        fetch.progress(Progress::Handshaking);
+        assert!(fetch.output().is_empty() && !fetch.wants_read());
         assert_eq!(fetch.expire(), Some(Err(Failure::HandshakeTimedOut)));
         assert!(Failure::HandshakeTimedOut.is_silence());
         let mut fetch = begin();
-        fetch.securing();
-        fetch.connected();
-        assert_eq!((fetch.output(), fetch.is_connecting()), (&b"GET"[..], false));
+        fetch.progress(Progress::Handshaking);
+        fetch.progress(Progress::Open);
+        assert_eq!(fetch.output(), b"GET");
         assert_eq!(fetch.expire(), Some(Err(Failure::TimedOut)));
     }
 }

@@ -13,7 +13,8 @@ use common::standin::{StandIn, at_once, primary};
 use common::strace::{name_of_call, trace};
 use common::{Glue, read_response, read_to_end};
 use patroniglue::cache::CacheSettings;
-use patroniglue::engine::{Action, Engine, Settings};
+use patroniglue::engine::{Action, Engine, Port, Settings};
+use patroniglue::fetch::Progress;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
@@ -67,12 +68,12 @@ fn hit(engine: &mut Engine, at: Now, id: ConnId, request: &[u8]) -> usize {
 fn feed(engine: &mut Engine, at: Now) {
     let mut fetch = None;
     while let Some(action) = engine.poll_action() {
-        if let Action::Connect(id) = action {
+        if let Action::Connect(id, _) = action {
             fetch = Some(id);
         }
     }
     let id = fetch.expect("a fetch");
-    engine.connected(id);
+    engine.progress(id, Progress::Open);
     let sent = engine.output(id).len();
     engine.sent(at, id, sent);
     engine.receive(at, id, &primary());
@@ -96,7 +97,7 @@ fn a_hit_allocates_nothing_and_arms_nothing() {
         b"OPTIONS //replica/?lag=10MB&x=y&tag_a=b HTTP/1.1\r\n\r\n",
         b"HEAD /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     ];
-    let id = engine.accept(now(0)).expect("room");
+    let id = engine.accept(now(0), Port::Checks).expect("room");
     for request in requests {
         engine.receive(now(0), id, request);
         feed(&mut engine, now(0));

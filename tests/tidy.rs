@@ -274,6 +274,7 @@ const KNOWS: &[(&str, &[&str])] = &[
             "engine",
             "cache",
             "reply",
+            "fetch",
             "failure",
             "journal",
             "logformat",

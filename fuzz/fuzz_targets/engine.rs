@@ -3,8 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use patroniglue::cache::CacheSettings;
-use patroniglue::engine::{Action, Engine, Settings};
+use patroniglue::engine::{Action, Engine, Port, Settings};
 use patroniglue::failure::Failure;
+use patroniglue::fetch::Progress;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
@@ -26,8 +27,8 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
         let id = ids.get(usize::from(which) % ids.len().max(1)).copied();
         let id = id.unwrap_or(ConnId { slot: u32::from(which), generation: u32::from(what) });
         match what % 12 {
-            0 => ids.extend(engine.accept(now)),
-            1 => engine.connected(id),
+            0 => ids.extend(engine.accept(now, Port::Checks)),
+            1 => engine.progress(id, Progress::Open),
             2 => engine.connect_failed(now, id, Failure::Refused),
             3 | 4 => engine.receive(now, id, bytes),
             5 | 6 => {
@@ -42,9 +43,9 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
         }
         while let Some(action) = engine.poll_action() {
             match action {
-                Action::Connect(id) => ids.push(id),
+                Action::Connect(id, _) => ids.push(id),
                 Action::Close(closed) => ids.retain(|id| *id != closed),
-                Action::Wake(_) | Action::Finish(_) => {}
+                Action::Wake(_) | Action::ShutdownWrite(_) => {}
             }
         }
         while engine.poll_record().is_some() {}

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use patroniglue::answer::{Answer, CacheStatus, Form, Rendered};
 use patroniglue::failure::Failure;
-use patroniglue::fetch::{Fetch, Purpose};
+use patroniglue::fetch::{Fetch, Progress, Purpose};
 use patroniglue::http::{Method, Persistence, RESPONSE_BODY_BYTES_MAX};
 use patroniglue::time::{Now, Time};
 
@@ -33,7 +33,7 @@ fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
     let mut fetch =
         Fetch::new(Time::ZERO, Purpose::Intervals, b"GET"[..].into(), Time::from_ms(1_000));
     fetch.connect(Time::ZERO);
-    fetch.connected();
+    fetch.progress(Progress::Open);
     fetch.sent(3);
     for piece in bytes.chunks(step) {
         if let Some(outcome) = fetch.receive(piece) {

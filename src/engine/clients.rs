@@ -14,12 +14,12 @@ use crate::time::{Now, Time};
 impl Engine {
     pub(super) fn client_step(&mut self, now: Now, id: ConnId, step: Step) {
         match step {
-            Step::Continue if self.finishing && self.is_idle(id) => self.close(id),
+            Step::Continue if self.is_shutting_down() && self.is_idle(id) => self.close(id),
             Step::Continue => {}
             Step::Ask(request) => self.ask(now, id, request),
             Step::Refuse(method, why) => self.refuse(now, id, method, LocalReply::refusal(why)),
             Step::TooSlow => self.refuse(now, id, Method::Unknown, LocalReply::TOO_SLOW),
-            Step::Linger => self.actions.push_back(Action::Finish(id)),
+            Step::Linger => self.actions.push_back(Action::ShutdownWrite(id)),
             Step::Close => self.close(id),
         }
         self.reschedule(id);
@@ -131,9 +131,10 @@ impl Engine {
 
     /// Whose request waits for an answer, the last one if the daemon is to end.
     fn waiting_client(&mut self, id: ConnId) -> Option<(&mut Frontend, Request)> {
+        let is_last = self.is_shutting_down();
         let connection = self.connections.get_mut(id)?;
         let Peer::Client(frontend, _) = &mut connection.peer else { return None };
-        if self.finishing {
+        if is_last {
             frontend.close_after_response();
         }
         let request = frontend.waiting()?;

@@ -1,6 +1,6 @@
 //! The engine towards Patroni: when it is asked, and what an answer changes.
 
-use super::{Action, Connection, Engine, Peer, Timer};
+use super::{Action, Connection, Engine, Peer, Phase, Timer, UpstreamId};
 use crate::answer::{Answer, CacheStatus};
 use crate::cache::{EntryId, PATIENCE_MS, Retry};
 use crate::failure::Failure;
@@ -36,7 +36,7 @@ impl Engine {
 
     /// Reads Patroni's own intervals, unless that is under way or not due.
     pub(super) fn fetch_intervals(&mut self, now: Now) {
-        if now.time < self.intervals_due_at || self.finishing {
+        if now.time < self.intervals_due_at || self.is_shutting_down() {
             return;
         }
         self.intervals_due_at = Time::NEVER; // until this fetch has ended
@@ -70,7 +70,7 @@ impl Engine {
                 self.lease.read_begun(now, id);
             }
             self.fetching += 1;
-            self.actions.push_back(Action::Connect(id));
+            self.actions.push_back(Action::Connect(id, UpstreamId::Patroni));
         }
     }
 
@@ -173,7 +173,7 @@ impl Engine {
             self.journal.status(&status);
             self.compare(now, entry, status);
         }
-        if family == Family::Leader && self.started {
+        if family == Family::Leader && self.phase != Phase::Starting {
             self.fetch_intervals(now);
         }
         self.answer_waiters(now, entry, waiters, [CacheStatus::Miss, CacheStatus::Collapsed]);
@@ -282,7 +282,7 @@ impl Engine {
     /// Fetches a failing entry again if that is due.
     pub(super) fn retry(&mut self, now: Now, entry: EntryId) {
         match self.cache.retry(now.time, entry) {
-            Retry::Fetch if self.finishing => {}
+            Retry::Fetch if self.is_shutting_down() => {}
             Retry::Fetch => self.begin_fetch(now, entry),
             Retry::Later(at) => self.wheel.schedule(at, Timer::Retry(entry)),
             Retry::Forgotten => {}
@@ -291,7 +291,7 @@ impl Engine {
 
     /// Fetches an entry ahead of time if somebody asks for it steadily.
     pub(super) fn refresh(&mut self, now: Now, entry: EntryId) {
-        if self.cache.wants_refresh(now.time, entry) && !self.finishing {
+        if self.cache.wants_refresh(now.time, entry) && !self.is_shutting_down() {
             self.begin_fetch(now, entry);
         }
     }

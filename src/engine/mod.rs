@@ -12,7 +12,7 @@ use std::fmt;
 
 use crate::cache::{Cache, CacheSettings, EntryId};
 use crate::failure::Failure;
-use crate::fetch::Fetch;
+use crate::fetch::{Fetch, Progress};
 use crate::frontend::Frontend;
 use crate::http::Method;
 use crate::journal::Journal;
@@ -50,8 +50,7 @@ pub struct Engine {
     clients: usize,
     fetching: usize,
     sweeping: bool,
-    started: bool,
-    finishing: bool,
+    phase: Phase,
     /// Load balancers are told to look elsewhere.
     draining: bool,
     stale_inputs: u64,
@@ -76,15 +75,39 @@ pub struct Settings {
     pub records: bool,
 }
 
+/// The port a client is accepted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Health checks.
+    Checks,
+}
+
+/// Where a fetch goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamId {
+    /// Patroni's REST API.
+    Patroni,
+}
+
+/// What the engine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Before [`Engine::start`]: requests are answered, Patroni's intervals are not fetched.
+    Starting,
+    Serving,
+    /// Since [`Engine::begin_shutdown`]: no new clients, no fetches ahead of demand.
+    ShuttingDown,
+}
+
 /// What the shell has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Connect to Patroni, then report `connected` or `connect_failed`.
-    Connect(ConnId),
+    /// Connect to the upstream, then report `progress` or `connect_failed`.
+    Connect(ConnId, UpstreamId),
     /// There is output, or input is wanted again, without an input on this connection.
     Wake(ConnId),
-    /// All is sent: close_notify, flush, shut writing down; reading goes on.
-    Finish(ConnId),
+    /// Everything is sent: close_notify, flush, shut down writing; reading goes on.
+    ShutdownWrite(ConnId),
     /// The last word on this connection.
     Close(ConnId),
 }
@@ -150,7 +173,7 @@ enum Timer {
     Patience(EntryId),
     Sweep,
     /// The last clients have to go then.
-    Finish,
+    ShutdownDeadline,
 }
 
 impl Engine {
@@ -175,8 +198,7 @@ impl Engine {
             clients: 0,
             fetching: 0,
             sweeping: false,
-            started: false,
-            finishing: false,
+            phase: Phase::Starting,
             draining: false,
             stale_inputs: 0,
         }
@@ -187,13 +209,14 @@ impl Engine {
     /// The daemon serves from now on: reads Patroni's own intervals, without which no leader's
     /// answer is served old, and again every now and then.
     pub fn start(&mut self, now: Now) {
-        self.started = true;
+        self.phase = Phase::Serving;
         self.fetch_intervals(now);
     }
 
     /// A client came. `None`: there is no room, and nobody to make it.
-    pub fn accept(&mut self, now: Now) -> Option<ConnId> {
-        if self.finishing {
+    pub fn accept(&mut self, now: Now, port: Port) -> Option<ConnId> {
+        let Port::Checks = port;
+        if self.is_shutting_down() {
             return None;
         }
         if self.clients >= self.settings.clients_max {
@@ -213,17 +236,10 @@ impl Engine {
         idlest.map(|id| self.close(id)).is_some()
     }
 
-    /// A `Connect` goes on with TLS' handshake.
-    pub fn securing(&mut self, id: ConnId) {
+    /// A `Connect` has come this far.
+    pub fn progress(&mut self, id: ConnId, progress: Progress) {
         if let Some(fetch) = self.fetch(id) {
-            fetch.securing();
-        }
-    }
-
-    /// A `Connect` has succeeded.
-    pub fn connected(&mut self, id: ConnId) {
-        if let Some(fetch) = self.fetch(id) {
-            fetch.connected();
+            fetch.progress(progress);
         }
     }
 
@@ -303,7 +319,7 @@ impl Engine {
                         self.schedule_sweep(now.time);
                     }
                 }
-                Timer::Finish => self.close_clients(|_| true),
+                Timer::ShutdownDeadline => self.close_clients(|_| true),
             }
         }
     }
@@ -327,10 +343,10 @@ impl Engine {
 
     /// The end: no more clients; who is idle goes now, the others with their answers, and what
     /// is left [`SHUTDOWN_MS_MAX`] from now goes then.
-    pub fn finish(&mut self, now: Now) {
-        self.finishing = true;
+    pub fn begin_shutdown(&mut self, now: Now) {
+        self.phase = Phase::ShuttingDown;
         self.close_clients(|frontend| frontend.is_idle());
-        self.wheel.schedule(now.time.plus_ms(SHUTDOWN_MS_MAX), Timer::Finish);
+        self.wheel.schedule(now.time.plus_ms(SHUTDOWN_MS_MAX), Timer::ShutdownDeadline);
     }
 
     // ---- out: what to do
@@ -363,20 +379,6 @@ impl Engine {
         }
     }
 
-    /// Is it a connection to Patroni?
-    pub fn is_fetch(&self, id: ConnId) -> bool {
-        let connection = self.connections.get(id);
-        matches!(connection, Some(Connection { peer: Peer::Patroni(_), .. }))
-    }
-
-    /// Is it a connection to Patroni that is not [connected](Engine::connected) yet?
-    pub fn is_connecting(&self, id: ConnId) -> bool {
-        match self.connections.get(id) {
-            Some(Connection { peer: Peer::Patroni(fetch), .. }) => fetch.is_connecting(),
-            _ => false,
-        }
-    }
-
     /// When to call [`Engine::tick`] next, if nothing happens before. Asked once, at the end of
     /// a turn.
     pub fn next_deadline(&mut self) -> Option<Time> {
@@ -391,9 +393,9 @@ impl Engine {
         self.wheel.next()
     }
 
-    /// After [`Engine::finish`]: has the last client gone?
-    pub fn is_finished(&self) -> bool {
-        self.finishing && self.clients == 0
+    /// After [`Engine::begin_shutdown`]: has the last client gone?
+    pub fn is_shut_down(&self) -> bool {
+        self.is_shutting_down() && self.clients == 0
     }
 
     /// How much there is of everything.
@@ -412,6 +414,10 @@ impl Engine {
     /// Connections and timers: what the memory that is used depends on most.
     pub fn held(&self) -> usize {
         self.clients + self.fetching + self.wheel.len()
+    }
+
+    fn is_shutting_down(&self) -> bool {
+        self.phase == Phase::ShuttingDown
     }
 
     // ---- time
@@ -483,5 +489,5 @@ impl Connection {
     }
 }
 
-/// After [`Engine::finish`], what is in flight has so long.
+/// After [`Engine::begin_shutdown`], what is in flight has so long.
 pub const SHUTDOWN_MS_MAX: u64 = 5_000;

@@ -18,7 +18,7 @@ pub struct Connector {
 }
 
 /// How far a connection has come.
-pub enum Progress {
+pub enum Attempted {
     /// It is being made.
     Connecting(TcpStream),
     /// Patroni's name is being resolved; [`Connector::take_addresses`] names the connection then.
@@ -47,13 +47,13 @@ impl Connector {
     }
 
     /// Begins a connection.
-    pub fn connect(&mut self, id: ConnId) -> Progress {
+    pub fn connect(&mut self, id: ConnId) -> Attempted {
         self.attempts.push(Attempt { id, first: self.first, tried_count: 0 });
         self.next(id, Failure::Unresolved)
     }
 
     /// An address did not work, for this reason: goes on with the next.
-    pub fn try_next(&mut self, id: ConnId, why: Failure) -> Progress {
+    pub fn try_next(&mut self, id: ConnId, why: Failure) -> Attempted {
         self.skip_address(id);
         self.next(id, why)
     }
@@ -103,25 +103,25 @@ impl Connector {
     }
 
     /// Goes on with what the resolver found.
-    pub fn resume(&mut self, id: ConnId) -> Progress {
+    pub fn resume(&mut self, id: ConnId) -> Attempted {
         if self.resolver.is_asking() {
-            return Progress::Resolving; // what came was of the former name
+            return Attempted::Resolving; // what came was of the former name
         }
         if self.resolver.addresses().is_empty() {
             self.forget(id);
-            return Progress::Failed(Failure::Unresolved);
+            return Attempted::Failed(Failure::Unresolved);
         }
         self.next(id, Failure::Unresolved)
     }
 
-    fn next(&mut self, id: ConnId, mut why: Failure) -> Progress {
+    fn next(&mut self, id: ConnId, mut why: Failure) -> Attempted {
         let addresses = self.resolver.addresses();
         if addresses.is_empty() {
             self.resolver.ask();
-            return Progress::Resolving;
+            return Attempted::Resolving;
         }
         let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.id == id) else {
-            return Progress::Failed(why);
+            return Attempted::Failed(why);
         };
         while attempt.tried_count < addresses.len() {
             let place = (attempt.first + attempt.tried_count) % addresses.len();
@@ -130,14 +130,14 @@ impl Connector {
                 Ok(socket) => {
                     // one small write and a read: Nagle has nothing to gain here
                     let _ = socket.set_nodelay(true);
-                    return Progress::Connecting(socket);
+                    return Attempted::Connecting(socket);
                 }
                 Err(error) => why = connect_failure(&error),
             }
         }
         self.forget(id);
         self.resolver.ask();
-        Progress::Failed(why)
+        Attempted::Failed(why)
     }
 }
 
@@ -154,11 +154,11 @@ mod tests {
         Connector::new(Resolver::knowing(addresses.to_vec(), poll.registry()))
     }
 
-    fn connects(progress: Progress) -> bool {
+    fn connects(progress: Attempted) -> bool {
         match progress {
-            Progress::Connecting(socket) => socket.peer_addr().is_ok(),
-            Progress::Failed(why) => panic!("{why:?}"),
-            Progress::Resolving => panic!("the addresses are known"),
+            Attempted::Connecting(socket) => socket.peer_addr().is_ok(),
+            Attempted::Failed(why) => panic!("{why:?}"),
+            Attempted::Resolving => panic!("the addresses are known"),
         }
     }
 
@@ -177,7 +177,7 @@ mod tests {
         assert!(connects(connector.connect(ids[2])), "the one that worked last comes first");
         assert!(!connects(connector.try_next(ids[2], Failure::Reset)));
         let progress = connector.try_next(ids[2], Failure::Refused);
-        assert!(matches!(progress, Progress::Failed(Failure::Refused)), "there is no third");
+        assert!(matches!(progress, Attempted::Failed(Failure::Refused)), "there is no third");
         assert!(connector.attempts.is_empty());
     }
 

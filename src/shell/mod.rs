@@ -30,7 +30,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use self::clock::Clock;
-use self::connector::{Connector, Progress};
+use self::connector::{Attempted, Connector};
 use self::listener::{Accepted, Listener};
 use self::resolver::Resolver;
 use self::signals::Signals;
@@ -39,8 +39,9 @@ use self::streams::{Streams, token_of};
 use self::tls::{Session, Tls, TlsError};
 use self::trim::MemoryTrim;
 use crate::config::Config;
-use crate::engine::{Action, Engine};
+use crate::engine::{Action, Engine, Port, UpstreamId};
 use crate::failure::Failure;
+use crate::fetch::Progress;
 use crate::http::Persistence;
 use crate::journal::Repeats;
 use crate::logformat;
@@ -149,7 +150,7 @@ impl Daemon {
         let mut now = self.clock.now();
         self.engine.start(now);
         self.act(now);
-        while !self.engine.is_finished() {
+        while !self.engine.is_shut_down() {
             now = self.turn(now, &mut events)?;
         }
         info!("ended");
@@ -223,7 +224,7 @@ impl Daemon {
             let mut queue = std::mem::take(&mut self.queue);
             for id in queue.drain(..) {
                 let Some(stream) = self.streams.get_mut(id) else { continue };
-                if stream.handshake_goes_on() && !self.engine.is_fetch(id) {
+                if stream.handshake_goes_on() && !stream.is_upstream() {
                     // a hundred times the work of a request
                     self.handshakes.push_back(id);
                     continue;
@@ -261,7 +262,7 @@ impl Daemon {
         for _ in 0..SERVE_BUDGET {
             let read = self.read(now, id);
             let written = self.write(now, id);
-            if !(read | written.is_some() | self.shake_hands(id)) {
+            if !(read | written.is_some() | self.report_opened(id)) {
                 return self.rest(now, id);
             }
             bytes += written.unwrap_or(0);
@@ -277,7 +278,7 @@ impl Daemon {
     fn read(&mut self, now: Now, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
         let wanted = stream.is_handshaking() || self.engine.wants_read(id);
-        if !wanted && stream.is_gone() && !self.engine.is_fetch(id) {
+        if !wanted && stream.is_gone() && !stream.is_upstream() {
             // a client that waits is not read from, but makes room when it has gone
             self.broken(now, id, &Broken::Io);
             self.act(now);
@@ -287,7 +288,7 @@ impl Daemon {
             return false;
         }
         let outcome = stream.read(&mut self.buffers);
-        if self.engine.is_fetch(id) {
+        if stream.is_upstream() {
             stream.acknowledge_at_once();
         }
         match outcome {
@@ -310,7 +311,7 @@ impl Daemon {
             return None;
         }
         let outcome = stream.write(&output[..output.len().min(SERVE_BYTES_BUDGET)]);
-        if self.engine.is_fetch(id) {
+        if stream.is_upstream() {
             stream.acknowledge_at_once();
         }
         let count = match outcome {
@@ -337,7 +338,7 @@ impl Daemon {
 
     /// What a fetch says of it is for everybody; this is for who looks for the cause.
     fn no_tls(&mut self, now: Now, id: ConnId, error: &TlsError) {
-        if self.engine.is_fetch(id) {
+        if self.streams.get_mut(id).is_none_or(|stream| stream.is_upstream()) {
             if let Some(times) = self.tls_failures_of_patroni.note(now.time) {
                 warn!("no TLS with Patroni: {error} ({times} times)");
             }
@@ -376,10 +377,10 @@ impl Daemon {
         }
         while let Some(action) = self.engine.poll_action() {
             match action {
-                Action::Connect(id) => self.connect(now, id),
+                Action::Connect(id, upstream) => self.connect(now, id, upstream),
                 Action::Wake(id) => self.queue_up(id),
-                Action::Finish(id) => {
-                    self.streams.get_mut(id).iter_mut().for_each(|stream| stream.finish());
+                Action::ShutdownWrite(id) => {
+                    self.streams.get_mut(id).iter_mut().for_each(|stream| stream.shutdown_write());
                     self.queue_up(id);
                 }
                 Action::Close(id) => self.close(id),
@@ -401,16 +402,17 @@ impl Daemon {
 
     // ---- the backend's side
 
-    fn connect(&mut self, now: Now, id: ConnId) {
+    fn connect(&mut self, now: Now, id: ConnId, upstream: UpstreamId) {
+        let UpstreamId::Patroni = upstream;
         let progress = self.connector.connect(id);
         self.go_on(now, id, progress);
     }
 
-    fn go_on(&mut self, now: Now, id: ConnId, progress: Progress) {
+    fn go_on(&mut self, now: Now, id: ConnId, progress: Attempted) {
         match progress {
-            Progress::Connecting(socket) => self.await_connection(now, id, socket),
-            Progress::Resolving => {}
-            Progress::Failed(why) => self.connect_failed(now, id, why),
+            Attempted::Connecting(socket) => self.await_connection(now, id, socket),
+            Attempted::Resolving => {}
+            Attempted::Failed(why) => self.connect_failed(now, id, why),
         }
     }
 
@@ -420,7 +422,7 @@ impl Daemon {
         }
         let session = self.tls.client.as_ref().map(Session::client).transpose();
         let mut stream = match session {
-            Ok(session) => Stream::connecting(socket, session),
+            Ok(session) => Stream::connecting(socket, session, UpstreamId::Patroni),
             Err(error) => {
                 self.no_tls(now, id, &error);
                 return self.connect_failed(now, id, error.failure);
@@ -438,10 +440,8 @@ impl Daemon {
         let Some(stream) = self.streams.get_mut(id) else { return };
         match stream.connect_outcome() {
             None => {}
-            Some(Ok(())) => {
-                if stream.is_handshaking() {
-                    self.engine.securing(id);
-                }
+            Some(Ok(progress)) => {
+                self.engine.progress(id, progress);
                 self.connector.made(id);
             }
             Some(Err(why)) => {
@@ -453,14 +453,14 @@ impl Daemon {
         }
     }
 
-    /// A connection to Patroni stands when TLS does, if it is spoken.
-    fn shake_hands(&mut self, id: ConnId) -> bool {
+    /// Tells the engine that a fetch's handshake has completed. Whether it did just now.
+    fn report_opened(&mut self, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
-        let stands = !stream.is_connecting() && !stream.is_handshaking();
-        stands && self.engine.is_connecting(id) && {
-            self.engine.connected(id);
-            true
+        let opened = stream.has_just_opened() && stream.is_upstream();
+        if opened {
+            self.engine.progress(id, Progress::Open);
         }
+        opened
     }
 
     fn connect_failed(&mut self, now: Now, id: ConnId, why: Failure) {
@@ -508,8 +508,8 @@ impl Daemon {
             Ok(session) => session,
             Err(error) => return warn!("no TLS: {error}"),
         };
-        let stream = Stream::accepted(socket, session);
-        let Some(id) = self.engine.accept(now) else {
+        let stream = Stream::accepted(socket, session, Port::Checks);
+        let Some(id) = self.engine.accept(now, Port::Checks) else {
             let reply = LocalReply::TOO_MANY_CONNECTIONS.response(now, Persistence::Close, false);
             return stream.turn_away(&reply, &mut self.buffers);
         };

@@ -35,7 +35,7 @@ impl Daemon {
         if let Some(mut listener) = self.listener.take() {
             info!("ending: no more clients, {} left", self.engine.counts().clients);
             listener.deregister(self.poll.registry());
-            self.engine.finish(now);
+            self.engine.begin_shutdown(now);
             self.act(now);
         }
     }

@@ -14,16 +14,28 @@ use mio::{Registry, Token};
 
 use super::BOTH;
 use super::tls::{Session, TlsError};
+use crate::engine::{Port, UpstreamId};
 use crate::failure::Failure;
+use crate::fetch::Progress;
 
 /// A connection: bytes as the engine knows them on one side, a socket on the other.
 pub struct Stream<S> {
     socket: Socket<S>,
     /// `None`: plain.
     tls: Option<Box<Secured>>,
+    side: Side,
+    progress: Progress,
     registered: bool,
-    connecting: bool,
     queued: bool,
+}
+
+/// Which side of the daemon a stream is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// A client that came in on this port.
+    Client(Port),
+    /// A fetch from this upstream.
+    Upstream(UpstreamId),
 }
 
 /// What the loop lends to every read and write, so that no stream owns buffers of its own.
@@ -95,7 +107,18 @@ struct Secured {
 
 impl<S: Read + Write> Stream<S> {
     /// A connection that stands. Nothing is known of it, so both directions are worth a try.
-    pub fn accepted(socket: S, tls: Option<Session>) -> Self {
+    pub fn accepted(socket: S, tls: Option<Session>, port: Port) -> Self {
+        Stream::established(socket, tls, Side::Client(port))
+    }
+
+    /// A connection that is being made, and whose first handshake records are ready.
+    pub fn connecting(socket: S, tls: Option<Session>, upstream: UpstreamId) -> Self {
+        let mut stream = Stream::established(socket, tls, Side::Upstream(upstream));
+        (stream.socket.readable, stream.socket.writable) = (false, false);
+        Stream { progress: Progress::Connecting, ..stream }
+    }
+
+    fn established(socket: S, tls: Option<Session>, side: Side) -> Self {
         let secured = tls.map(|session| Box::new(Secured::new(session)));
         let socket = Socket {
             inner: socket,
@@ -104,14 +127,8 @@ impl<S: Read + Write> Stream<S> {
             read_closed: false,
             gone: false,
         };
-        Stream { socket, tls: secured, registered: false, connecting: false, queued: false }
-    }
-
-    /// A connection that is being made, and whose first handshake records are ready.
-    pub fn connecting(socket: S, tls: Option<Session>) -> Self {
-        let mut stream = Stream::accepted(socket, tls);
-        (stream.socket.readable, stream.socket.writable) = (false, false);
-        Stream { connecting: true, ..stream }
+        let progress = if secured.is_some() { Progress::Handshaking } else { Progress::Open };
+        Stream { socket, tls: secured, side, progress, registered: false, queued: false }
     }
 
     /// Reads once.
@@ -213,7 +230,7 @@ impl<S: Read + Write> Stream<S> {
     /// which can take away an answer that the peer has not read yet (RFC 9112 9.6).
     pub fn discard(&mut self, buffers: &mut Buffers) {
         for _ in 0..DISCARDED_READS_MAX {
-            let left = !self.connecting && self.socket.readable;
+            let left = !self.is_connecting() && self.socket.readable;
             if !left || self.socket.read(&mut buffers.wire).is_err() {
                 return;
             }
@@ -246,7 +263,21 @@ impl<S: Read + Write> Stream<S> {
 
     /// Is the connection still being made?
     pub fn is_connecting(&self) -> bool {
-        self.connecting
+        self.progress == Progress::Connecting
+    }
+
+    /// Whether it leads to an upstream.
+    pub fn is_upstream(&self) -> bool {
+        matches!(self.side, Side::Upstream(_))
+    }
+
+    /// Whether the handshake has completed since this was asked last.
+    pub fn has_just_opened(&mut self) -> bool {
+        let opened = self.progress == Progress::Handshaking && !self.is_handshaking();
+        if opened {
+            self.progress = Progress::Open;
+        }
+        opened
     }
 
     /// Does TLS' handshake go on? Then it is read from whether the engine wants it or not.
@@ -300,15 +331,18 @@ impl<S: Read + Write + Source> Stream<S> {
 
 impl Stream<TcpStream> {
     /// Has a connect come to an end? Writable alone does not mean connected.
-    pub fn connect_outcome(&mut self) -> Option<Result<(), Failure>> {
+    pub fn connect_outcome(&mut self) -> Option<Result<Progress, Failure>> {
         let socket = &self.socket.inner;
         if let Ok(Some(error)) | Err(error) = socket.take_error() {
             return Some(Err(connect_failure(&error)));
         }
         match socket.peer_addr() {
             Ok(_) => {
-                self.connecting = false;
-                Some(Ok(()))
+                self.progress = match self.tls {
+                    Some(_) => Progress::Handshaking,
+                    None => Progress::Open,
+                };
+                Some(Ok(self.progress))
             }
             Err(error) if error.kind() == ErrorKind::NotConnected => None,
             Err(error) => Some(Err(connect_failure(&error))),
@@ -316,7 +350,7 @@ impl Stream<TcpStream> {
     }
 
     /// All is sent: the peer sees the end, but can still send what is on its way.
-    pub fn finish(&mut self) {
+    pub fn shutdown_write(&mut self) {
         self.say_goodbye();
         // fails when the peer is gone, which the next read shows
         let _ = self.socket.inner.shutdown(Shutdown::Write);
@@ -450,7 +484,7 @@ mod tests {
     }
 
     fn stream(script: impl IntoIterator<Item = io::Result<usize>>) -> Stream<Script> {
-        Stream::accepted(Script(script.into_iter().collect()), None)
+        Stream::accepted(Script(script.into_iter().collect()), None, Port::Checks)
     }
 
     fn error(kind: ErrorKind) -> io::Result<usize> {

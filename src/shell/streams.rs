@@ -73,11 +73,16 @@ mod tests {
     use super::*;
     use mio::net::TcpListener;
 
+    use crate::engine::UpstreamId;
+
     #[test]
     fn a_token_finds_its_own_stream_only() {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
         let address = listener.local_addr().expect("its address");
-        let connect = || Stream::connecting(TcpStream::connect(address).expect("a socket"), None);
+        let connect = || {
+            let socket = TcpStream::connect(address).expect("a socket");
+            Stream::connecting(socket, None, UpstreamId::Patroni)
+        };
         let mut streams = Streams::default();
         let former = ConnId { slot: 3, generation: 7 };
         streams.insert(former, connect());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use patroniglue::answer::Answer;
 use patroniglue::failure::Failure;
-use patroniglue::fetch::{Fetch, Purpose};
+use patroniglue::fetch::{Fetch, Progress, Purpose};
 use patroniglue::lease::{Intervals, NodeReport};
 use patroniglue::time::Time;
 
@@ -21,7 +21,7 @@ fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
     let request = b"GET".as_slice().into();
     let mut fetch = Fetch::new(Time::ZERO, Purpose::Intervals, request, Time::from_ms(3_000));
     fetch.connect(Time::ZERO);
-    fetch.connected();
+    fetch.progress(Progress::Open);
     fetch.sent(3);
     for piece in bytes.chunks(step) {
         if let Some(outcome) = fetch.receive(piece) {

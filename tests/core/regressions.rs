@@ -1,8 +1,9 @@
 //! What the simulator and mutants found, each as a small story of its own.
 
 use patroniglue::cache::CacheSettings;
-use patroniglue::engine::{Action, Engine, Settings};
+use patroniglue::engine::{Action, Engine, Port, Settings};
 use patroniglue::failure::Failure;
+use patroniglue::fetch::Progress;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
@@ -40,7 +41,7 @@ impl Story {
     }
 
     fn client(&mut self, bytes: &[u8]) -> ConnId {
-        let id = self.engine.accept(self.now()).expect("there is room");
+        let id = self.engine.accept(self.now(), Port::Checks).expect("there is room");
         self.engine.receive(self.now(), id, bytes);
         id
     }
@@ -49,12 +50,12 @@ impl Story {
     fn patroni_answers(&mut self, body: &str) {
         let actions = self.actions();
         let connects = actions.iter().filter_map(|action| match action {
-            Action::Connect(fetch) => Some(*fetch),
+            Action::Connect(fetch, _) => Some(*fetch),
             _ => None,
         });
         let fetches: Vec<ConnId> = connects.collect();
         let [fetch] = fetches[..] else { panic!("{actions:?}") };
-        self.engine.connected(fetch);
+        self.engine.progress(fetch, Progress::Open);
         let request = self.engine.output(fetch).len();
         self.take(fetch, request);
         let head = "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n";
@@ -99,16 +100,16 @@ fn who_gets_the_rest_of_its_answer_at_the_end_goes_with_it() {
     let mut story = Story::new(LIMITS);
     let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
     let actions = story.actions();
-    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+    let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
     story.engine.connect_failed(story.now(), fetch, Failure::Refused);
     story.actions();
     story.take(client, 10);
-    story.engine.finish(story.now());
+    story.engine.begin_shutdown(story.now());
     assert_eq!(story.actions(), []);
     let rest = story.engine.output(client).len();
     story.take(client, rest);
     assert_eq!(story.actions(), [Action::Close(client)]);
-    assert!(story.engine.is_finished());
+    assert!(story.engine.is_shut_down());
 }
 
 /// After a sleep longer than the timer wheel's horizon the five seconds of the end were over at
@@ -118,10 +119,10 @@ fn the_end_leaves_its_five_seconds_after_a_long_sleep_too() {
     let mut story = Story::new(LIMITS);
     story.ms = 60_000;
     let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
-    story.engine.finish(story.now());
+    story.engine.begin_shutdown(story.now());
     story.engine.tick(story.now());
     let actions = story.actions();
-    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+    let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
     story.engine.connect_failed(story.now(), fetch, Failure::Refused);
     assert!(story.engine.output(client).starts_with(b"HTTP/1.1 503"));
 }
@@ -133,8 +134,8 @@ fn a_route_with_a_long_ttl_is_fetched_ahead_too() {
     let mut story = Story::new(CacheSettings { ttl_ms: 60_000, ..LIMITS });
     story.client(b"GET /liveness HTTP/1.0\r\n\r\n");
     let actions = story.actions();
-    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
-    story.engine.connected(fetch);
+    let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
+    story.engine.progress(fetch, Progress::Open);
     let request = story.engine.output(fetch).len();
     story.take(fetch, request);
     story.engine.receive(story.now(), fetch, b"HTTP/1.0 200 OK\r\n\r\n");
@@ -144,7 +145,7 @@ fn a_route_with_a_long_ttl_is_fetched_ahead_too() {
     while let Some(due) = story.engine.next_deadline().filter(|due| due.as_ms() < 59_000) {
         story.ms = due.as_ms();
         story.engine.tick(story.now());
-        let connects = story.actions().iter().any(|action| matches!(action, Action::Connect(_)));
+        let connects = story.actions().iter().any(|action| matches!(action, Action::Connect(..)));
         ahead_ms = ahead_ms.or(connects.then_some(story.ms));
     }
     assert_eq!(ahead_ms, Some(45_000));
@@ -162,37 +163,37 @@ fn every_input_for_who_has_gone_is_counted_and_does_nothing() {
     story.engine.sent(now, gone, 1);
     story.engine.eof(now, gone);
     story.engine.broken(now, gone, Failure::Reset);
-    story.engine.connected(gone);
-    story.engine.securing(gone);
+    story.engine.progress(gone, Progress::Open);
+    story.engine.progress(gone, Progress::Handshaking);
     story.engine.connect_failed(now, gone, Failure::Refused);
     assert_eq!(story.engine.counts().stale_inputs, 7);
     assert_eq!((story.actions(), story.engine.next_deadline()), (vec![], None));
     assert!(!story.engine.wants_read(gone) && story.engine.output(gone).is_empty());
 }
 
-/// Nor when the shell was told wrongly what a connection is.
+/// Output before the connection is open would be lost.
 #[test]
-fn the_shell_can_ask_what_a_connection_is() {
+fn a_request_is_sent_once_the_connection_is_open() {
     let mut story = Story::new(LIMITS);
     let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
     let actions = story.actions();
-    let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
-    let is = |story: &Story, id| (story.engine.is_fetch(id), story.engine.is_connecting(id));
-    assert_eq!((is(&story, client), is(&story, fetch)), ((false, false), (true, true)));
+    let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
+    let sends = |story: &Story| !story.engine.output(fetch).is_empty();
+    assert!(!sends(&story));
     // and two timers: the fetch has its time, the client its patience
     assert_eq!((story.engine.next_deadline().is_some(), story.engine.held()), (true, 4));
-    story.engine.securing(fetch);
-    assert_eq!(is(&story, fetch), (true, true));
-    story.engine.connected(fetch);
-    assert_eq!(is(&story, fetch), (true, false));
+    story.engine.progress(fetch, Progress::Handshaking);
+    assert!(!sends(&story));
+    story.engine.progress(fetch, Progress::Open);
+    assert!(sends(&story));
     story.engine.connect_failed(story.now(), fetch, Failure::Refused);
-    assert_eq!(is(&story, fetch), (false, false), "it has gone");
-    assert!(!story.engine.is_finished());
-    story.engine.finish(story.now());
-    assert!(!story.engine.is_finished(), "there is an answer to be taken");
+    assert!(!sends(&story), "the fetch has ended");
+    assert!(!story.engine.is_shut_down());
+    story.engine.begin_shutdown(story.now());
+    assert!(!story.engine.is_shut_down(), "there is an answer to be taken");
     let answer = story.engine.output(client).len();
     story.take(client, answer);
-    assert!(story.engine.is_finished());
+    assert!(story.engine.is_shut_down());
 }
 
 /// Nor when a failing route was fetched again although the daemon was about to end.
@@ -202,17 +203,17 @@ fn at_the_end_no_failing_route_is_fetched_again() {
         let mut story = Story::new(LIMITS);
         story.client(b"GET /primary HTTP/1.1\r\n\r\n");
         let actions = story.actions();
-        let [Action::Connect(fetch)] = actions[..] else { panic!("{actions:?}") };
+        let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
         story.engine.connect_failed(story.now(), fetch, Failure::Refused);
         if ending {
-            story.engine.finish(story.now());
+            story.engine.begin_shutdown(story.now());
         }
         story.actions();
         while let Some(due) = story.engine.next_deadline().filter(|due| due.as_ms() < 2_000) {
             story.ms = due.as_ms();
             story.engine.tick(story.now());
         }
-        let connects = story.actions().iter().any(|action| matches!(action, Action::Connect(_)));
+        let connects = story.actions().iter().any(|action| matches!(action, Action::Connect(..)));
         assert_eq!(connects, !ending);
     }
 }

@@ -17,6 +17,7 @@ use rustls::{
 
 use super::{Session, Tls};
 use crate::config::Config;
+use crate::engine::Port;
 use crate::failure::{Failure, TlsFailure};
 use crate::shell::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
 use crate::time::Time;
@@ -154,7 +155,7 @@ impl Talk {
     fn new(session: Session, peer: Connection) -> Talk {
         let wire = Rc::new(RefCell::new(Wire::new()));
         Talk {
-            stream: Stream::accepted(Pipe(Rc::clone(&wire)), Some(session)),
+            stream: Stream::accepted(Pipe(Rc::clone(&wire)), Some(session), Port::Checks),
             wire,
             peer,
             buffers: Buffers::new(),

@@ -3,6 +3,7 @@
 use patroniglue::VERSION;
 use patroniglue::engine::Action;
 use patroniglue::failure::Failure;
+use patroniglue::fetch::Progress;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
@@ -60,7 +61,7 @@ impl World {
                 ("broken", Some(why))
             }
             Input::Connected => {
-                self.engine.connected(id);
+                self.engine.progress(id, Progress::Open);
                 ("connected", None)
             }
             Input::ConnectFailed(why) => {
@@ -91,7 +92,7 @@ impl World {
     }
 
     fn read(&mut self, id: ConnId) -> Result<bool, String> {
-        let wanted = self.engine.wants_read(id) && !self.engine.is_connecting(id);
+        let wanted = self.engine.wants_read(id);
         if !wanted {
             return Ok(false);
         }
@@ -127,7 +128,7 @@ impl World {
 
     fn write(&mut self, id: ConnId) -> Result<bool, String> {
         let output = self.engine.output(id).len();
-        if output == 0 || !self.owners.contains_key(&id) || self.engine.is_connecting(id) {
+        if output == 0 || !self.owners.contains_key(&id) {
             return Ok(false);
         }
         let short = self.faults.hit(&mut self.random, Fault::ShortWrites);
@@ -180,13 +181,13 @@ impl World {
 
     fn carry_out(&mut self, action: Action, cause: Cause, step: u64) -> Outcome {
         match action {
-            Action::Connect(id) => self.connect(id)?,
+            Action::Connect(id, _) => self.connect(id)?,
             Action::Wake(id) => {
                 self.alive(id, action)?;
                 self.queue.push_back(id);
                 self.look_at_client(id)?;
             }
-            Action::Finish(id) => {
+            Action::ShutdownWrite(id) => {
                 let Owner::Client(at) = self.alive(id, action)? else {
                     return Err("a fetch was finished".into());
                 };
@@ -205,9 +206,9 @@ impl World {
 
     fn hash_action(&mut self, action: Action) {
         let (kind, id) = match action {
-            Action::Connect(id) => (1, id),
+            Action::Connect(id, _) => (1, id),
             Action::Wake(id) => (2, id),
-            Action::Finish(id) => (3, id),
+            Action::ShutdownWrite(id) => (3, id),
             Action::Close(id) => (4, id),
         };
         self.hash.number(kind << 60 | u64::from(id.slot) << 32 | u64::from(id.generation));

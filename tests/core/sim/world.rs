@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use patroniglue::engine::{Action, Counts, Engine, Settings};
+use patroniglue::engine::{Action, Counts, Engine, Port, Settings};
 use patroniglue::failure::Failure;
 use patroniglue::slots::ConnId;
 use patroniglue::time::Time;
@@ -214,7 +214,7 @@ impl World {
         self.pass(duration_ms)?;
         if self.finish_ms.is_some() {
             self.pass(SHUTDOWN_MS_MAX + 20)?;
-            return if self.engine.is_finished() { Ok(()) } else { Err("it does not end".into()) };
+            return if self.engine.is_shut_down() { Ok(()) } else { Err("it does not end".into()) };
         }
         self.heal()?;
         self.be_quiet()
@@ -486,7 +486,7 @@ impl World {
             }
             Event::Finish if self.finish_ms.is_none() => {
                 self.finish_ms = Some(self.now_ms);
-                self.engine.finish(self.now());
+                self.engine.begin_shutdown(self.now());
                 return self.act(Cause::Other);
             }
             Event::Finish => {}
@@ -565,7 +565,7 @@ impl World {
             .open_clients
             .iter()
             .any(|at| self.clients[*at].is_idle() && self.clients[*at].answered > 0);
-        let accepted = self.engine.accept(self.now());
+        let accepted = self.engine.accept(self.now(), Port::Checks);
         self.trace(|| format!("accept: {accepted:?}"));
         self.act(Cause::Accept)?;
         let Some(id) = accepted else {
@@ -751,8 +751,8 @@ impl World {
         let Some(Owner::Fetch(at)) = self.owners.get(&id).copied() else { return Ok(()) };
         self.fetches[at].connected = true;
         self.input(id, Input::Connected)?;
-        if self.engine.is_connecting(id) {
-            return Err("it is connected, and goes on connecting".into());
+        if self.engine.output(id).is_empty() {
+            return Err("the connection is open, and no request is sent".into());
         }
         self.queue.push_back(id);
         Ok(())

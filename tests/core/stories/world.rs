@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use patroniglue::VERSION;
-use patroniglue::engine::{Action, Counts, Engine, Settings};
+use patroniglue::engine::{Action, Counts, Engine, Port, Settings};
 use patroniglue::failure::Failure;
+use patroniglue::fetch::Progress;
 use patroniglue::routes::ROUTES;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
@@ -117,7 +118,7 @@ impl World {
     // ---- what clients do
 
     pub fn connect(&mut self, name: &str) -> Outcome {
-        let accepted = self.engine.accept(self.now());
+        let accepted = self.engine.accept(self.now(), Port::Checks);
         self.act()?;
         let id = accepted.unwrap_or(ConnId { slot: u32::MAX, generation: u32::MAX });
         let client = Client {
@@ -481,12 +482,12 @@ impl World {
                 return Err(format!("the actions have no end: {action:?}"));
             }
             match action {
-                Action::Connect(id) => self.connect_fetch(id)?,
+                Action::Connect(id, _) => self.connect_fetch(id)?,
                 Action::Wake(id) => {
                     self.alive(id, action)?;
                     self.queue.push_back(id);
                 }
-                Action::Finish(id) => {
+                Action::ShutdownWrite(id) => {
                     let Owner::Client(name) = self.alive(id, action)? else {
                         return Err("a fetch was finished".into());
                     };
@@ -533,7 +534,7 @@ impl World {
     fn accept_fetch(&mut self, at: usize) -> Outcome {
         self.fetches[at].accepted = true;
         let id = self.fetches[at].id;
-        self.engine.connected(id);
+        self.engine.progress(id, Progress::Open);
         self.queue.push_back(id);
         Ok(())
     }
