@@ -36,14 +36,16 @@ fn run(flags: Flags) -> Result<(), String> {
     }
     let config_file = flags.config.or_else(default_config_file);
     let config_file = config_file.ok_or("-config is missing, and so is $HOME")?;
-    let (config, tls) = files::read_config(&config_file)?;
+    let loaded = files::read_config(&config_file)?;
     if flags.check {
-        config.warnings.iter().chain(&tls.warnings).for_each(|warning| logger::print_line(warning));
+        for warning in loaded.warnings() {
+            logger::print_line(warning);
+        }
         return print("OK");
     }
     logger::start(flags.level).map_err(|error| format!("log: {error}"))?;
     let options = Options { config_file: Some(config_file), verbose: flags.verbose, signals: true };
-    let outcome = Daemon::with_tls(config, tls, options)?.run();
+    let outcome = Daemon::with_loaded(loaded, options)?.run();
     log::logger().flush();
     outcome.map_err(|error| error.to_string())
 }

@@ -1,4 +1,4 @@
-//! Reads the files: the configuration, and what it names.
+//! Reads the configuration file and the PEM files it names.
 
 use std::fs;
 use std::path::Path;
@@ -6,16 +6,31 @@ use std::path::Path;
 use super::tls::Tls;
 use crate::config::{Config, ConfigError};
 
-/// Reads and checks a configuration file, and the certificates it names. The error is one line
+/// A checked configuration and the certificates it names.
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Both sides of TLS, as configured.
+    pub tls: Tls,
+}
+
+impl Loaded {
+    /// The warnings of both.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.config.warnings.iter().chain(&self.tls.warnings)
+    }
+}
+
+/// Reads and checks a configuration file and the certificates it names. The error is one line
 /// with file, line and key.
-pub fn read_config(path: &Path) -> Result<(Config, Tls), String> {
+pub fn read_config(path: &Path) -> Result<Loaded, String> {
     let name = path.display();
     let text = fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
-    let read = Config::from_yaml(&text).and_then(|config| match Tls::read(&config) {
-        Ok(tls) => Ok((config, tls)),
+    let loaded = Config::from_yaml(&text).and_then(|config| match Tls::read(&config) {
+        Ok(tls) => Ok(Loaded { config, tls }),
         Err(wrong) => Err(wrong.at_line_in(&text)),
     });
-    read.map_err(|ConfigError { line, message }| match line {
+    loaded.map_err(|ConfigError { line, message }| match line {
         Some(line) => format!("{name}:{line}: {message}"),
         None => format!("{name}: {message}"),
     })

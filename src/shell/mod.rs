@@ -31,6 +31,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use self::clock::Clock;
 use self::connector::{Attempted, Connector};
+use self::files::Loaded;
 use self::listener::{Accepted, Listener};
 use self::resolver::Resolver;
 use self::signals::Signals;
@@ -93,12 +94,15 @@ impl Daemon {
     /// says what could not be done.
     pub fn new(config: Config, options: Options) -> Result<Daemon, String> {
         let tls = Tls::read(&config).map_err(|wrong| wrong.to_string())?;
-        Daemon::with_tls(config, tls, options)
+        Daemon::with_loaded(Loaded { config, tls }, options)
     }
 
-    /// As [`Daemon::new`], with certificates that were read before.
-    pub fn with_tls(config: Config, tls: Tls, options: Options) -> Result<Daemon, String> {
-        config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
+    /// As [`Daemon::new`], with certificates that have been read already.
+    pub fn with_loaded(loaded: Loaded, options: Options) -> Result<Daemon, String> {
+        for warning in loaded.warnings() {
+            warn!("{warning}");
+        }
+        let Loaded { config, tls } = loaded;
         let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
         let clients_max = descriptors::clients_max(&config);
         let settings = operate::engine_settings(&config, clients_max, options.verbose);

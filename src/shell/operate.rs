@@ -2,6 +2,7 @@
 
 use log::{error, info, warn};
 
+use super::files::Loaded;
 use super::listener::Listener;
 use super::signals::{Event as SignalEvent, Signals};
 use super::{Daemon, descriptors, files};
@@ -43,15 +44,18 @@ impl Daemon {
     fn reload(&mut self, now: Now) {
         info!("holding: {}", self.engine.counts());
         let Some(path) = self.options.config_file.clone() else { return };
-        let (config, tls) = match files::read_config(&path) {
-            Ok(read) => read,
+        let loaded = match files::read_config(&path) {
+            Ok(loaded) => loaded,
             Err(error) => return error!("not reloaded: {error}"),
         };
         let listener = self.listener.as_ref();
-        if listener.is_some_and(|listener| !listener.is_bound_to(&config.frontend)) {
+        if listener.is_some_and(|listener| !listener.is_bound_to(&loaded.config.frontend)) {
             warn!("frontend.host and frontend.port change with a restart only");
         }
-        config.warnings.iter().chain(&tls.warnings).for_each(|warning| warn!("{warning}"));
+        for warning in loaded.warnings() {
+            warn!("{warning}");
+        }
+        let Loaded { config, tls } = loaded;
         self.connector.set_backend(&config.backend);
         let clients_max = descriptors::clients_max(&config);
         let settings = engine_settings(&config, clients_max, self.options.verbose);
