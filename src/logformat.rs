@@ -46,25 +46,24 @@ impl LogFormat {
         let mut plain = String::new();
         let mut chars = text.chars();
         while let Some(char) = chars.next() {
-            let verb = if char == '%' { chars.next() } else { None };
-            let piece = match (char, verb) {
-                ('%', Some('a')) => Piece::Address,
-                ('%', Some('m')) => Piece::Method,
-                ('%', Some('U')) => Piece::Target,
-                ('%', Some('s')) => Piece::Status,
-                ('%', Some('D')) => Piece::Microseconds,
-                ('%', Some('%')) => {
+            if char != '%' {
+                plain.push(char);
+                continue;
+            }
+            let piece = match chars.next() {
+                Some('a') => Piece::Address,
+                Some('m') => Piece::Method,
+                Some('U') => Piece::Target,
+                Some('s') => Piece::Status,
+                Some('D') => Piece::Microseconds,
+                Some('%') => {
                     plain.push('%');
                     continue;
                 }
-                ('%', verb) => {
-                    let place: String = ['%'].into_iter().chain(verb).collect();
-                    plain.push_str(&place);
-                    unknown.push(place);
-                    continue;
-                }
-                (other, _) => {
-                    plain.push(other);
+                other => {
+                    let verb = other.map_or("%".to_owned(), |char| format!("%{char}"));
+                    plain.push_str(&verb);
+                    unknown.push(verb);
                     continue;
                 }
             };

@@ -34,8 +34,8 @@ fn run(flags: Flags) -> Result<(), String> {
     if flags.version {
         return print(&format!("patroniglue {VERSION}"));
     }
-    let config_file = flags.config.or_else(default_config_file);
-    let config_file = config_file.ok_or("-config is missing, and so is $HOME")?;
+    let config_file =
+        flags.config.or_else(default_config_file).ok_or("-config is missing, and so is $HOME")?;
     let loaded = files::read_config(&config_file)?;
     if flags.check {
         for warning in loaded.warnings() {
@@ -71,14 +71,16 @@ struct Flags {
 impl Flags {
     fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Flags, String> {
         let mut arguments = pico_args::Arguments::from_vec(two_dashes(arguments));
-        let help = arguments.contains("--help") | arguments.contains("--h");
+        let help = arguments.contains("--help");
+        let h = arguments.contains("--h");
         let config = arguments
-            .opt_value_from_os_str("--config", |text| Ok::<PathBuf, String>(PathBuf::from(text)));
+            .opt_value_from_os_str("--config", |text| Ok::<PathBuf, String>(PathBuf::from(text)))
+            .map_err(|error| error.to_string())?;
         let verbose = arguments.contains("--verbose");
         let debug = arguments.contains("--debug");
         let quiet = arguments.contains("--quiet");
         let flags = Flags {
-            config: config.map_err(|error| error.to_string())?,
+            config,
             check: arguments.contains("--check"),
             verbose: verbose && !quiet,
             level: match (quiet, debug) {
@@ -87,7 +89,7 @@ impl Flags {
                 (false, false) => LevelFilter::Info,
             },
             version: arguments.contains("--version"),
-            help,
+            help: help || h,
         };
         match arguments.finish().first() {
             Some(unknown) => Err(format!("unknown argument: {}", unknown.to_string_lossy())),
@@ -99,7 +101,7 @@ impl Flags {
 /// Go's flag package takes `-x` for `--x`, which pico-args would take for a bundle of short ones,
 /// `-x=FILE` for `-x FILE`, a switch with a value, and of what is said twice the last.
 fn two_dashes(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut rewritten: Vec<OsString> = Vec::new();
+    let mut normalized: Vec<OsString> = Vec::new();
     let mut config = Vec::new();
     while let Some(argument) = arguments.next() {
         let bytes = argument.as_bytes();
@@ -109,24 +111,31 @@ fn two_dashes(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
             None => (flag, None),
         };
         let name = std::str::from_utf8(name).unwrap_or_default();
-        let switch = SWITCHES.contains(&name).then(|| truth(value.unwrap_or("true".as_ref())));
+        let is_on = match SWITCHES.contains(&name) {
+            true => parse_bool(value.unwrap_or("true".as_ref())),
+            false => None,
+        };
         if name == "config" {
             config = vec!["--config".into()];
-            config.extend(value.map(OsString::from).or_else(|| arguments.next()));
-        } else if let Some(on) = switch.flatten() {
-            let name = format!("--{name}").into();
-            rewritten.retain(|former| *former != name);
-            rewritten.extend(on.then_some(name));
+            if let Some(file) = value.map(OsString::from).or_else(|| arguments.next()) {
+                config.push(file);
+            }
+        } else if let Some(is_on) = is_on {
+            let switch = OsString::from(format!("--{name}"));
+            normalized.retain(|earlier| *earlier != switch);
+            if is_on {
+                normalized.push(switch);
+            }
         } else {
-            rewritten.push(argument);
+            normalized.push(argument);
         }
     }
-    rewritten.extend(config);
-    rewritten
+    normalized.extend(config);
+    normalized
 }
 
 /// The spellings of Go's `strconv.ParseBool`.
-fn truth(text: &OsStr) -> Option<bool> {
+fn parse_bool(text: &OsStr) -> Option<bool> {
     match text.to_str() {
         Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Some(true),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Some(false),

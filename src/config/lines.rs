@@ -5,9 +5,9 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 /// The line of a key, given with those above it, that has so many like it before it.
-pub fn line_of(text: &str, path: &[&str], former_count: usize) -> Option<usize> {
+pub fn line_of(text: &str, path: &[&str], previous_count: usize) -> Option<usize> {
     let document = serde_yaml::Deserializer::from_str(text).next()?;
-    let error = Place { path, former_count }.deserialize(document).err()?;
+    let error = Place { path, previous_count }.deserialize(document).err()?;
     error.location().map(|location| location.line())
 }
 
@@ -25,7 +25,7 @@ struct Place<'a> {
     /// The keys on the way to it, the outermost first.
     path: &'a [&'a str],
     /// How many like it stand before it in the same mapping.
-    former_count: usize,
+    previous_count: usize,
 }
 
 impl<'de> DeserializeSeed<'de> for Place<'_> {
@@ -46,7 +46,7 @@ impl<'de> Visitor<'de> for Place<'_> {
 
     fn visit_str<E: de::Error>(self, key: &str) -> Result<bool, E> {
         match self.path {
-            [last] if *last == key && self.former_count == 0 => Err(E::custom("here")),
+            [last] if *last == key && self.previous_count == 0 => Err(E::custom("here")),
             path => Ok(path.first() == Some(&key)),
         }
     }
@@ -58,7 +58,7 @@ impl<'de> Visitor<'de> for Place<'_> {
                     map.next_value_seed(Place { path: rest, ..self })?;
                 }
                 _ => {
-                    self.former_count -= usize::from(is_next);
+                    self.previous_count -= usize::from(is_next);
                     map.next_value::<IgnoredAny>()?;
                 }
             }

@@ -175,9 +175,9 @@ impl fmt::Display for WrongValue {
 impl ConfigError {
     /// serde_yaml puts the place behind its message; here it goes before it.
     fn from_reader(error: &serde_yaml::Error, text: &str) -> ConfigError {
-        let message = error.to_string();
-        let place = message.rfind(" at line ").unwrap_or(message.len());
-        let message = message[..place].replace('\n', " ");
+        let whole = error.to_string();
+        let place = whole.rfind(" at line ").unwrap_or(whole.len());
+        let message = whole[..place].replace('\n', " ");
         let line = error.location().map(|location| location.line());
         ConfigError { line: line_of_duplicate(&message, text).or(line), message }
     }

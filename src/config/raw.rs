@@ -27,11 +27,11 @@ pub struct RawConfig {
 struct RawFrontend {
     host: Option<ListenHost>,
     port: Option<Count<0, 65_535>>,
-    logformat: Optional<Format>,
+    logformat: Optional<String>,
     connections: Option<Count<1, 1_000_000>>,
-    certfile: Optional<FileName>,
-    keyfile: Optional<FileName>,
-    cafile: Optional<FileName>,
+    certfile: Optional<String>,
+    keyfile: Optional<String>,
+    cafile: Optional<String>,
     tls_min_version: Optional<TlsVersion>,
     tls_ciphers: Option<Vec<String>>,
 }
@@ -46,9 +46,9 @@ struct RawBackend {
     timeout: Option<Seconds<100, 600_000>>,
     connections: Option<Count<1, 1_000>>,
     insecure: Option<Flag>,
-    cafile: Optional<FileName>,
-    certfile: Optional<FileName>,
-    keyfile: Optional<FileName>,
+    cafile: Optional<String>,
+    certfile: Optional<String>,
+    keyfile: Optional<String>,
     server_name: Optional<Host>,
 }
 
@@ -85,13 +85,12 @@ impl RawConfig {
 
     pub fn checked(self) -> Result<Config, WrongValue> {
         let mut warnings = Vec::new();
-        let frontend = self.frontend.unwrap_or_default();
-        let frontend = frontend.checked(&mut warnings);
-        let backend = self.backend.unwrap_or_default().checked(&mut warnings);
+        let frontend = self.frontend.unwrap_or_default().checked(&mut warnings)?;
+        let backend = self.backend.unwrap_or_default().checked(&mut warnings)?;
         let cache = self.cache.unwrap_or_default();
         Ok(Config {
-            frontend: frontend?,
-            backend: backend?,
+            frontend,
+            backend,
             cache: Cache {
                 ttl_ms: cache.ttl.map_or(1_000, |seconds| seconds.0),
                 grace_ms: cache.grace.map_or(0, |seconds| seconds.0),
@@ -106,30 +105,31 @@ impl RawConfig {
 impl RawFrontend {
     fn checked(self, warnings: &mut Vec<String>) -> Result<Frontend, WrongValue> {
         let ciphers = self.tls_ciphers.unwrap_or_default();
-        let given = [(self.tls_min_version.0.is_some(), "tls-min-version")];
-        let given = given.into_iter().chain([(!ciphers.is_empty(), "tls-ciphers")]);
-        let given: Vec<&str> = given.filter(|(is, _)| *is).map(|(_, key)| key).collect();
-        let identity = identity("frontend", self.certfile, self.keyfile)?;
-        let cafile = self.cafile.0.map(|name| name.0);
+        let min_version = self.tls_min_version.0;
+        let cafile = self.cafile.0;
+        let identity = identity("frontend", self.certfile.0, self.keyfile.0)?;
         if identity.is_none() {
             if cafile.is_some() {
                 let message = "client certificates need TLS: certfile and keyfile";
                 return Err(WrongValue::new("frontend", "cafile", message));
             }
-            for key in given {
-                warnings.push(format!("frontend.{key} has no effect without certfile"));
+            if min_version.is_some() {
+                warnings.push("frontend.tls-min-version has no effect without certfile".into());
             }
-        } else if self.tls_min_version.0 == Some(TlsVersion::Obsolete) {
+            if !ciphers.is_empty() {
+                warnings.push("frontend.tls-ciphers has no effect without certfile".into());
+            }
+        } else if min_version == Some(TlsVersion::Obsolete) {
             warnings.push("frontend.tls-min-version: TLSv1.2 is the least that is spoken".into());
         }
-        let format = self.logformat.0.map_or(LOG_FORMAT.to_owned(), |format| format.0);
-        let (log_format, unknown) = LogFormat::parse(&format);
+        let format = self.logformat.0.as_deref().unwrap_or(LOG_FORMAT);
+        let (log_format, unknown) = LogFormat::parse(format);
         if !unknown.is_empty() {
             let unknown = unknown.join(" ").escape_debug().to_string();
             let known = "there are %a %m %U %s %D %%";
             warnings.push(format!("frontend.logformat: {unknown} is plain text; {known}"));
         }
-        let min_version = self.tls_min_version.0.unwrap_or(TlsVersion::V1_2);
+        let min_version = min_version.unwrap_or(TlsVersion::V1_2);
         let tls = identity.map(|identity| FrontendTls { identity, cafile, min_version, ciphers });
         Ok(Frontend {
             host: self.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
@@ -144,9 +144,9 @@ impl RawFrontend {
 impl RawBackend {
     fn checked(self, warnings: &mut Vec<String>) -> Result<Backend, WrongValue> {
         let host = self.host.0.map_or(LOCALHOST.to_owned(), |host| host.0);
-        let identity = identity("backend", self.certfile, self.keyfile)?;
+        let identity = identity("backend", self.certfile.0, self.keyfile.0)?;
         let insecure = self.insecure.is_some_and(|flag| flag.0);
-        let cafile = self.cafile.0.map(|name| name.0);
+        let cafile = self.cafile.0;
         // the zone of an IPv6 address is this machine's own affair, and in no certificate
         let zoneless = host.split('%').next().unwrap_or(&host).to_owned();
         let server_name = self.server_name.0.map_or(zoneless, |name| name.0);
@@ -174,10 +174,9 @@ impl RawBackend {
 /// Both files, or none.
 fn identity(
     section: &'static str,
-    certfile: Optional<FileName>,
-    keyfile: Optional<FileName>,
+    certfile: Option<String>,
+    keyfile: Option<String>,
 ) -> Result<Option<Identity>, WrongValue> {
-    let (certfile, keyfile) = (certfile.0.map(|name| name.0), keyfile.0.map(|name| name.0));
     match (certfile, keyfile) {
         (Some(certfile), Some(keyfile)) => Ok(Some(Identity { certfile, keyfile })),
         (None, None) => Ok(None),
@@ -207,12 +206,6 @@ enum Scheme {
     Http,
     Https,
 }
-
-/// A file's name.
-struct FileName(String);
-
-/// The line per request.
-struct Format(String);
 
 /// A key that is known but does nothing yet. Its default, which asks for nothing, is let through.
 #[derive(Default)]
@@ -288,17 +281,26 @@ impl<const MIN_MS: u64, const MAX_MS: u64> FromScalar for Seconds<MIN_MS, MAX_MS
     }
 }
 
-impl FromScalar for Flag {
+impl FromScalar for String {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        bool::from_scalar(scalar).map(Flag)
+        match scalar {
+            Scalar::Text(text) => Ok(text.to_owned()),
+            other => Err(format!("{other} is not a string")),
+        }
     }
 }
 
-impl FromScalar for FileName {
+impl FromScalar for Flag {
+    /// In YAML 1.1's words too, which the Go program's reader took.
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
-            Scalar::Text(name) => Ok(FileName(name.to_owned())),
-            other => Err(format!("{other} is not a file's name")),
+            Scalar::Flag(flag) => Ok(Flag(flag)),
+            Scalar::Text(text) => match text.to_ascii_lowercase().as_str() {
+                "y" | "yes" | "on" | "true" => Ok(Flag(true)),
+                "n" | "no" | "off" | "false" => Ok(Flag(false)),
+                _ => Err(format!("{text:?} is neither true nor false")),
+            },
+            other => Err(format!("{other} is neither true nor false")),
         }
     }
 }
@@ -324,15 +326,6 @@ impl FromScalar for Scheme {
     }
 }
 
-impl FromScalar for Format {
-    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        match scalar {
-            Scalar::Text(text) => Ok(Format(text.to_owned())),
-            other => Err(format!("{other} is not a text")),
-        }
-    }
-}
-
 impl FromScalar for NotYet {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
@@ -352,32 +345,28 @@ impl FromScalar for Surplus {
 }
 
 macro_rules! deserialize_from_scalar {
-    ($($type:ty),*) => { $(
-        impl<'de> Deserialize<'de> for $type {
+    ($([$($generics:tt)*] $type:ty),* $(,)?) => { $(
+        impl<'de, $($generics)*> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                deserializer.deserialize_any(ScalarVisitor::new())
+                deserializer.deserialize_any(ScalarVisitor(PhantomData))
             }
         }
     )* };
 }
 
-deserialize_from_scalar!(ListenHost, Flag, NotYet, Surplus);
-
-impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor::new())
-    }
-}
-
-impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Seconds<MIN, MAX> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor::new())
-    }
-}
+deserialize_from_scalar!(
+    [] ListenHost,
+    [] Flag,
+    [] NotYet,
+    [] Surplus,
+    [const MIN: u64, const MAX: u64] Count<MIN, MAX>,
+    [const MIN: u64, const MAX: u64] Seconds<MIN, MAX>,
+    [T: FromScalar] Optional<T>,
+);
 
 /// A value as YAML has it.
 #[derive(Debug)]
-pub enum Scalar<'a> {
+enum Scalar<'a> {
     Null,
     Flag(bool),
     Integer(i128),
@@ -388,12 +377,12 @@ pub enum Scalar<'a> {
 }
 
 /// A type that one scalar makes, or says why not.
-pub trait FromScalar: Sized {
+trait FromScalar: Sized {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String>;
 }
 
 /// `None`: an empty text or nothing, which mean the default as in the Go program.
-pub struct Optional<T>(pub Option<T>);
+struct Optional<T>(Option<T>);
 
 impl<T> Default for Optional<T> {
     fn default() -> Self {
@@ -406,27 +395,6 @@ impl<T: FromScalar> FromScalar for Optional<T> {
         match scalar {
             Scalar::Null | Scalar::Text("") => Ok(Optional(None)),
             other => T::from_scalar(other).map(|value| Optional(Some(value))),
-        }
-    }
-}
-
-impl<'de, T: FromScalar> Deserialize<'de> for Optional<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor::new())
-    }
-}
-
-impl FromScalar for bool {
-    /// In YAML 1.1's words too, which the Go program's reader took.
-    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        match scalar {
-            Scalar::Flag(flag) => Ok(flag),
-            Scalar::Text(text) => match text.to_ascii_lowercase().as_str() {
-                "y" | "yes" | "on" | "true" => Ok(true),
-                "n" | "no" | "off" | "false" => Ok(false),
-                _ => Err(format!("{text:?} is neither true nor false")),
-            },
-            other => Err(format!("{other} is neither true nor false")),
         }
     }
 }
@@ -445,14 +413,7 @@ impl fmt::Display for Scalar<'_> {
 }
 
 /// Hands each kind of scalar to [`FromScalar`] while the reader still knows the line.
-pub struct ScalarVisitor<T>(PhantomData<T>);
-
-impl<T> ScalarVisitor<T> {
-    /// Makes one value.
-    pub fn new() -> Self {
-        ScalarVisitor(PhantomData)
-    }
-}
+struct ScalarVisitor<T>(PhantomData<T>);
 
 impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
     type Value = T;
@@ -633,7 +594,7 @@ mod tests {
             ("backend:\n  host: \"[[::1]]\"", 2, "backend.host: \"[[::1]]\" is neither"),
             ("backend:\n  host: fe80::1%", 2, "backend.host: \"fe80::1%\" is neither"),
             ("backend:\n  host: \"*\"", 2, "backend.host: \"*\" is neither"),
-            ("frontend:\n  logformat: 1", 2, "frontend.logformat: 1 is not a text"),
+            ("frontend:\n  logformat: 1", 2, "frontend.logformat: 1 is not a string"),
             ("backend:\n  port: 0", 2, "backend.port: 0 is not"),
             ("backend:\n  scheme: ftp", 2, "backend.scheme: \"ftp\" is neither http nor https"),
             ("backend:\n  insecure: maybe", 2, "backend.insecure: \"maybe\" is neither"),
@@ -654,7 +615,7 @@ mod tests {
             ("frontend: {keyfile: x}", 1, "frontend.keyfile: certfile is missing"),
             ("frontend:\n  cafile: x", 2, "frontend.cafile: client certificates need TLS"),
             ("frontend:\n  tls-min-version: TLSv9", 2, "frontend.tls-min-version: \"TLSv9\" is not"),
-            ("frontend:\n  certfile: 1", 2, "frontend.certfile: 1 is not a file's name"),
+            ("frontend:\n  certfile: 1", 2, "frontend.certfile: 1 is not a string"),
             ("cache: 1", 1, "cache: invalid type: integer `1`, expected keys with their values"),
             ("cache:\nfrontend: [host]", 2, "frontend: invalid type: sequence, expected keys with their values"),
             ("backend: https", 1, "backend: invalid type: string \"https\", expected keys with their values"),

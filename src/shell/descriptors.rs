@@ -6,11 +6,6 @@ use log::warn;
 
 use crate::config::Config;
 
-/// Raises the soft limit of descriptors to the hard one. Returns what it is then.
-pub fn raise_descriptor_limit() -> u64 {
-    rlimit::increase_nofile_limit(DESCRIPTORS_USEFUL).unwrap_or(DESCRIPTORS_ASSUMED)
-}
-
 /// Most clients at once: what is configured, as far as the descriptor limit allows it with the
 /// daemon's own descriptors and the backend's set aside.
 pub fn clients_max(config: &Config) -> usize {
@@ -25,6 +20,11 @@ pub fn clients_max(config: &Config) -> usize {
         Some(wanted) => wanted,
         None => allowed,
     }
+}
+
+/// Raises the soft limit of descriptors to the hard one. Returns what it is then.
+fn raise_descriptor_limit() -> u64 {
+    rlimit::increase_nofile_limit(DESCRIPTORS_USEFUL).unwrap_or(DESCRIPTORS_ASSUMED)
 }
 
 /// Is it the process' limit (EMFILE), the system's (ENFILE), or the kernel's memory that is
