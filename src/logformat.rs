@@ -1,14 +1,14 @@
-//! The line logged per request: `frontend.logformat` parsed once, filled in often.
+//! The log line per request: `frontend.logformat`, parsed once and filled in for each request.
 
 use core::net::IpAddr;
 
-/// Text with places for what a request was.
+/// A text with placeholders for the values of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFormat {
     pieces: Vec<Piece>,
 }
 
-/// The values of one request.
+/// The values of a request, for its line.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'a> {
     /// The client's; `None`, a dash in the log, if it has disconnected.
@@ -34,13 +34,13 @@ enum Piece {
     Target,
     /// `%s`
     Status,
-    /// `%D`, which is known to the millisecond
+    /// `%D`, with a resolution of a millisecond
     Microseconds,
 }
 
 impl LogFormat {
-    /// Reads a format, and names what looks like a place in it but is plain text, which it was
-    /// for the Go program.
+    /// Parses a format. Also returns the unknown placeholders, which are plain text, as in the Go
+    /// program.
     pub fn parse(text: &str) -> (LogFormat, Vec<String>) {
         let (mut pieces, mut unknown) = (Vec::new(), Vec::new());
         let mut plain = String::new();
@@ -61,9 +61,9 @@ impl LogFormat {
                     continue;
                 }
                 other => {
-                    let verb = other.map_or("%".to_owned(), |char| format!("%{char}"));
-                    plain.push_str(&verb);
-                    unknown.push(verb);
+                    let placeholder = other.map_or("%".to_owned(), |char| format!("%{char}"));
+                    plain.push_str(&placeholder);
+                    unknown.push(placeholder);
                     continue;
                 }
             };
@@ -75,7 +75,7 @@ impl LogFormat {
         (LogFormat { pieces }, unknown)
     }
 
-    /// The log line of one request.
+    /// Returns the log line of a request.
     pub fn line(&self, request: &Line<'_>) -> String {
         let fill = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formats() {
+    fn placeholders_are_filled_in_and_unknown_ones_kept() {
         let request = Line {
             address: Some(IpAddr::from([127, 0, 0, 1])),
             method: "OPTIONS",

@@ -1,30 +1,33 @@
-//! Lines of keys: what only the YAML reader knows of a text, and tells with an error alone.
+//! Finds the line of a key in a configuration's text.
+//!
+//! serde_yaml reports a line only with an error, so the text is read again with a visitor that
+//! fails at the key.
 
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 
-/// The line of a key, given with those above it, that has so many like it before it.
+/// Returns the line of the key at the end of `path`; `previous_count` equal keys are skipped.
 pub fn line_of(text: &str, path: &[&str], previous_count: usize) -> Option<usize> {
     let document = serde_yaml::Deserializer::from_str(text).next()?;
     let error = Place { path, previous_count }.deserialize(document).err()?;
     error.location().map(|location| location.line())
 }
 
-/// Where a key stands that serde calls a duplicate: serde_yaml tells where its mapping begins.
+/// Returns the line of a key that serde reports as a duplicate. serde_yaml's own line is that of
+/// the mapping the key is in.
 pub fn line_of_duplicate(message: &str, text: &str) -> Option<usize> {
     let (above, key) = message.split_once("duplicate field `")?;
     let path = above.split_terminator(": ").chain([key.trim_end_matches('`')]);
     line_of(text, &path.collect::<Vec<_>>(), 1)
 }
 
-/// A key looked for in a text that was read before. The reader tells a line only with an error:
-/// this fails at the key, and nowhere else.
+/// A key to be found. Reading fails at this key and nowhere else.
 #[derive(Clone, Copy)]
 struct Place<'a> {
-    /// The keys on the way to it, the outermost first.
+    /// The keys that lead to it, outermost first, itself last.
     path: &'a [&'a str],
-    /// How many like it stand before it in the same mapping.
+    /// The number of equal keys before it in the same mapping.
     previous_count: usize,
 }
 
@@ -36,7 +39,7 @@ impl<'de> DeserializeSeed<'de> for Place<'_> {
     }
 }
 
-/// Of a key: is it the next one on the way?
+/// Returns, for a key, whether it is the next one of the path.
 impl<'de> Visitor<'de> for Place<'_> {
     type Value = bool;
 
@@ -72,7 +75,7 @@ mod tests {
     use super::super::{Config, WrongValue};
 
     #[test]
-    fn a_wrong_value_has_the_line_of_its_key() {
+    fn a_wrong_value_is_reported_with_the_line_of_its_key() {
         #[rustfmt::skip]
         let table = [
             ("frontend: {certfile: a}\nbackend:\n  certfile: b\n  keyfile: c", 1, "frontend.certfile"),
@@ -95,7 +98,7 @@ mod tests {
             assert_eq!(wrong().at_line_in(text).to_string(), error);
         }
         assert_eq!(wrong().to_string(), "backend.server-name: bad");
-        // a key that is not there has no line, and only a name has another key's
+        // an absent key has no line; only server-name falls back to another key
         let absent = WrongValue::new("backend", "cafile", "bad").at_line_in("backend: {host: x}");
         assert_eq!((absent.line, absent.message.as_str()), (None, "backend.cafile: bad"));
     }

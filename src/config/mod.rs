@@ -1,7 +1,8 @@
-//! The configuration file: YAML as it is spelled, and the checked values it becomes.
+//! The configuration: checked values, and errors that name line and key.
 //!
-//! Each value is checked where it is read, so that the YAML reader knows the line of what is
-//! wrong; past [`Config::from_yaml`] nothing is checked again. Opens no file and no socket.
+//! `raw` reads the YAML and checks each value as it is read, while the reader knows its line;
+//! `lines` finds the line of a key afterwards. Past [`Config::from_yaml`] nothing is checked
+//! again. Opens no file and no socket.
 
 mod lines;
 mod raw;
@@ -12,57 +13,57 @@ use self::lines::{line_of, line_of_duplicate};
 use self::raw::RawConfig;
 use crate::logformat::LogFormat;
 
-/// Everything that may be configured, with its defaults filled in.
+/// All settings, with defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The clients' side.
     pub frontend: Frontend,
     /// Patroni's side.
     pub backend: Backend,
-    /// What lies between.
+    /// The answers in memory.
     pub cache: Cache,
-    /// What is not wrong, but not what was meant either; to be logged.
+    /// Settings that have no effect, or not the expected one; to be logged.
     pub warnings: Vec<String>,
 }
 
 /// `frontend`: the clients' side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
-    /// Name or address to listen on; `None`: every address, IPv4 and IPv6.
+    /// Name or address to listen on; `None`: all addresses, IPv4 and IPv6.
     pub host: Option<String>,
-    /// 0: one that is free, told in the log.
+    /// 0: any free port; the log names it.
     pub port: u16,
-    /// The line per request.
+    /// The format of the log line per request.
     pub log_format: LogFormat,
-    /// Most clients at once; `None`: as many as the descriptor limit allows.
+    /// Maximum number of clients; `None`: as many as the descriptor limit allows.
     pub connections: Option<usize>,
     /// `None`: plain HTTP.
     pub tls: Option<FrontendTls>,
 }
 
-/// TLS as the clients see it.
+/// TLS towards clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendTls {
     /// Our certificate.
     pub identity: Identity,
-    /// PEM of the CA whose client certificates are required; `None`: none is.
+    /// PEM file of the CA that must have signed client certificates; `None`: none are required.
     pub cafile: Option<String>,
-    /// The least version that is spoken.
+    /// The minimum version.
     pub min_version: TlsVersion,
-    /// Names of the cipher suites that may be spoken; empty: all safe ones.
+    /// Names of the enabled cipher suites; empty: all safe ones.
     pub ciphers: Vec<String>,
 }
 
 /// A certificate and its key, in PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The certificate, and those between it and the CA's.
+    /// The certificate, followed by intermediate certificates.
     pub certfile: String,
-    /// Its private key.
+    /// The certificate's private key.
     pub keyfile: String,
 }
 
-/// Versions of TLS that may be asked for. What is older than 1.2 is accepted, and means 1.2.
+/// Values of `tls-min-version`. Versions below 1.2 are accepted and mean 1.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum TlsVersion {
@@ -76,53 +77,53 @@ pub enum TlsVersion {
 pub struct Backend {
     /// Name or address of Patroni's REST API.
     pub host: String,
-    /// Its port.
+    /// The API's port.
     pub port: u16,
-    /// Milliseconds for a whole fetch.
+    /// Time limit of a fetch, queueing included.
     pub timeout_ms: u64,
-    /// Fetches at once.
+    /// Maximum number of concurrent fetches.
     pub connections: usize,
     /// `None`: plain HTTP.
     pub tls: Option<BackendTls>,
 }
 
-/// TLS as Patroni sees it.
+/// TLS towards Patroni.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendTls {
-    /// Is its certificate taken as it is?
+    /// Whether Patroni's certificate is accepted without verification.
     pub insecure: bool,
-    /// PEM of the CA that signed its certificate; `None`: the public roots.
+    /// PEM file of the CA that signed Patroni's certificate; `None`: the public root CAs.
     pub cafile: Option<String>,
-    /// Our certificate, for `verify_client`.
+    /// Our client certificate, for Patroni's `restapi.verify_client`.
     pub identity: Option<Identity>,
-    /// The name or address its certificate must bear.
+    /// The name or address Patroni's certificate must contain.
     pub server_name: String,
 }
 
-/// `cache`: what lies between.
+/// `cache`: the answers in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cache {
-    /// Milliseconds an answer is served.
+    /// How long an answer is served as fresh.
     pub ttl_ms: u64,
-    /// Milliseconds more that an old answer may be served while Patroni is silent.
+    /// How much longer a stale answer may be served while Patroni is silent.
     pub grace_ms: u64,
-    /// Milliseconds between sweeps.
+    /// Time between sweeps that free expired answers.
     pub interval_ms: u64,
-    /// Answers kept for targets with parameters.
+    /// Maximum number of answers kept for targets with parameters.
     pub entries: usize,
 }
 
-/// What is wrong with a configuration, in one line.
+/// An error in a configuration, printed as one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The line, counted from 1, where the YAML reader knows it.
+    /// The line, counted from 1, if the YAML reader knows it.
     pub line: Option<usize>,
-    /// The key and what is wrong with it.
+    /// The key and its error.
     pub message: String,
 }
 
 impl Config {
-    /// Reads a configuration. The error has line and key.
+    /// Reads a configuration. The error names line and key.
     pub fn from_yaml(text: &str) -> Result<Config, ConfigError> {
         let raw = RawConfig::read(text).map_err(|error| ConfigError::from_reader(&error, text))?;
         raw.checked().map_err(|wrong| wrong.at_line_in(text))
@@ -130,21 +131,21 @@ impl Config {
 }
 
 impl Backend {
-    /// Host and port as `Host` has them (RFC 9110, section 7.2): IPv6 addresses in brackets.
+    /// Host and port as in a `Host` field (RFC 9110, section 7.2): IPv6 addresses in brackets.
     pub fn authority(&self) -> String {
         let Backend { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 }
 
-/// A value that is wrong in the light of others, or of the file it names.
+/// A value that contradicts another one, or names an unusable file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrongValue {
-    /// `frontend` and the like.
+    /// The section, such as `frontend`.
     pub section: &'static str,
-    /// The key within it.
+    /// The key within the section.
     pub key: &'static str,
-    /// What is wrong.
+    /// The error, without the key.
     pub message: String,
 }
 
@@ -153,11 +154,11 @@ impl WrongValue {
         WrongValue { section, key, message: message.to_owned() }
     }
 
-    /// The error, with the line of the key in the configuration's text.
+    /// Returns the error with the line of its key in the configuration's text.
     pub fn at_line_in(self, text: &str) -> ConfigError {
         let WrongValue { section, key, message } = self;
         let line_of_key = |key| line_of(text, &[section, key], 0);
-        // without a key of its own, the name in Patroni's certificate is its host's
+        // server-name defaults to host, so that is the key to blame if it is not set
         let key = match line_of_key(key) {
             None if key == "server-name" => "host",
             _ => key,
@@ -173,7 +174,7 @@ impl fmt::Display for WrongValue {
 }
 
 impl ConfigError {
-    /// serde_yaml puts the place behind its message; here it goes before it.
+    /// Takes the position off the end of serde_yaml's message: ours comes first.
     fn from_reader(error: &serde_yaml::Error, text: &str) -> ConfigError {
         let whole = error.to_string();
         let place = whole.rfind(" at line ").unwrap_or(whole.len());

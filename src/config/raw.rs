@@ -1,4 +1,6 @@
-//! How YAML spells a configuration: its sections, and each value while it has a line.
+//! The YAML form of a configuration: its sections, and the conversion of each value.
+//!
+//! Values are converted and checked while serde_yaml reads them, so that its errors have a line.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,7 +14,7 @@ use super::{
 use crate::logformat::LogFormat;
 
 #[derive(Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default, expecting = "sections with their keys below them")]
+#[serde(deny_unknown_fields, default, expecting = "a mapping of sections")]
 pub struct RawConfig {
     frontend: Option<RawFrontend>,
     backend: Option<RawBackend>,
@@ -23,7 +25,7 @@ pub struct RawConfig {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-#[serde(expecting = "keys with their values")]
+#[serde(expecting = "a mapping of keys to values")]
 struct RawFrontend {
     host: Option<ListenHost>,
     port: Option<Count<0, 65_535>>,
@@ -38,7 +40,7 @@ struct RawFrontend {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-#[serde(expecting = "keys with their values")]
+#[serde(expecting = "a mapping of keys to values")]
 struct RawBackend {
     host: Optional<Host>,
     port: Option<Count<1, 65_535>>,
@@ -54,7 +56,7 @@ struct RawBackend {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[serde(expecting = "keys with their values")]
+#[serde(expecting = "a mapping of keys to values")]
 struct RawCache {
     ttl: Option<Seconds<0, 86_400_000>>,
     interval: Option<Seconds<10, 86_400_000>>,
@@ -64,7 +66,7 @@ struct RawCache {
 
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[serde(expecting = "keys with their values")]
+#[serde(expecting = "a mapping of keys to values")]
 struct RawAdmin {
     #[serde(rename = "host")]
     _host: NotYet,
@@ -73,7 +75,7 @@ struct RawAdmin {
 }
 
 impl RawConfig {
-    /// Reads the first document. In another one a configuration would be ignored.
+    /// Reads the only document. A second one is an error, because it would be ignored.
     pub fn read(text: &str) -> Result<RawConfig, serde_yaml::Error> {
         let mut documents = serde_yaml::Deserializer::from_str(text);
         let first = documents.next().map(Option::deserialize).transpose()?;
@@ -83,6 +85,7 @@ impl RawConfig {
         Ok(first.flatten().unwrap_or_default())
     }
 
+    /// Checks values against each other and fills in the defaults.
     pub fn checked(self) -> Result<Config, WrongValue> {
         let mut warnings = Vec::new();
         let frontend = self.frontend.unwrap_or_default().checked(&mut warnings)?;
@@ -110,7 +113,7 @@ impl RawFrontend {
         let identity = identity("frontend", self.certfile.0, self.keyfile.0)?;
         if identity.is_none() {
             if cafile.is_some() {
-                let message = "client certificates need TLS: certfile and keyfile";
+                let message = "client certificates need TLS; add certfile and keyfile";
                 return Err(WrongValue::new("frontend", "cafile", message));
             }
             if min_version.is_some() {
@@ -120,13 +123,14 @@ impl RawFrontend {
                 warnings.push("frontend.tls-ciphers has no effect without certfile".into());
             }
         } else if min_version == Some(TlsVersion::Obsolete) {
-            warnings.push("frontend.tls-min-version: TLSv1.2 is the least that is spoken".into());
+            let message = "TLS below 1.2 is not supported; using TLSv1.2";
+            warnings.push(format!("frontend.tls-min-version: {message}"));
         }
         let format = self.logformat.0.as_deref().unwrap_or(LOG_FORMAT);
         let (log_format, unknown) = LogFormat::parse(format);
         if !unknown.is_empty() {
             let unknown = unknown.join(" ").escape_debug().to_string();
-            let known = "there are %a %m %U %s %D %%";
+            let known = "the placeholders are %a %m %U %s %D %%";
             warnings.push(format!("frontend.logformat: {unknown} is plain text; {known}"));
         }
         let min_version = min_version.unwrap_or(TlsVersion::V1_2);
@@ -147,7 +151,7 @@ impl RawBackend {
         let identity = identity("backend", self.certfile.0, self.keyfile.0)?;
         let insecure = self.insecure.is_some_and(|flag| flag.0);
         let cafile = self.cafile.0;
-        // the zone of an IPv6 address is this machine's own affair, and in no certificate
+        // the zone of an IPv6 address is local to this machine: no certificate contains it
         let zoneless = host.split('%').next().unwrap_or(&host).to_owned();
         let server_name = self.server_name.0.map_or(zoneless, |name| name.0);
         let tls = if self.scheme.0 == Some(Scheme::Https) {
@@ -157,7 +161,8 @@ impl RawBackend {
             Some(BackendTls { insecure, cafile, identity, server_name })
         } else {
             if cafile.is_some() || identity.is_some() {
-                warnings.push("backend's certificates have no effect with scheme http".into());
+                let message = "cafile and certfile have no effect without scheme: https";
+                warnings.push(format!("backend: {message}"));
             }
             None
         };
@@ -171,7 +176,7 @@ impl RawBackend {
     }
 }
 
-/// Both files, or none.
+/// Returns both files or none; one without the other is an error.
 fn identity(
     section: &'static str,
     certfile: Option<String>,
@@ -185,40 +190,40 @@ fn identity(
     }
 }
 
-/// A name or an address.
+/// A host name or an IP address.
 struct Host(String);
 
-/// The same, or every address.
+/// A host to listen on; `None`: all addresses.
 struct ListenHost(Option<String>);
 
 /// A whole number within a range.
 struct Count<const MIN: u64, const MAX: u64>(u64);
 
-/// Seconds, `1` or `0.25`, kept as milliseconds within a range.
+/// A number of seconds, such as `1` or `0.25`, within a range; stored in milliseconds.
 struct Seconds<const MIN_MS: u64, const MAX_MS: u64>(u64);
 
 /// A boolean.
 struct Flag(bool);
 
-/// How Patroni is spoken to.
+/// The protocol of Patroni's API.
 #[derive(PartialEq, Eq)]
 enum Scheme {
     Http,
     Https,
 }
 
-/// A key that is known but does nothing yet. Its default, which asks for nothing, is let through.
+/// A key that is reserved and has no effect yet. Only an empty value is accepted.
 #[derive(Default)]
 struct NotYet;
 
-/// A document after the first, which is empty.
+/// A document after the first one. Only an empty one is accepted.
 struct Surplus;
 
 impl FromScalar for Host {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         let wrong = |hint| Err(format!("{scalar} is neither a name nor an address{hint}"));
         let Scalar::Text(text) = scalar else { return wrong("") };
-        // the Go program took IPv6 addresses in brackets only
+        // the Go program accepted IPv6 addresses only in brackets
         let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
         let is_good = match bare.split_once('%') {
             Some((address, zone)) => is_ipv6(address) && is_name(zone),
@@ -226,7 +231,7 @@ impl FromScalar for Host {
         };
         match is_good {
             true => Ok(Host(bare.to_owned())),
-            false if text.contains(':') => wrong("; a port has a key of its own"),
+            false if text.contains(':') => wrong("; write the port as a separate key"),
             false => wrong(""),
         }
     }
@@ -236,7 +241,7 @@ fn is_ipv6(text: &str) -> bool {
     text.parse::<Ipv6Addr>().is_ok()
 }
 
-/// What the resolver may be asked: letters, digits and these, as in Go.
+/// Whether the text may be a host name: the same characters as in the Go program.
 fn is_name(text: &str) -> bool {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     !text.is_empty() && text.bytes().all(is_part)
@@ -255,7 +260,7 @@ impl<const MIN: u64, const MAX: u64> FromScalar for Count<MIN, MAX> {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         let count = match scalar {
             Scalar::Integer(count) => Some(count),
-            // `80.0`, as `1.0` is a number of seconds
+            // `80.0` is accepted because `1.0` is a valid number of seconds
             Scalar::Float(count) if count.fract() == 0.0 => Some(count as i128),
             _ => None,
         };
@@ -291,7 +296,7 @@ impl FromScalar for String {
 }
 
 impl FromScalar for Flag {
-    /// In YAML 1.1's words too, which the Go program's reader took.
+    /// Accepts the words of YAML 1.1 as well, as the Go program did.
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
             Scalar::Flag(flag) => Ok(Flag(flag)),
@@ -311,7 +316,7 @@ impl FromScalar for TlsVersion {
             Scalar::Text("SSLv3.0" | "TLSv1.0" | "TLSv1.1") => Ok(TlsVersion::Obsolete),
             Scalar::Text("TLSv1.2") => Ok(TlsVersion::V1_2),
             Scalar::Text("TLSv1.3") => Ok(TlsVersion::V1_3),
-            other => Err(format!("{other} is not TLSv1.2 or TLSv1.3 or an older one's name")),
+            other => Err(format!("{other} is not a TLS version; write TLSv1.2 or TLSv1.3")),
         }
     }
 }
@@ -330,7 +335,7 @@ impl FromScalar for NotYet {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
             Scalar::Null | Scalar::Text("") | Scalar::Integer(0) => Ok(NotYet),
-            _ => Err(NOT_YET.to_owned()),
+            _ => Err("not available yet".to_owned()),
         }
     }
 }
@@ -339,7 +344,7 @@ impl FromScalar for Surplus {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
             Scalar::Null => Ok(Surplus),
-            _ => Err("another document; a configuration is a single one".to_owned()),
+            _ => Err("a second YAML document; a configuration has only one".to_owned()),
         }
     }
 }
@@ -364,7 +369,7 @@ deserialize_from_scalar!(
     [T: FromScalar] Optional<T>,
 );
 
-/// A value as YAML has it.
+/// A YAML value.
 #[derive(Debug)]
 enum Scalar<'a> {
     Null,
@@ -376,12 +381,12 @@ enum Scalar<'a> {
     Collection,
 }
 
-/// A type that one scalar makes, or says why not.
+/// A type that can be made from one scalar. The error lacks line and key: serde_yaml adds them.
 trait FromScalar: Sized {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String>;
 }
 
-/// `None`: an empty text or nothing, which mean the default as in the Go program.
+/// A value that may be empty: no value and `""` mean the default, as in the Go program.
 struct Optional<T>(Option<T>);
 
 impl<T> Default for Optional<T> {
@@ -402,17 +407,17 @@ impl<T: FromScalar> FromScalar for Optional<T> {
 impl fmt::Display for Scalar<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Scalar::Null => f.write_str("nothing"),
+            Scalar::Null => f.write_str("null"),
             Scalar::Flag(flag) => write!(f, "{flag}"),
             Scalar::Integer(integer) => write!(f, "{integer}"),
             Scalar::Float(float) => write!(f, "{float:?}"),
             Scalar::Text(text) => write!(f, "{text:?}"),
-            Scalar::Collection => f.write_str("a collection"),
+            Scalar::Collection => f.write_str("a list or a mapping"),
         }
     }
 }
 
-/// Hands each kind of scalar to [`FromScalar`] while the reader still knows the line.
+/// Passes each kind of scalar to [`FromScalar`] while the reader knows its line.
 struct ScalarVisitor<T>(PhantomData<T>);
 
 impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
@@ -443,7 +448,7 @@ impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
     }
 
     fn visit_u128<E: de::Error>(self, value: u128) -> Result<T, E> {
-        // beyond every range, so its last digits do not matter
+        // a number over `i128` is out of every range, so the rounding does not matter
         let huge = Scalar::Float(value as f64);
         T::from_scalar(i128::try_from(value).map_or(huge, Scalar::Integer)).map_err(E::custom)
     }
@@ -467,7 +472,6 @@ impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
 
 const LOCALHOST: &str = "localhost";
 const LOG_FORMAT: &str = "%a - %m %U";
-const NOT_YET: &str = "not available yet";
 
 #[cfg(test)]
 mod tests {
@@ -478,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults() {
+    fn an_empty_configuration_has_the_defaults() {
         for text in ["", "---\n", "frontend:\ncache:\n", "{}", "frontend: {host: }", "{}\n---\n"] {
             let config = config(text);
             assert_eq!(config.frontend.host.as_deref(), Some("localhost"));
@@ -491,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_file_of_the_go_program_means_what_it_meant() {
+    fn a_plain_file_of_the_go_program_keeps_its_meaning() {
         let config = config(
             "---\nfrontend:\n  host: \"*\"\n  port: 8009.0\n  logformat: \"%a %m %U\"\n\
              backend:\n  host: ::1\n  port: 8008\n  scheme: http\n  insecure: no\n\
@@ -503,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_means_the_default() {
+    fn an_empty_value_means_the_default() {
         for empty in ["\"\"", "''", "~", ""] {
             let text = "frontend:\n  certfile: E\n  keyfile: E\n  cafile: E\n  logformat: E\n  \
                 tls-min-version: E\nbackend:\n  host: E\n  scheme: E\n  certfile: E\n  \
@@ -518,15 +522,16 @@ mod tests {
     }
 
     #[test]
-    fn what_the_log_format_does_not_know_is_plain_text_with_a_warning() {
+    fn an_unknown_log_placeholder_is_plain_text_with_a_warning() {
         let warnings = config("frontend: {logformat: \"%h %a %\\n 100%\"}").warnings;
-        let warning = "frontend.logformat: %h %\\n % is plain text; there are %a %m %U %s %D %%";
+        let warning =
+            "frontend.logformat: %h %\\n % is plain text; the placeholders are %a %m %U %s %D %%";
         assert_eq!(warnings, [warning]);
         assert_eq!(config("frontend: {logformat: \"%a %m %U %s %D %%\"}").warnings.len(), 0);
     }
 
     #[test]
-    fn hosts() {
+    fn names_and_ip_addresses_are_hosts() {
         let table = [
             ("::1", "::1"),
             ("[::1]", "::1"),
@@ -567,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line_and_key() {
+    fn an_error_names_its_line_and_key() {
         #[rustfmt::skip]
         let table = [
             ("frontend:\n  prot: 1", 2, "frontend: unknown field `prot`"),
@@ -584,12 +589,12 @@ mod tests {
             ("frontend:\n  port: -9223372036854775809", 2, "frontend.port: -9223372036854775809 is not"),
             ("frontend:\n  port: 0xffffffffffffffffffffffffffffffff", 2, "frontend.port: 3.402823669209385e38 is not"),
             ("cache:\n  ttl: 18446744073709551616", 2, "cache.ttl: 18446744073709551616 is not a number of seconds"),
-            ("frontend:\n  port: [80]", 2, "frontend.port: a collection is not"),
+            ("frontend:\n  port: [80]", 2, "frontend.port: a list or a mapping is not"),
             ("frontend:\n  host: a b", 2, "frontend.host: \"a b\" is neither"),
-            ("frontend:\n  host: \"[::1]:80\"", 2, "frontend.host: \"[::1]:80\" is neither a name nor an address; a port"),
+            ("frontend:\n  host: \"[::1]:80\"", 2, "frontend.host: \"[::1]:80\" is neither a name nor an address; write the port"),
             ("frontend:\n  host: \"[]\"", 2, "frontend.host: \"[]\" is neither"),
             ("frontend:\n  host: 1:2", 2, "frontend.host: \"1:2\" is neither"),
-            ("backend:\n  port: 1\n  host: 127.0.0.1:8008", 3, "backend.host: \"127.0.0.1:8008\" is neither a name nor an address; a port has a key of its own"),
+            ("backend:\n  port: 1\n  host: 127.0.0.1:8008", 3, "backend.host: \"127.0.0.1:8008\" is neither a name nor an address; write the port as a separate key"),
             ("backend:\n  host: http://pg1", 2, "backend.host: \"http://pg1\" is neither"),
             ("backend:\n  host: \"[[::1]]\"", 2, "backend.host: \"[[::1]]\" is neither"),
             ("backend:\n  host: fe80::1%", 2, "backend.host: \"fe80::1%\" is neither"),
@@ -606,8 +611,8 @@ mod tests {
             ("cache: {ttl: 1,\n  grace: 1, \"ttl\": 2}", 2, "cache: duplicate field `ttl`"),
             ("frontend:\n  host: x\nbackend:\n  host: y\n  port: 1\n  host: z", 6, "backend: duplicate field `host`"),
             ("frontend:\n  port: 1\ncache:\nfrontend:\n  port: 2", 4, "duplicate field `frontend`"),
-            ("cache:\n  ttl: 1\n---\ncache:\n  ttl: 2", 4, "another document"),
-            ("cache:\n---\n---\n- 1", 4, "another document"),
+            ("cache:\n  ttl: 1\n---\ncache:\n  ttl: 2", 4, "a second YAML document"),
+            ("cache:\n---\n---\n- 1", 4, "a second YAML document"),
             ("cache:\n...\n}", 3, "did not find expected"),
             ("cache:\n  ttl: \"one\"", 2, "cache.ttl: \"one\" is not"),
             ("frontend:\n  port: 1\n  certfile: x", 3, "frontend.certfile: keyfile is missing"),
@@ -616,11 +621,11 @@ mod tests {
             ("frontend:\n  cafile: x", 2, "frontend.cafile: client certificates need TLS"),
             ("frontend:\n  tls-min-version: TLSv9", 2, "frontend.tls-min-version: \"TLSv9\" is not"),
             ("frontend:\n  certfile: 1", 2, "frontend.certfile: 1 is not a string"),
-            ("cache: 1", 1, "cache: invalid type: integer `1`, expected keys with their values"),
-            ("cache:\nfrontend: [host]", 2, "frontend: invalid type: sequence, expected keys with their values"),
-            ("backend: https", 1, "backend: invalid type: string \"https\", expected keys with their values"),
-            ("admin: true", 1, "admin: invalid type: boolean `true`, expected keys with their values"),
-            ("- cache", 1, "invalid type: sequence, expected sections with their keys below them"),
+            ("cache: 1", 1, "cache: invalid type: integer `1`, expected a mapping of keys to values"),
+            ("cache:\nfrontend: [host]", 2, "frontend: invalid type: sequence, expected a mapping of keys to values"),
+            ("backend: https", 1, "backend: invalid type: string \"https\", expected a mapping of keys to values"),
+            ("admin: true", 1, "admin: invalid type: boolean `true`, expected a mapping of keys to values"),
+            ("- cache", 1, "invalid type: sequence, expected a mapping of sections"),
             ("cache:\n  ttl: !!foo 1", 2, "cache.ttl: \"1\" is not"),
             ("cache:\n  ttl: !foo 1", 2, "cache.ttl: invalid type: enum, expected a value without a tag"),
             ("frontend: }", 1, "did not find expected"),
@@ -639,7 +644,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_yet_is_refused_never_ignored() {
+    fn a_reserved_key_is_refused_unless_empty() {
         let table = ["admin: {host: x}", "admin: {port: 1}"];
         for text in table {
             let error = Config::from_yaml(text).expect_err(text);

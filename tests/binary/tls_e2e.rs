@@ -236,7 +236,7 @@ fn the_go_program_s_cipher_list_serves_with_warnings() {
     let patroni = StandIn::start(at_once(primary()));
     let lines = ["tls-min-version: TLSv1.1", GO_CIPHERS];
     let mut glue = tls_glue(patroni.address, &folder, &ca.issue(), &lines);
-    glue.wait_for_line("frontend.tls-min-version: TLSv1.2 is the least that is spoken");
+    glue.wait_for_line("frontend.tls-min-version: TLS below 1.2 is not supported; using TLSv1.2");
     for kind in ["ECDSA", "RSA"] {
         let warning = format!("TLS_ECDHE_{kind}_WITH_AES_128_CBC_SHA256 is not spoken");
         assert_eq!(glue.lines_with(&warning).len(), 1, "{warning}");
