@@ -31,7 +31,7 @@
 //!
 //! [`Engine::receive`]: engine::Engine::receive
 
-// but for one call in shell/trim.rs
+// except for one call in shell/trim.rs
 #![deny(unsafe_code)]
 
 // in reading order

@@ -1,4 +1,4 @@
-//! Flags, configuration, logger, daemon, exit code. No logic.
+//! Flags, configuration, logger, daemon, exit code.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -34,8 +34,10 @@ fn run(flags: Flags) -> Result<(), String> {
     if flags.version {
         return print(&format!("patroniglue {VERSION}"));
     }
-    let config_file =
-        flags.config.or_else(default_config_file).ok_or("-config is missing, and so is $HOME")?;
+    let config_file = flags
+        .config
+        .or_else(default_config_file)
+        .ok_or("no configuration file: $HOME is not set; add -config FILE")?;
     let loaded = files::read_config(&config_file)?;
     if flags.check {
         for warning in loaded.warnings() {
@@ -98,8 +100,9 @@ impl Flags {
     }
 }
 
-/// Go's flag package takes `-x` for `--x`, which pico-args would take for a bundle of short ones,
-/// `-x=FILE` for `-x FILE`, a switch with a value, and of what is said twice the last.
+/// Converts flags as Go's flag package accepts them to what pico-args accepts: `-x` to `--x`,
+/// `-x=FILE` to `--x FILE`, a switch with a value to the switch or nothing. Of a repeated flag the
+/// last one counts.
 fn two_dashes(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut normalized: Vec<OsString> = Vec::new();
     let mut config = Vec::new();
@@ -134,7 +137,7 @@ fn two_dashes(mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     normalized
 }
 
-/// The spellings of Go's `strconv.ParseBool`.
+/// Accepts the same spellings as Go's `strconv.ParseBool`.
 fn parse_bool(text: &OsStr) -> Option<bool> {
     match text.to_str() {
         Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Some(true),
@@ -148,10 +151,10 @@ const SWITCHES: [&str; 7] = ["check", "verbose", "debug", "quiet", "version", "h
 const USAGE: &str = "\
 usage: patroniglue [-config FILE] [-check] [-verbose | -debug | -quiet]
 
-  -config FILE  configuration (default: $HOME/.patroniglue.yml)
-  -check        read the configuration and every file that it uses, say OK, and end
+  -config FILE  configuration file (default: $HOME/.patroniglue.yml)
+  -check        check the configuration and every file it names, print OK, and exit
   -verbose      log a line per request
-  -debug        log more of what happens inside
+  -debug        log internal events as well
   -quiet        log errors only
-  -version      print the version
-  -help         print this";
+  -version      print the version and exit
+  -help         print this text and exit";

@@ -1,21 +1,21 @@
-//! The clocks: read once a turn, everything else gets the time as an argument.
+//! The clocks: read once per turn; all other code gets the time as an argument.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::time::{Now, Time};
 
-/// The daemon's two clocks.
+/// The steady clock and the wall clock.
 pub struct Clock {
     start: Instant,
 }
 
 impl Clock {
-    /// Time begins.
+    /// Starts the steady clock at zero.
     pub fn new() -> Self {
         Clock { start: Instant::now() }
     }
 
-    /// Both clocks, now.
+    /// Reads both clocks.
     pub fn now(&self) -> Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Now {

@@ -1,4 +1,4 @@
-//! The descriptor limit, and what it allows.
+//! The descriptor limit, and the number of clients it allows.
 
 use std::io;
 
@@ -6,15 +6,17 @@ use log::warn;
 
 use crate::config::Config;
 
-/// Most clients at once: what is configured, as far as the descriptor limit allows it with the
-/// daemon's own descriptors and the backend's set aside.
+/// Returns the maximum number of clients: the configured one, limited by the descriptors left
+/// after the daemon's own and the backend's.
 pub fn clients_max(config: &Config) -> usize {
     let limit = raise_descriptor_limit();
     let reserve = DESCRIPTORS_OWN + config.backend.connections as u64;
     let allowed = usize::try_from(limit.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
     match config.frontend.connections {
         Some(wanted) if wanted > allowed => {
-            warn!("frontend.connections: {wanted}, but {limit} descriptors allow {allowed}");
+            warn!(
+                "frontend.connections: {limit} descriptors do not allow {wanted}; using {allowed}"
+            );
             allowed
         }
         Some(wanted) => wanted,
@@ -22,13 +24,13 @@ pub fn clients_max(config: &Config) -> usize {
     }
 }
 
-/// Raises the soft limit of descriptors to the hard one. Returns what it is then.
+/// Raises the soft descriptor limit to the hard one. Returns the new limit.
 fn raise_descriptor_limit() -> u64 {
     rlimit::increase_nofile_limit(DESCRIPTORS_USEFUL).unwrap_or(DESCRIPTORS_ASSUMED)
 }
 
-/// Is it the process' limit (EMFILE), the system's (ENFILE), or the kernel's memory that is
-/// exhausted? The numbers are those of Linux and the BSDs alike, but for ENOBUFS.
+/// Whether the error means that the process' descriptors (EMFILE), the system's (ENFILE) or the
+/// kernel's memory are exhausted. Linux and the BSDs share these numbers, except for ENOBUFS.
 pub fn is_no_descriptor(error: &io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
@@ -38,9 +40,9 @@ pub fn is_no_descriptor(error: &io::Error) -> bool {
 }
 
 /// stdin, stdout, stderr, the poll, its waker, the listener, a pair for signals, one for a client
-/// on its way in, and two for a resolver or a file being read.
+/// being accepted, and two for a resolver or a file being read.
 const DESCRIPTORS_OWN: u64 = 11;
-/// More than a million clients is nobody's use.
+/// Above the maximum of `frontend.connections`: more would be unused.
 const DESCRIPTORS_USEFUL: u64 = 1 << 20;
-/// What POSIX systems give when they do not tell.
+/// Assumed if the limit cannot be read: a common default.
 const DESCRIPTORS_ASSUMED: u64 = 256;

@@ -1,9 +1,9 @@
-//! Log lines reach stderr by a thread of their own, so that a log nobody reads cannot stop the
-//! loop, and a closed one cannot end it.
+//! Writes log lines to stderr in a separate thread, so that a full or closed stderr cannot stop
+//! the loop.
 //!
-//! The loop puts its lines into a queue of limited length and never waits. simple_logger does the
-//! writing, which blocks when the pipe is full and panics when it is closed: there, both may
-//! happen.
+//! The loop adds its lines to a queue of limited length and never waits: when the queue is full,
+//! lines are dropped and counted. simple_logger blocks when the pipe is full and panics when it is
+//! closed; in that thread both are harmless.
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +15,7 @@ use std::time::Duration;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use simple_logger::SimpleLogger;
 
-/// Gives lines to the thread that writes them.
+/// Sends lines to the writing thread.
 struct Queue {
     sender: SyncSender<Message>,
     level: LevelFilter,
@@ -28,11 +28,11 @@ enum Message {
         target: String,
         text: String,
     },
-    /// Everything before this was written: say so.
+    /// Requests a reply once all previous lines are written.
     Flush(SyncSender<()>),
 }
 
-/// Starts the thread and makes it what the log macros write to. Only once per process.
+/// Starts the writing thread and directs the log macros to it. Works once per process.
 pub fn start(level: LevelFilter) -> io::Result<()> {
     let (sender, receiver) = sync_channel(LINES_MAX);
     let thread = thread::Builder::new().name("log".into()).stack_size(STACK_BYTES);
@@ -60,13 +60,13 @@ impl Log for Queue {
         }
         let dropped_count = self.dropped_count.swap(0, Ordering::Relaxed);
         if dropped_count > 0 {
-            let text = format!("{dropped_count} lines were dropped: the log was not read");
+            let text = format!("{dropped_count} log lines dropped: stderr is not read fast enough");
             let line = Message::Line { level: Level::Warn, target: TARGET.to_owned(), text };
             let _ = self.sender.try_send(line);
         }
     }
 
-    /// Waits until what was logged is written, but not for somebody who does not read.
+    /// Waits until all previous lines are written, at most [`FLUSH_TIMEOUT`].
     fn flush(&self) {
         let (done, is_done) = sync_channel(1);
         if self.sender.try_send(Message::Flush(done)).is_ok() {
@@ -75,7 +75,7 @@ impl Log for Queue {
     }
 }
 
-/// One line straight to stderr, for what has to be said before the log has started.
+/// Prints one line to stderr at once, for use without a started logger.
 pub fn print_line(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
@@ -99,10 +99,10 @@ fn write_lines(receiver: &Receiver<Message>, level: LevelFilter) {
     }
 }
 
-/// Lines that may wait to be written: at a hundred bytes each 100 KiB, with `-verbose` and the
-/// longest targets a mebibyte.
+/// Lines in the queue. 100 KiB at a hundred bytes each, 1 MiB with `-verbose` and the longest
+/// targets.
 const LINES_MAX: usize = 1024;
 const TARGET: &str = "patroniglue";
 const STACK_BYTES: usize = 128 * 1024;
-/// At the end, so long is waited for the log to be written.
+/// How long the end of the process waits for the log to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);

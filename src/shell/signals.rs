@@ -1,4 +1,4 @@
-//! Signals as events of the loop.
+//! Signals, received as events of the poll loop.
 
 use std::io;
 
@@ -6,31 +6,31 @@ use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook_mio::v1_0::Signals as Source;
 
-/// The signals that have come.
+/// Receives signals.
 pub struct Signals {
     source: Source,
 }
 
-/// What a signal asks for.
+/// The meaning of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// SIGTERM, SIGINT: finish what is in flight, then end.
+    /// SIGTERM, SIGINT: end after the requests in flight.
     End,
     /// SIGHUP: read the configuration again.
     Reload,
-    /// SIGUSR1: load balancers are to look elsewhere. SIGUSR2: no more.
+    /// SIGUSR1: take the node out of load balancing (`true`). SIGUSR2: put it back (`false`).
     Drain(bool),
 }
 
 impl Signals {
-    /// Takes the signals over from their default actions.
+    /// Replaces the default actions of these signals.
     pub fn new(registry: &Registry, token: Token) -> io::Result<Signals> {
         let mut source = Source::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?;
         registry.register(&mut source, token, Interest::READABLE)?;
         Ok(Signals { source })
     }
 
-    /// What came since the last time.
+    /// Returns the signals received since the previous call.
     pub fn pending(&mut self) -> impl Iterator<Item = Event> {
         self.source.pending().map(|signal| match signal {
             SIGHUP => Event::Reload,

@@ -1,49 +1,49 @@
-//! Gives the memory of a flood back to the system, which the allocator would keep.
+//! Returns memory to the system after a flood of connections.
 //!
-//! What ten thousand connections needed is free when they have gone, but scattered: a few small
-//! blocks in use above it keep it resident (measured: half a megabyte of the daemon's four).
+//! The memory of ten thousand connections is free once they are closed, but a few small blocks in
+//! use above it keep it resident (measured: half a megabyte of the daemon's four).
 
-/// Notices that a flood is over.
+/// Detects the end of a flood.
 #[derive(Debug, Default)]
 pub struct MemoryTrim {
-    /// The most that was held at once since memory was last given back.
-    most: usize,
+    /// Maximum of the observed counts since memory was last returned.
+    count_max: usize,
 }
 
 impl MemoryTrim {
-    /// So many connections and timers are `held` now. After a flood of them memory is given back:
-    /// at most once for each [`FLOOD_MIN`] that came and went.
-    pub fn observe(&mut self, held: usize) {
-        if self.is_flood_over(held) {
-            give_back();
+    /// Takes the current number of connections and timers. Returns memory to the system after a
+    /// flood of them: at most once per [`FLOOD_MIN`] opened and closed.
+    pub fn observe(&mut self, count: usize) {
+        if self.is_flood_over(count) {
+            trim();
         }
     }
 
-    fn is_flood_over(&mut self, held: usize) -> bool {
-        self.most = self.most.max(held);
-        let over = self.most >= FLOOD_MIN && held <= self.most / SPARSE;
+    fn is_flood_over(&mut self, count: usize) -> bool {
+        self.count_max = self.count_max.max(count);
+        let over = self.count_max >= FLOOD_MIN && count <= self.count_max / SPARSE;
         if over {
-            self.most = held;
+            self.count_max = count;
         }
         over
     }
 }
 
-/// glibc keeps free memory below its heap's top for itself until it is told not to.
+/// glibc keeps free memory below the top of its heap until malloc_trim is called.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[allow(unsafe_code)] // the only one: no safe wrapper is kept well
-fn give_back() {
-    // SAFETY: malloc_trim(3) is thread-safe and touches nothing that is in use
+#[allow(unsafe_code)] // the only unsafe code: no maintained crate wraps malloc_trim
+fn trim() {
+    // SAFETY: malloc_trim(3) is thread-safe and does not touch memory in use
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Other allocators have no such call, or do it by themselves.
+/// Other allocators have no such call, or return memory on their own.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn give_back() {}
+fn trim() {}
 
-/// Fewer leave nothing worth the walk through the heap (measured: 0.2 ms after ten thousand).
+/// Fewer are not worth the cost of a trim (measured: 0.2 ms after ten thousand).
 const FLOOD_MIN: usize = 512;
-/// A flood is over when so small a part of it is left.
+/// A flood is over when at most one part in this many of it is left.
 const SPARSE: usize = 8;
 
 #[cfg(test)]
@@ -51,9 +51,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_over_once_and_a_few_are_none() {
+    fn memory_is_trimmed_once_per_flood_and_not_for_a_few() {
         let mut trim = MemoryTrim::default();
-        for (held, over) in [
+        for (count, over) in [
             (0, false),
             (511, false),
             (0, false),
@@ -67,7 +67,7 @@ mod tests {
             (512, false),
             (0, true),
         ] {
-            assert_eq!(trim.is_flood_over(held), over, "{held}");
+            assert_eq!(trim.is_flood_over(count), over, "{count}");
         }
     }
 }

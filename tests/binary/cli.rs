@@ -1,4 +1,4 @@
-//! The command line: flags as Go's flag package has them, errors in one line, exit codes.
+//! The command line: flags as Go's flag package accepts them, errors in one line, exit codes.
 
 use std::ffi::OsStr;
 use std::net::TcpListener;
@@ -44,7 +44,7 @@ fn flags_with_one_dash_and_with_two() {
 }
 
 #[test]
-fn what_is_checked_is_warned_of() {
+fn check_prints_warnings_and_still_succeeds() {
     let file = config_file("frontend: {port: 8009, tls-ciphers: [TLS_FALLBACK_SCSV]}\n");
     let (code, stdout, stderr) = run(&["-check", "-config", file.to_str().expect("a name")]);
     assert_eq!((code, stdout.as_str()), (Some(0), "OK\n"));
@@ -52,7 +52,7 @@ fn what_is_checked_is_warned_of() {
 }
 
 #[test]
-fn a_files_name_need_not_be_utf_8() {
+fn a_file_name_need_not_be_utf_8() {
     let name = OsStr::from_bytes(b"nowhere-\xff=.yml");
     let equals = OsStr::from_bytes(b"-config=nowhere-\xff=.yml");
     for arguments in [&["-config".as_ref(), name][..], &[equals]] {
@@ -65,7 +65,7 @@ fn a_files_name_need_not_be_utf_8() {
 }
 
 #[test]
-fn quiet_wins() {
+fn quiet_overrides_debug_and_verbose() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port();
     let text = format!(
@@ -125,7 +125,7 @@ fn the_go_programs_plain_files_work_unchanged() {
 }
 
 #[test]
-fn the_example_says_the_defaults() {
+fn the_example_file_states_the_defaults() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/config.yml.example");
     assert_eq!(run(&["-check", "-config", example]), (Some(0), "OK\n".into(), String::new()));
     let text = std::fs::read_to_string(example).expect("the example");
@@ -133,7 +133,7 @@ fn the_example_says_the_defaults() {
     let example = read(&text);
     let defaults = read("frontend: {host: 127.0.0.1, port: 8009}\nbackend: {host: 127.0.0.1}");
     assert_eq!(example, defaults);
-    // what is commented out and has a value says the default
+    // a commented-out key shows its default
     let keys = ["logformat", "scheme", "insecure", "timeout", "connections: 3", "ttl", "interval"];
     let keys = keys.into_iter().chain(["grace", "entries", "tls-min-version: TLSv1.2"]);
     let mut spelled = text.clone();
@@ -142,7 +142,7 @@ fn the_example_says_the_defaults() {
         assert!(text.contains(&commented), "{key}");
         spelled = spelled.replace(&commented, &format!("  {key}"));
     }
-    // and the rest is what its head calls an example
+    // except for these, whose values are examples according to the file's head
     let rest = spelled.lines().filter_map(|line| line.trim_start().strip_prefix('#'));
     let rest = rest.filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
     let rest: Vec<&str> = rest.filter_map(|line| line.split(':').next()).collect();
@@ -155,7 +155,7 @@ fn the_example_says_the_defaults() {
 }
 
 #[test]
-fn a_line_per_request_only_when_asked_for() {
+fn requests_are_logged_only_with_verbose() {
     let patroni = StandIn::start(at_once(primary()));
     let backend = patroni.address;
     let format = [("frontend", "logformat: \"seen %a %m %U %s\"")];
