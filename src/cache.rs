@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use crate::answer::{Answer, Rendered};
-use crate::lease::{ALWAYS_FRESH_MS, Validity};
+use crate::node::Distrust;
+use crate::node::lease::{ALWAYS_FRESH_MS, Validity};
 use crate::routes::{Family, Route, plain_routes};
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
@@ -165,38 +166,30 @@ impl Cache {
             && validity.stale_until.is_some_and(|until| !until.is_over(now))
     }
 
-    /// What is in memory may not be served old any more.
-    pub fn forbid_stale(&mut self, now: Time) {
-        self.stale_since = now.plus_ms(1);
-    }
-
-    /// What was said before is untrue: all answers but this entry's are forgotten.
-    pub fn forget_others(&mut self, id: EntryId) {
-        for index in (0..self.entries.len()).filter(|index| *index != id.0) {
-            self.entries[index].answer = None;
-        }
-    }
-
-    /// What leaders said may not be served old any more.
-    pub fn forbid_stale_leaders(&mut self) {
-        for entry in self.entries.iter_mut().filter(|entry| entry.is_leaders()) {
-            if let Some((_, validity)) = &mut entry.answer {
-                validity.stale_until = None;
+    /// Ends answers in memory. Fetches and their waiters go on.
+    pub fn distrust(&mut self, distrust: Distrust) {
+        match distrust {
+            Distrust::Nothing => {}
+            Distrust::StaleBefore(time) => self.stale_since = time,
+            Distrust::StaleLeaders => {
+                for entry in self.entries.iter_mut().filter(|entry| entry.is_leaders()) {
+                    if let Some((_, validity)) = &mut entry.answer {
+                        validity.stale_until = None;
+                    }
+                }
             }
-        }
-    }
-
-    /// What leaders said was judged wrongly.
-    pub fn forget_leaders(&mut self) {
-        let leaders = self.entries.iter_mut().filter(|entry| entry.is_leaders());
-        leaders.for_each(|entry| entry.answer = None);
-    }
-
-    /// Nothing is known any more. Fetches go on.
-    pub fn forget_all(&mut self) {
-        for index in 0..self.entries.len() {
-            (self.entries[index].answer, self.entries[index].failure) = (None, None);
-            self.drop_if_empty(EntryId(index));
+            Distrust::Leaders => {
+                for entry in self.entries.iter_mut().filter(|entry| entry.is_leaders()) {
+                    entry.answer = None;
+                }
+            }
+            Distrust::Answers => self.entries.iter_mut().for_each(|entry| entry.answer = None),
+            Distrust::Everything => {
+                for index in 0..self.entries.len() {
+                    (self.entries[index].answer, self.entries[index].failure) = (None, None);
+                    self.drop_if_empty(EntryId(index));
+                }
+            }
         }
     }
 
@@ -413,7 +406,7 @@ const WANTED_MS: u64 = 10_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::Until;
+    use crate::node::lease::Until;
     use crate::routes::resolve;
 
     const LIMITS: CacheSettings = CacheSettings { ttl_ms: 1_000, grace_ms: 0, variants_max: 2 };

@@ -3,7 +3,7 @@
 use log::{info, warn};
 
 use crate::failure::Failure;
-use crate::lease::NodeReport;
+use crate::node::report::NodeReport;
 use crate::time::Time;
 
 /// Remembers what was last said about Patroni.
@@ -68,14 +68,16 @@ impl Journal {
         }
     }
 
-    /// An answer told the node's status.
-    pub fn status(&mut self, status: &NodeReport) {
-        if self.role.as_deref() == Some(&status.role) {
+    /// An answer carried the node's report.
+    pub fn report(&mut self, report: &NodeReport) {
+        if self.role.as_deref() == Some(&report.role) {
             return;
         }
-        match self.role.replace(status.role.clone()) {
-            None => info!("this node is {}", status.role),
-            Some(former) => info!("this node's role changed from {former} to {}", status.role),
+        match self.role.replace(report.role.clone()) {
+            None => info!("this node is {}", report.role),
+            Some(previous) => {
+                info!("this node's role changed from {previous} to {}", report.role);
+            }
         }
     }
 }

@@ -56,7 +56,7 @@ pub mod reply;
 
 pub mod routes;
 
-pub mod lease;
+pub mod node;
 
 pub mod journal;
 

@@ -6,6 +6,7 @@
 
 mod clients;
 mod fetches;
+mod learn;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,7 +17,7 @@ use crate::fetch::{Fetch, Progress};
 use crate::frontend::Frontend;
 use crate::http::Method;
 use crate::journal::Journal;
-use crate::lease::{Lease, NodeReport};
+use crate::node::Node;
 use crate::slots::{ConnId, Slots};
 use crate::time::{Now, Time};
 use crate::wheel::Wheel;
@@ -36,11 +37,7 @@ pub struct Engine {
     actions: VecDeque<Action>,
     records: VecDeque<Record>,
     journal: Journal,
-    lease: Lease,
-    /// What the node said of itself last.
-    status: Option<NodeReport>,
-    /// When Patroni's intervals are to be read again; never, while that is under way.
-    intervals_due_at: Time,
+    node: Node,
     /// The target that was asked for last, and what Patroni would be asked for it; kept so that
     /// a hit allocates nothing.
     target: String,
@@ -189,9 +186,7 @@ impl Engine {
             actions: VecDeque::new(),
             records: VecDeque::new(),
             journal: Journal::default(),
-            lease: Lease::default(),
-            status: None,
-            intervals_due_at: Time::ZERO,
+            node: Node::default(),
             target: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             canonical: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             idlest: Vec::new(),

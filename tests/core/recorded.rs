@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use patroniglue::answer::Answer;
 use patroniglue::failure::Failure;
 use patroniglue::fetch::{Fetch, Progress, Purpose};
-use patroniglue::lease::{Intervals, NodeReport};
+use patroniglue::node::intervals::Intervals;
+use patroniglue::node::report::NodeReport;
 use patroniglue::time::Time;
 
 fn folder() -> PathBuf {

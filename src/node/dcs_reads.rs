@@ -1,0 +1,130 @@
+//! Which `dcs_last_seen` may be our own doing: a request for `/cluster`, `/history` or `/config`
+//! makes Patroni read the DCS, which moves `dcs_last_seen` and renews nothing.
+
+use crate::slots::ConnId;
+use crate::time::Now;
+
+/// The DCS reads that we caused, as far as they can still matter.
+#[derive(Debug, Default)]
+pub struct DcsReads(Vec<DcsRead>);
+
+/// One of them, in Unix milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DcsRead {
+    /// The fetch is in flight.
+    InFlight { id: ConnId, begun_unix_ms: u64 },
+    /// The fetch was given up, and Patroni has not answered anything since: it may still be at
+    /// work on it.
+    Abandoned { begun_unix_ms: u64 },
+    /// Patroni is done with it since `ended_unix_ms`, which may lie in the future.
+    Done { begun_unix_ms: u64, ended_unix_ms: u64 },
+}
+
+impl DcsReads {
+    /// A fetch that makes Patroni read the DCS begins.
+    pub fn begin(&mut self, now: Now, id: ConnId) {
+        self.0.retain(|read| !read.is_irrelevant(now.unix_ms));
+        if self.0.len() >= READS_MAX {
+            self.merge_oldest();
+        }
+        self.0.push(DcsRead::InFlight { id, begun_unix_ms: now.unix_ms });
+    }
+
+    /// It has ended. `done`: Patroni is done with it as well; otherwise it was given up.
+    pub fn end(&mut self, now: Now, id: ConnId, done: bool) {
+        for read in &mut self.0 {
+            match *read {
+                DcsRead::InFlight { id: its, begun_unix_ms } if its == id => {
+                    *read = match done {
+                        true => DcsRead::Done { begun_unix_ms, ended_unix_ms: now.unix_ms },
+                        false => DcsRead::Abandoned { begun_unix_ms },
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Patroni answers again: abandoned reads it carries out within `dcs_read_ms_max`, or never.
+    pub fn patroni_answered(&mut self, now: Now, dcs_read_ms_max: u64) {
+        let ended_unix_ms = now.unix_ms.saturating_add(dcs_read_ms_max);
+        for read in &mut self.0 {
+            if let DcsRead::Abandoned { begun_unix_ms } = *read {
+                *read = DcsRead::Done { begun_unix_ms, ended_unix_ms };
+            }
+        }
+    }
+
+    /// The wall clock jumped when it said `before_unix_ms`: reads that may still run in Patroni
+    /// may report any time of the new clock.
+    pub fn clock_jumped(&mut self, before_unix_ms: u64) {
+        for read in &mut self.0 {
+            *read = match *read {
+                DcsRead::InFlight { id, .. } => DcsRead::InFlight { id, begun_unix_ms: 0 },
+                DcsRead::Done { ended_unix_ms, .. } if ended_unix_ms <= before_unix_ms => continue,
+                _ => DcsRead::Abandoned { begun_unix_ms: 0 },
+            };
+        }
+    }
+
+    /// Whether one of them may have set this `dcs_last_seen`, which is rounded down to a second.
+    pub fn cover(&self, seen: u64) -> bool {
+        self.0.iter().any(|read| read.covers(seen))
+    }
+
+    /// How many are remembered.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Merges the two oldest that have ended into one. The time between them counts as theirs,
+    /// which errs to the safe side.
+    fn merge_oldest(&mut self) {
+        let Some(at) = self.0.iter().position(|read| !read.is_in_flight()) else { return };
+        let oldest = self.0.remove(at);
+        if let Some(next) = self.0.iter_mut().find(|read| !read.is_in_flight()) {
+            let begun_unix_ms = oldest.begun_unix_ms().min(next.begun_unix_ms());
+            *next = match oldest.ended_unix_ms().max(next.ended_unix_ms()) {
+                u64::MAX => DcsRead::Abandoned { begun_unix_ms },
+                ended_unix_ms => DcsRead::Done { begun_unix_ms, ended_unix_ms },
+            };
+        }
+    }
+}
+
+impl DcsRead {
+    fn is_in_flight(self) -> bool {
+        matches!(self, DcsRead::InFlight { .. })
+    }
+
+    fn begun_unix_ms(self) -> u64 {
+        match self {
+            DcsRead::InFlight { begun_unix_ms, .. }
+            | DcsRead::Abandoned { begun_unix_ms }
+            | DcsRead::Done { begun_unix_ms, .. } => begun_unix_ms,
+        }
+    }
+
+    /// `u64::MAX`: not known yet.
+    fn ended_unix_ms(self) -> u64 {
+        match self {
+            DcsRead::InFlight { .. } | DcsRead::Abandoned { .. } => u64::MAX,
+            DcsRead::Done { ended_unix_ms, .. } => ended_unix_ms,
+        }
+    }
+
+    fn covers(self, seen: u64) -> bool {
+        self.begun_unix_ms() / 1_000 <= seen && seen <= self.ended_unix_ms() / 1_000
+    }
+
+    fn is_irrelevant(self, unix_ms: u64) -> bool {
+        let ended = self.ended_unix_ms();
+        ended != u64::MAX && unix_ms.saturating_sub(ended) >= RELEVANT_MS
+    }
+}
+
+/// No lease rests on a `dcs_last_seen` of that long ago (Patroni's `ttl` is rarely over a minute).
+pub(super) const RELEVANT_MS: u64 = 300_000;
+/// More reads than these are merged.
+pub(super) const READS_MAX: usize = 64;
