@@ -15,7 +15,7 @@ mod operate;
 mod resolver;
 mod signals;
 mod stream;
-mod streams;
+mod stream_table;
 pub mod tls;
 mod trim;
 
@@ -36,7 +36,7 @@ use self::listener::{Accepted, Listener};
 use self::resolver::Resolver;
 use self::signals::Signals;
 use self::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
-use self::streams::{Streams, token_of};
+use self::stream_table::{StreamTable, token_of};
 use self::tls::{Session, Tls, TlsError};
 use self::trim::MemoryTrim;
 use crate::config::Config;
@@ -63,7 +63,7 @@ pub struct Daemon {
     signals: Option<Signals>,
     /// Signals have come in this turn.
     signalled: bool,
-    streams: Streams,
+    streams: StreamTable,
     /// Streams to serve in this turn.
     queue: Vec<ConnId>,
     /// Streams whose budget ran out: served in the next turn, behind all others.
@@ -122,7 +122,7 @@ impl Daemon {
             connector: Connector::new(resolver),
             listener: Some(listener),
             clock: Clock::new(),
-            streams: Streams::default(),
+            streams: StreamTable::default(),
             queue: Vec::new(),
             postponed: Vec::new(),
             handshakes: VecDeque::new(),

@@ -8,13 +8,13 @@ use crate::slots::ConnId;
 
 /// Streams under the engine's keys.
 #[derive(Default)]
-pub struct Streams {
+pub struct StreamTable {
     by_slot: Vec<Option<(u32, Stream<TcpStream>)>>,
     /// How many there are.
     count: usize,
 }
 
-impl Streams {
+impl StreamTable {
     /// Keeps a stream. What had the slot before has been removed.
     pub fn insert(&mut self, id: ConnId, stream: Stream<TcpStream>) {
         let slot = id.slot as usize;
@@ -83,7 +83,7 @@ mod tests {
             let socket = TcpStream::connect(address).expect("a socket");
             Stream::connecting(socket, None, UpstreamId::Patroni)
         };
-        let mut streams = Streams::default();
+        let mut streams = StreamTable::default();
         let former = ConnId { slot: 3, generation: 7 };
         streams.insert(former, connect());
         assert_eq!(streams.of_token(token_of(former)).map(|found| found.0), Some(former));
