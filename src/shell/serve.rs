@@ -1,0 +1,259 @@
+//! What the loop does with a stream, and how much of it in one turn.
+
+use log::{info, warn};
+use mio::net::TcpStream;
+
+use super::Daemon;
+use super::listener::Accepted;
+use super::stream::{Broken, ReadOutcome, Stream, WriteOutcome};
+use super::stream_table::token_of;
+use super::tls::{Session, TlsError};
+use crate::engine::{Action, Port};
+use crate::failure::Failure;
+use crate::http::Persistence;
+use crate::logformat;
+use crate::reply::LocalReply;
+use crate::slots::ConnId;
+use crate::time::Now;
+
+impl Daemon {
+    pub(super) fn queue_up(&mut self, id: ConnId) {
+        if self.streams.get_mut(id).is_some_and(Stream::queue_once) {
+            self.queue.push(id);
+        }
+    }
+
+    /// Serves what is queued now; what queues itself meanwhile has its turn too, within bounds.
+    pub(super) fn serve_queue(&mut self, now: Now) {
+        for _ in 0..QUEUE_ROUNDS {
+            if self.queue.is_empty() {
+                return;
+            }
+            let mut queue = std::mem::take(&mut self.queue);
+            for id in queue.drain(..) {
+                let Some(stream) = self.streams.get_mut(id) else { continue };
+                if stream.handshake_goes_on() && !stream.is_upstream() {
+                    // a hundred times the work of a request
+                    self.handshakes.push_back(id);
+                    continue;
+                }
+                stream.unqueue();
+                self.serve(now, id);
+            }
+            // the vector's memory is kept for the next round
+            if self.queue.is_empty() {
+                self.queue = queue;
+            }
+        }
+    }
+
+    /// Serves those who wait longest for their handshake to go on. How many were there?
+    pub(super) fn continue_handshakes(&mut self, now: Now) -> u32 {
+        let mut steps = 0;
+        while steps < HANDSHAKES_PER_TURN {
+            let Some(id) = self.handshakes.pop_front() else { break };
+            if let Some(stream) = self.streams.get_mut(id) {
+                stream.unqueue();
+                self.serve(now, id);
+                steps += 1;
+            }
+        }
+        steps
+    }
+
+    /// Reads and writes on one stream as long as both sides want it, within a budget.
+    pub(super) fn serve(&mut self, now: Now, id: ConnId) {
+        if self.streams.get_mut(id).is_some_and(|stream| stream.is_connecting()) {
+            self.continue_connecting(now, id);
+        }
+        let mut bytes = 0;
+        for _ in 0..SERVE_BUDGET {
+            let read = self.read(now, id);
+            let written = self.write(now, id);
+            if !(read | written.is_some() | self.report_opened(id)) {
+                return self.rest(now, id);
+            }
+            bytes += written.unwrap_or(0);
+            if bytes >= SERVE_BYTES_BUDGET {
+                break;
+            }
+        }
+        if self.streams.get_mut(id).is_some_and(Stream::queue_once) {
+            self.postponed.push(id);
+        }
+    }
+
+    pub(super) fn read(&mut self, now: Now, id: ConnId) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else { return false };
+        let wanted = stream.is_handshaking() || self.engine.wants_read(id);
+        if !wanted && stream.is_gone() && !stream.is_upstream() {
+            // a client that waits is not read from, but makes room when it has gone
+            self.broken(now, id, &Broken::Io);
+            self.act(now);
+            return true;
+        }
+        if !wanted || !stream.is_readable() || stream.is_connecting() {
+            return false;
+        }
+        let outcome = stream.read(&mut self.buffers);
+        if stream.is_upstream() {
+            stream.acknowledge_at_once();
+        }
+        match outcome {
+            ReadOutcome::Data(bytes) => self.engine.receive(now, id, bytes),
+            ReadOutcome::Progress => {}
+            ReadOutcome::Eof => self.engine.eof(now, id),
+            ReadOutcome::Broken(why) => self.broken(now, id, &why),
+            ReadOutcome::Blocked => return false,
+        }
+        self.act(now);
+        true
+    }
+
+    /// So many bytes of the engine's were written; `None`: there was nothing to do.
+    pub(super) fn write(&mut self, now: Now, id: ConnId) -> Option<usize> {
+        let stream = self.streams.get_mut(id)?;
+        let output = self.engine.output(id);
+        let wanted = !output.is_empty() || stream.has_outgoing();
+        if !wanted || !stream.is_writable() || stream.is_connecting() {
+            return None;
+        }
+        let outcome = stream.write(&output[..output.len().min(SERVE_BYTES_BUDGET)]);
+        if stream.is_upstream() {
+            stream.acknowledge_at_once();
+        }
+        let count = match outcome {
+            WriteOutcome::Sent(count) => count,
+            WriteOutcome::Broken(why) => {
+                self.broken(now, id, &why);
+                0
+            }
+            WriteOutcome::Blocked => return None,
+        };
+        if count > 0 {
+            self.engine.sent(now, id, count);
+        }
+        self.act(now);
+        Some(count)
+    }
+
+    pub(super) fn broken(&mut self, now: Now, id: ConnId, why: &Broken) {
+        if let Broken::Tls(error) = why {
+            self.no_tls(now, id, error);
+        }
+        self.engine.broken(now, id, why.failure());
+    }
+
+    /// What a fetch says of it is for everybody; this is for who looks for the cause.
+    pub(super) fn no_tls(&mut self, now: Now, id: ConnId, error: &TlsError) {
+        if self.streams.get_mut(id).is_none_or(|stream| stream.is_upstream()) {
+            if let Some(times) = self.tls_failures_of_patroni.note(now.time) {
+                warn!("no TLS with Patroni: {error} ({times} times)");
+            }
+            return;
+        }
+        let Some(address) = self.streams.get_mut(id).and_then(|stream| stream.peer()) else {
+            return;
+        };
+        if let Some(times) = self.tls_failures.note(now.time) {
+            info!("no TLS with {address}: {error} ({times} times)");
+        }
+    }
+
+    /// A stream that has nothing to do waits for its events; only now does the poll have to know
+    /// it. Who is answered and closed at once never gets here.
+    pub(super) fn rest(&mut self, now: Now, id: ConnId) {
+        let Some(stream) = self.streams.get_mut(id) else { return };
+        if stream.register(self.poll.registry(), token_of(id)).is_err() {
+            self.engine.broken(now, id, Failure::NoDescriptor);
+            self.act(now);
+        }
+    }
+
+    /// Carries out what the engine wants done, to the last action.
+    pub(super) fn act(&mut self, now: Now) {
+        while let Some(record) = self.engine.poll_record() {
+            let address = self.streams.get_mut(record.id).and_then(|stream| stream.peer());
+            let line = logformat::Line {
+                address,
+                method: record.method.name(),
+                target: &record.target,
+                status: record.status,
+                elapsed_ms: record.elapsed_ms,
+            };
+            info!("{}", self.config.frontend.log_format.line(&line));
+        }
+        while let Some(action) = self.engine.poll_action() {
+            match action {
+                Action::Connect(id, upstream) => self.connect(now, id, upstream),
+                Action::Wake(id) => self.queue_up(id),
+                Action::ShutdownWrite(id) => {
+                    self.streams.get_mut(id).iter_mut().for_each(|stream| stream.shutdown_write());
+                    self.queue_up(id);
+                }
+                Action::Close(id) => self.close(id),
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, id: ConnId) {
+        let mut stream = self.streams.remove(id);
+        if let Some(stream) = &mut stream {
+            stream.say_goodbye();
+            stream.discard(&mut self.buffers);
+        }
+        if stream.is_none_or(|stream| stream.is_connecting()) {
+            // it never answered: the next fetch begins with the next address
+            self.connector.give_up(id);
+        }
+    }
+
+    /// Over TLS each may bring a handshake, and so many steps of handshakes were done before.
+    pub(super) fn accept(&mut self, now: Now, steps: u32) {
+        // one at least: who only goes on and on with his handshake must not shut the door
+        let most = match self.tls.server {
+            Some(_) => HANDSHAKES_PER_TURN.saturating_sub(steps).max(1),
+            None => ACCEPTS_PER_TURN,
+        };
+        for _ in 0..most {
+            let Some(listener) = &mut self.listener else { return };
+            match listener.accept(now.time) {
+                Accepted::Client(socket) => self.welcome(now, socket),
+                Accepted::NoDescriptor => {
+                    self.engine.make_room(now);
+                    return self.act(now);
+                }
+                Accepted::Nobody => return,
+            }
+        }
+    }
+
+    /// A client's request is mostly there already, so it is read before any poll.
+    pub(super) fn welcome(&mut self, now: Now, socket: TcpStream) {
+        let session = match self.tls.server.as_ref().map(Session::server).transpose() {
+            Ok(session) => session,
+            Err(error) => return warn!("no TLS: {error}"),
+        };
+        let stream = Stream::accepted(socket, session, Port::Checks);
+        let Some(id) = self.engine.accept(now, Port::Checks) else {
+            let reply = LocalReply::TOO_MANY_CONNECTIONS.response(now, Persistence::Close, false);
+            return stream.turn_away(&reply, &mut self.buffers);
+        };
+        self.act(now);
+        self.streams.insert(id, stream);
+        self.serve(now, id);
+    }
+}
+
+/// Reads and writes on one stream before the others have their turn.
+const SERVE_BUDGET: u32 = 16;
+/// Bytes written on one stream before the others have their turn: copying them into the socket
+/// takes the kernel some thirty microseconds.
+const SERVE_BYTES_BUDGET: usize = 64 * 1024;
+/// How often what a turn's work queued is served in the same turn.
+const QUEUE_ROUNDS: u32 = 4;
+/// New connections a turn; those that have come stay in the backlog, which costs nobody anything.
+const ACCEPTS_PER_TURN: u32 = 64;
+/// Clients whose handshakes go on in one turn, new ones included: four steps take a millisecond
+/// with ECDSA, and four milliseconds with RSA.
+const HANDSHAKES_PER_TURN: u32 = 4;

@@ -1,0 +1,95 @@
+//! Connections to upstreams, from the engine's action until they are open.
+
+use log::warn;
+use mio::net::TcpStream;
+
+use super::Daemon;
+use super::connector::Attempted;
+use super::stream::Stream;
+use super::stream_table::token_of;
+use super::tls::Session;
+use crate::engine::UpstreamId;
+use crate::failure::Failure;
+use crate::fetch::Progress;
+use crate::slots::ConnId;
+use crate::time::Now;
+
+impl Daemon {
+    pub(super) fn connect(&mut self, now: Now, id: ConnId, upstream: UpstreamId) {
+        let UpstreamId::Patroni = upstream;
+        let progress = self.connector.connect(id);
+        self.go_on(now, id, progress);
+    }
+
+    pub(super) fn go_on(&mut self, now: Now, id: ConnId, progress: Attempted) {
+        match progress {
+            Attempted::Connecting(socket) => self.await_connection(now, id, socket),
+            Attempted::Resolving => {}
+            Attempted::Failed(why) => self.connect_failed(now, id, why),
+        }
+    }
+
+    pub(super) fn await_connection(&mut self, now: Now, id: ConnId, socket: TcpStream) {
+        if let Some(client) = &mut self.tls.client {
+            client.forget_old_sessions(now.time);
+        }
+        let session = self.tls.client.as_ref().map(Session::client).transpose();
+        let mut stream = match session {
+            Ok(session) => Stream::connecting(socket, session, UpstreamId::Patroni),
+            Err(error) => {
+                self.no_tls(now, id, &error);
+                return self.connect_failed(now, id, error.failure);
+            }
+        };
+        let registered = stream.register(self.poll.registry(), token_of(id));
+        self.streams.insert(id, stream);
+        if registered.is_err() {
+            self.streams.remove(id);
+            self.connect_failed(now, id, Failure::NoDescriptor);
+        }
+    }
+
+    pub(super) fn continue_connecting(&mut self, now: Now, id: ConnId) {
+        let Some(stream) = self.streams.get_mut(id) else { return };
+        match stream.connect_outcome() {
+            None => {}
+            Some(Ok(progress)) => {
+                self.engine.progress(id, progress);
+                self.connector.made(id);
+            }
+            Some(Err(why)) => {
+                self.streams.remove(id);
+                let progress = self.connector.try_next(id, why);
+                self.go_on(now, id, progress);
+                self.act(now);
+            }
+        }
+    }
+
+    /// Tells the engine that a fetch's handshake has completed. Whether it did just now.
+    pub(super) fn report_opened(&mut self, id: ConnId) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else { return false };
+        let opened = stream.has_just_opened() && stream.is_upstream();
+        if opened {
+            self.engine.progress(id, Progress::Open);
+        }
+        opened
+    }
+
+    pub(super) fn connect_failed(&mut self, now: Now, id: ConnId, why: Failure) {
+        if why == Failure::NoDescriptor && self.engine.make_room(now) {
+            warn!("no descriptor was left to ask Patroni: closed an idle client");
+        }
+        // what it leads to is carried out by whoever called for this: no recursion, however many
+        // fetches fail at once
+        self.engine.connect_failed(now, id, why);
+    }
+
+    pub(super) fn take_addresses(&mut self, now: Now) {
+        for id in self.connector.take_addresses() {
+            let progress = self.connector.resume(id);
+            self.go_on(now, id, progress);
+        }
+        self.act(now);
+    }
+}
