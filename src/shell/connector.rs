@@ -3,6 +3,7 @@
 use mio::net::TcpStream;
 
 use super::resolver::Resolver;
+use super::sockets;
 use super::stream::connect_failure;
 use crate::config::Backend;
 use crate::failure::Failure;
@@ -126,12 +127,8 @@ impl Connector {
         while attempt.tried_count < addresses.len() {
             let place = (attempt.first + attempt.tried_count) % addresses.len();
             attempt.tried_count += 1;
-            match TcpStream::connect(addresses[place]) {
-                Ok(socket) => {
-                    // one small write and a read: Nagle has nothing to gain here
-                    let _ = socket.set_nodelay(true);
-                    return Attempted::Connecting(socket);
-                }
+            match sockets::connect(addresses[place]) {
+                Ok(socket) => return Attempted::Connecting(socket),
                 Err(error) => why = connect_failure(&error),
             }
         }

@@ -15,6 +15,7 @@ mod operate;
 mod resolver;
 mod serve;
 mod signals;
+mod sockets;
 mod stream;
 mod stream_table;
 pub mod tls;
