@@ -58,8 +58,10 @@ pub struct Daemon {
     listener: Option<Listener>,
     connector: Connector,
     signals: Option<Signals>,
-    /// Signals have come in this turn.
+    /// Signals have arrived in this turn.
     signalled: bool,
+    /// The resolver has an answer, since this turn.
+    resolved: bool,
     streams: StreamTable,
     /// Streams to serve in this turn.
     queue: Vec<ConnId>,
@@ -133,6 +135,7 @@ impl Daemon {
             poll,
             signals,
             signalled: false,
+            resolved: false,
         })
     }
 
@@ -167,9 +170,10 @@ impl Daemon {
         }
         let now = self.clock.now();
         for event in events.iter() {
-            self.mark(now, event);
+            self.mark(event);
         }
         let postponed = std::mem::take(&mut self.postponed);
+        self.take_addresses(now);
         self.serve_queue(now);
         // behind what had come before them
         self.take_signals(now);
@@ -195,13 +199,13 @@ impl Daemon {
         Some(Duration::from_millis(next.ms_since(now.time)))
     }
 
-    /// Takes note of one event. Nothing of a stream is handled yet: its slot might be freed and
-    /// taken again by what is handled before.
-    fn mark(&mut self, now: Now, event: &mio::event::Event) {
+    /// Records one event and handles nothing: what an earlier event leads to may free a slot and
+    /// take it again before a later event of the same poll.
+    fn mark(&mut self, event: &mio::event::Event) {
         match event.token() {
             LISTENER => self.listener.iter_mut().for_each(Listener::mark_readable),
             SIGNALS => self.signalled = true,
-            RESOLVER => self.take_addresses(now),
+            RESOLVER => self.resolved = true,
             token => {
                 let Some((id, stream)) = self.streams.of_token(token) else { return };
                 stream.mark(event);

@@ -86,6 +86,9 @@ impl Daemon {
     }
 
     pub(super) fn take_addresses(&mut self, now: Now) {
+        if !std::mem::take(&mut self.resolved) {
+            return;
+        }
         for id in self.connector.take_addresses() {
             let progress = self.connector.resume(id);
             self.go_on(now, id, progress);
