@@ -5,7 +5,6 @@ use mio::net::TcpStream;
 use super::resolver::Resolver;
 use super::sockets;
 use super::stream::connect_failure;
-use crate::config::Backend;
 use crate::failure::Failure;
 use crate::slots::ConnId;
 
@@ -43,8 +42,8 @@ impl Connector {
     }
 
     /// Patroni is there from now on.
-    pub fn set_backend(&mut self, backend: &Backend) {
-        self.resolver.set_backend(backend);
+    pub fn set_host(&mut self, host: &str, port: u16) {
+        self.resolver.set_host(host, port);
     }
 
     /// Begins a connection.
@@ -148,7 +147,8 @@ mod tests {
         let gone = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
         let addresses = [&gone, listener].map(|socket| socket.local_addr().expect("its address"));
         let poll = mio::Poll::new().expect("a poll");
-        Connector::new(Resolver::knowing(addresses.to_vec(), poll.registry()))
+        let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("a waker");
+        Connector::new(Resolver::knowing(addresses.to_vec(), waker.into()))
     }
 
     fn connects(progress: Attempted) -> bool {

@@ -10,12 +10,14 @@ use mio::{Interest, Registry, Token};
 use super::descriptors::is_no_descriptor;
 use super::sockets;
 use crate::config::Frontend;
+use crate::engine::Port;
 use crate::journal::Repeats;
 use crate::time::Time;
 
 /// The clients' door.
 pub struct Listener {
     socket: TcpListener,
+    port: Port,
     /// `frontend.host` and `frontend.port`, as they were at the start.
     bound_to: (Option<String>, u16),
     /// Cleared only when nobody is left in the backlog: the poll says it once.
@@ -37,13 +39,14 @@ pub enum Accepted {
 
 impl Listener {
     /// Listens on what is configured. Blocks while a name is resolved, so only at start.
-    pub fn bind(frontend: &Frontend) -> Result<Listener, String> {
+    pub fn bind(port: Port, frontend: &Frontend) -> Result<Listener, String> {
         let named = frontend.host.as_deref().unwrap_or("*");
         let named = format!("frontend.host {named}, frontend.port {}", frontend.port);
         let socket = sockets::listen(frontend.host.as_deref(), frontend.port);
         let socket = socket.map_err(|error| format!("cannot listen on {named}: {error}"))?;
         Ok(Listener {
             socket,
+            port,
             bound_to: (frontend.host.clone(), frontend.port),
             readable: true,
             paused_until: Time::ZERO,
@@ -56,12 +59,6 @@ impl Listener {
         registry.register(&mut self.socket, token, Interest::READABLE)
     }
 
-    /// Has the poll forget it.
-    pub fn deregister(&mut self, registry: &Registry) {
-        // it is closed next, which does the same
-        let _ = registry.deregister(&mut self.socket);
-    }
-
     /// Would it listen there, too, if it began now?
     pub fn is_bound_to(&self, frontend: &Frontend) -> bool {
         (&self.bound_to.0, self.bound_to.1) == (&frontend.host, frontend.port)
@@ -70,6 +67,11 @@ impl Listener {
     /// Where it listens.
     pub fn address(&self) -> Option<SocketAddr> {
         self.socket.local_addr().ok()
+    }
+
+    /// The port its clients are accepted on.
+    pub fn port(&self) -> Port {
+        self.port
     }
 
     /// The poll says that somebody came.

@@ -26,23 +26,23 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::{info, warn};
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 
 use self::clock::Clock;
-use self::connector::Connector;
 use self::files::Loaded;
 use self::listener::Listener;
-use self::resolver::Resolver;
 use self::signals::Signals;
 use self::stream::Buffers;
 use self::stream_table::StreamTable;
 use self::tls::Tls;
 use self::trim::MemoryTrim;
+use self::upstream::Connectors;
 use crate::config::Config;
-use crate::engine::Engine;
+use crate::engine::{Engine, Port};
 use crate::journal::Repeats;
 use crate::slots::ConnId;
 use crate::time::Now;
@@ -54,9 +54,10 @@ pub struct Daemon {
     poll: Poll,
     clock: Clock,
     engine: Engine,
-    /// `None` once the daemon is to end.
-    listener: Option<Listener>,
-    connector: Connector,
+    phase: Phase,
+    /// None once the daemon shuts down.
+    listeners: Vec<Listener>,
+    connectors: Connectors,
     signals: Option<Signals>,
     /// Signals have arrived in this turn.
     signalled: bool,
@@ -75,6 +76,14 @@ pub struct Daemon {
     trim: MemoryTrim,
     tls_failures: Repeats,
     tls_failures_of_patroni: Repeats,
+}
+
+/// Whether clients are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Since SIGTERM or SIGINT: the last clients get their answers.
+    ShuttingDown,
 }
 
 /// What the command line says.
@@ -105,11 +114,14 @@ impl Daemon {
         let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
         let clients_max = descriptors::clients_max(&config);
         let settings = operate::engine_settings(&config, clients_max, options.verbose);
-        let resolver = Resolver::new(&config.backend, poll.registry(), RESOLVER);
-        let resolver = resolver.map_err(|error| format!("waker: {error}"))?;
-        let mut listener = Listener::bind(&config.frontend)?;
-        let registered = listener.register(poll.registry(), LISTENER);
-        registered.map_err(|error| format!("listener: {error}"))?;
+        let waker = Waker::new(poll.registry(), RESOLVER);
+        let waker = waker.map_err(|error| format!("waker: {error}"))?;
+        let mut listeners = vec![Listener::bind(Port::Checks, &config.frontend)?];
+        debug_assert!(listeners.len() <= LISTENERS_MAX);
+        for (place, listener) in listeners.iter_mut().enumerate() {
+            let registered = listener.register(poll.registry(), Token(LISTENERS_START + place));
+            registered.map_err(|error| format!("listener: {error}"))?;
+        }
         let signals = if options.signals {
             let signals = Signals::new(poll.registry(), SIGNALS);
             Some(signals.map_err(|error| format!("signals: {error}"))?)
@@ -118,8 +130,9 @@ impl Daemon {
         };
         Ok(Daemon {
             engine: Engine::new(settings),
-            connector: Connector::new(resolver),
-            listener: Some(listener),
+            phase: Phase::Serving,
+            listeners,
+            connectors: Connectors::new(&config, Arc::new(waker)),
             clock: Clock::new(),
             streams: StreamTable::default(),
             queue: Vec::new(),
@@ -139,9 +152,9 @@ impl Daemon {
         })
     }
 
-    /// The address it listens on.
+    /// The address health checks are sent to.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.listener.as_ref().and_then(Listener::address)
+        self.listeners.first().and_then(Listener::address)
     }
 
     /// Serves until a signal ends it, and the last client has its answer.
@@ -189,13 +202,13 @@ impl Daemon {
 
     /// How long the poll may sleep; not at all while something is left to do.
     fn timeout(&mut self, now: Now) -> Option<Duration> {
-        let accepting = self.listener.as_ref().and_then(|listener| listener.ready_at(now.time));
         let deadline = self.engine.next_deadline();
         let is_idle = self.queue.is_empty() && self.postponed.is_empty();
         if !is_idle || !self.handshakes.is_empty() {
             return Some(Duration::ZERO);
         }
-        let next = [deadline, accepting].into_iter().flatten().min()?;
+        let accepting = self.listeners.iter().filter_map(|listener| listener.ready_at(now.time));
+        let next = accepting.chain(deadline).min()?;
         Some(Duration::from_millis(next.ms_since(now.time)))
     }
 
@@ -203,9 +216,13 @@ impl Daemon {
     /// take it again before a later event of the same poll.
     fn mark(&mut self, event: &mio::event::Event) {
         match event.token() {
-            LISTENER => self.listener.iter_mut().for_each(Listener::mark_readable),
             SIGNALS => self.signalled = true,
             RESOLVER => self.resolved = true,
+            Token(token @ LISTENERS_START..) => {
+                if let Some(listener) = self.listeners.get_mut(token - LISTENERS_START) {
+                    listener.mark_readable();
+                }
+            }
             token => {
                 let Some((id, stream)) = self.streams.of_token(token) else { return };
                 stream.mark(event);
@@ -216,7 +233,10 @@ impl Daemon {
 }
 
 const EVENTS_PER_POLL: usize = 1024;
-const LISTENER: Token = Token(usize::MAX);
+/// The listeners' tokens end where the other two begin. No stream has them: the number of
+/// descriptors does not allow for their slots.
+const LISTENERS_START: usize = SIGNALS.0 - LISTENERS_MAX;
+const LISTENERS_MAX: usize = 2;
 const SIGNALS: Token = Token(usize::MAX - 1);
-const RESOLVER: Token = Token(usize::MAX - 2);
+const RESOLVER: Token = Token(usize::MAX);
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);

@@ -3,9 +3,8 @@
 use log::{error, info, warn};
 
 use super::files::Loaded;
-use super::listener::Listener;
 use super::signals::{Event as SignalEvent, Signals};
-use super::{Daemon, descriptors, files};
+use super::{Daemon, Phase, descriptors, files};
 use crate::cache::CacheSettings;
 use crate::config::Config;
 use crate::engine::Settings;
@@ -30,15 +29,19 @@ impl Daemon {
     }
 
     fn end(&mut self, now: Now) {
-        // who stands at the door has asked already
-        self.listener.iter_mut().for_each(Listener::mark_readable);
-        self.accept(now, 0);
-        if let Some(mut listener) = self.listener.take() {
-            info!("ending: no more clients, {} left", self.engine.counts().clients);
-            listener.deregister(self.poll.registry());
-            self.engine.begin_shutdown(now);
-            self.act(now);
+        if self.phase == Phase::ShuttingDown {
+            return;
         }
+        self.phase = Phase::ShuttingDown;
+        // connections in the backlog may already have sent a request: accept them first
+        for listener in &mut self.listeners {
+            listener.mark_readable();
+        }
+        self.accept(now, 0);
+        info!("ending: no more clients, {} left", self.engine.counts().clients);
+        self.listeners.clear();
+        self.engine.begin_shutdown(now);
+        self.act(now);
     }
 
     fn reload(&mut self, now: Now) {
@@ -48,15 +51,14 @@ impl Daemon {
             Ok(loaded) => loaded,
             Err(error) => return error!("not reloaded: {error}"),
         };
-        let listener = self.listener.as_ref();
-        if listener.is_some_and(|listener| !listener.is_bound_to(&loaded.config.frontend)) {
+        if self.listeners.iter().any(|listener| !listener.is_bound_to(&loaded.config.frontend)) {
             warn!("frontend.host and frontend.port change with a restart only");
         }
         for warning in loaded.warnings() {
             warn!("{warning}");
         }
         let Loaded { config, tls } = loaded;
-        self.connector.set_backend(&config.backend);
+        self.connectors.configure(&config);
         let clients_max = descriptors::clients_max(&config);
         let settings = engine_settings(&config, clients_max, self.options.verbose);
         // fetches that begin again do so with the new certificates

@@ -1,15 +1,12 @@
 //! Patroni's name and its addresses. Resolving blocks, so a thread of its own does it.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use log::debug;
-use mio::{Registry, Token, Waker};
-
-use crate::config::Backend;
+use mio::Waker;
 
 /// Knows the addresses of one name, and asks for them again when told to.
 pub struct Resolver {
@@ -28,31 +25,30 @@ type Answer = (String, u16, Vec<SocketAddr>);
 
 impl Resolver {
     /// Knows the addresses at once if the host is one; otherwise asking has begun.
-    pub fn new(backend: &Backend, registry: &Registry, token: Token) -> io::Result<Resolver> {
+    pub fn new(host: &str, port: u16, waker: Arc<Waker>) -> Resolver {
         let mut resolver = Resolver {
             host: String::new(),
             port: 0,
             addresses: Vec::new(),
             asking: false,
-            waker: Arc::new(Waker::new(registry, token)?),
+            waker,
             answers: channel(),
         };
-        resolver.set_backend(backend);
-        Ok(resolver)
+        resolver.set_host(host, port);
+        resolver
     }
 
     /// Knows these addresses, and never asks.
     #[cfg(test)]
-    pub fn knowing(addresses: Vec<SocketAddr>, registry: &Registry) -> Resolver {
-        let waker = Arc::new(Waker::new(registry, Token(0)).expect("a waker"));
+    pub fn knowing(addresses: Vec<SocketAddr>, waker: Arc<Waker>) -> Resolver {
         let (host, port) = (String::from("127.0.0.1"), 1);
         Resolver { host, port, addresses, asking: false, waker, answers: channel() }
     }
 
     /// Another name, or the same: what is known of it is asked for anew.
-    pub fn set_backend(&mut self, backend: &Backend) {
-        if (self.host.as_str(), self.port) != (backend.host.as_str(), backend.port) {
-            (self.host, self.port) = (backend.host.clone(), backend.port);
+    pub fn set_host(&mut self, host: &str, port: u16) {
+        if (self.host.as_str(), self.port) != (host, port) {
+            (self.host, self.port) = (host.to_owned(), port);
             self.addresses.clear();
         }
         match self.host.parse::<IpAddr>() {

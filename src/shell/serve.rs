@@ -204,21 +204,29 @@ impl Daemon {
         }
         if stream.is_none_or(|stream| stream.is_connecting()) {
             // it never answered: the next fetch begins with the next address
-            self.connector.give_up(id);
+            self.connectors.give_up(id);
         }
     }
 
-    /// Over TLS each may bring a handshake, and so many steps of handshakes were done before.
-    pub(super) fn accept(&mut self, now: Now, steps: u32) {
-        // one at least: who only goes on and on with his handshake must not shut the door
-        let most = match self.tls.server {
-            Some(_) => HANDSHAKES_PER_TURN.saturating_sub(steps).max(1),
-            None => ACCEPTS_PER_TURN,
-        };
-        for _ in 0..most {
-            let Some(listener) = &mut self.listener else { return };
+    /// Accepts clients on every port. Over TLS each of them may bring a handshake, and
+    /// `handshake_steps` were done in this turn already.
+    pub(super) fn accept(&mut self, now: Now, handshake_steps: u32) {
+        for place in 0..self.listeners.len() {
+            // at least one, so that clients stalling in the handshake cannot block new ones
+            let accepts_max = match self.tls.server {
+                Some(_) => HANDSHAKES_PER_TURN.saturating_sub(handshake_steps).max(1),
+                None => ACCEPTS_PER_TURN,
+            };
+            self.accept_from(now, place, accepts_max);
+        }
+    }
+
+    fn accept_from(&mut self, now: Now, place: usize, accepts_max: u32) {
+        for _ in 0..accepts_max {
+            let Some(listener) = self.listeners.get_mut(place) else { return };
+            let port = listener.port();
             match listener.accept(now.time) {
-                Accepted::Client(socket) => self.welcome(now, socket),
+                Accepted::Client(socket) => self.welcome(now, socket, port),
                 Accepted::NoDescriptor => {
                     self.engine.make_room(now);
                     return self.act(now);
@@ -229,13 +237,13 @@ impl Daemon {
     }
 
     /// A client's request is mostly there already, so it is read before any poll.
-    pub(super) fn welcome(&mut self, now: Now, socket: TcpStream) {
+    pub(super) fn welcome(&mut self, now: Now, socket: TcpStream, port: Port) {
         let session = match self.tls.server.as_ref().map(Session::server).transpose() {
             Ok(session) => session,
             Err(error) => return warn!("no TLS: {error}"),
         };
-        let stream = Stream::accepted(socket, session, Port::Checks);
-        let Some(id) = self.engine.accept(now, Port::Checks) else {
+        let stream = Stream::accepted(socket, session, port);
+        let Some(id) = self.engine.accept(now, port) else {
             let reply = LocalReply::TOO_MANY_CONNECTIONS.response(now, Persistence::Close, false);
             return stream.turn_away(&reply, &mut self.buffers);
         };

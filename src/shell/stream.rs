@@ -266,9 +266,17 @@ impl<S: Read + Write> Stream<S> {
         self.progress == Progress::Connecting
     }
 
+    /// The upstream it leads to; `None`: it is a client's.
+    pub fn upstream(&self) -> Option<UpstreamId> {
+        match self.side {
+            Side::Upstream(upstream) => Some(upstream),
+            Side::Client(_) => None,
+        }
+    }
+
     /// Whether it leads to an upstream.
     pub fn is_upstream(&self) -> bool {
-        matches!(self.side, Side::Upstream(_))
+        self.upstream().is_some()
     }
 
     /// Whether the handshake has completed since this was asked last.

@@ -1,41 +1,73 @@
 //! Connections to upstreams, from the engine's action until they are open.
 
+use std::sync::Arc;
+
 use log::warn;
+use mio::Waker;
 use mio::net::TcpStream;
 
 use super::Daemon;
-use super::connector::Attempted;
+use super::connector::{Attempted, Connector};
+use super::resolver::Resolver;
 use super::stream::Stream;
 use super::stream_table::token_of;
 use super::tls::Session;
+use crate::config::{Backend, Config};
 use crate::engine::UpstreamId;
 use crate::failure::Failure;
 use crate::fetch::Progress;
 use crate::slots::ConnId;
 use crate::time::Now;
 
-impl Daemon {
-    pub(super) fn connect(&mut self, now: Now, id: ConnId, upstream: UpstreamId) {
-        let UpstreamId::Patroni = upstream;
-        let progress = self.connector.connect(id);
-        self.go_on(now, id, progress);
+/// A connector for each upstream.
+pub(super) struct Connectors {
+    patroni: Connector,
+}
+
+impl Connectors {
+    pub(super) fn new(config: &Config, waker: Arc<Waker>) -> Connectors {
+        let Backend { host, port, .. } = &config.backend;
+        Connectors { patroni: Connector::new(Resolver::new(host, *port, waker)) }
     }
 
-    pub(super) fn go_on(&mut self, now: Now, id: ConnId, progress: Attempted) {
+    pub(super) fn configure(&mut self, config: &Config) {
+        self.patroni.set_host(&config.backend.host, config.backend.port);
+    }
+
+    pub(super) fn give_up(&mut self, id: ConnId) {
+        for upstream in UPSTREAMS {
+            self.of(upstream).give_up(id);
+        }
+    }
+
+    fn of(&mut self, upstream: UpstreamId) -> &mut Connector {
+        match upstream {
+            UpstreamId::Patroni => &mut self.patroni,
+        }
+    }
+}
+
+impl Daemon {
+    pub(super) fn connect(&mut self, now: Now, id: ConnId, upstream: UpstreamId) {
+        let progress = self.connectors.of(upstream).connect(id);
+        self.go_on(now, id, upstream, progress);
+    }
+
+    fn go_on(&mut self, now: Now, id: ConnId, upstream: UpstreamId, progress: Attempted) {
         match progress {
-            Attempted::Connecting(socket) => self.await_connection(now, id, socket),
+            Attempted::Connecting(socket) => self.await_connection(now, id, upstream, socket),
             Attempted::Resolving => {}
             Attempted::Failed(why) => self.connect_failed(now, id, why),
         }
     }
 
-    pub(super) fn await_connection(&mut self, now: Now, id: ConnId, socket: TcpStream) {
+    fn await_connection(&mut self, now: Now, id: ConnId, upstream: UpstreamId, socket: TcpStream) {
         if let Some(client) = &mut self.tls.client {
             client.forget_old_sessions(now.time);
         }
         let session = self.tls.client.as_ref().map(Session::client).transpose();
         let mut stream = match session {
-            Ok(session) => Stream::connecting(socket, session, UpstreamId::Patroni),
+            Ok(session) => Stream::connecting(socket, session, upstream),
             Err(error) => {
                 self.no_tls(now, id, &error);
                 return self.connect_failed(now, id, error.failure);
@@ -51,16 +83,18 @@ impl Daemon {
 
     pub(super) fn continue_connecting(&mut self, now: Now, id: ConnId) {
         let Some(stream) = self.streams.get_mut(id) else { return };
+        let Some(upstream) = stream.upstream() else { return };
+        let connector = self.connectors.of(upstream);
         match stream.connect_outcome() {
             None => {}
             Some(Ok(progress)) => {
+                connector.made(id);
                 self.engine.progress(id, progress);
-                self.connector.made(id);
             }
             Some(Err(why)) => {
+                let progress = connector.try_next(id, why);
                 self.streams.remove(id);
-                let progress = self.connector.try_next(id, why);
-                self.go_on(now, id, progress);
+                self.go_on(now, id, upstream, progress);
                 self.act(now);
             }
         }
@@ -89,10 +123,14 @@ impl Daemon {
         if !std::mem::take(&mut self.resolved) {
             return;
         }
-        for id in self.connector.take_addresses() {
-            let progress = self.connector.resume(id);
-            self.go_on(now, id, progress);
+        for upstream in UPSTREAMS {
+            for id in self.connectors.of(upstream).take_addresses() {
+                let progress = self.connectors.of(upstream).resume(id);
+                self.go_on(now, id, upstream, progress);
+            }
         }
         self.act(now);
     }
 }
+
+const UPSTREAMS: [UpstreamId; 1] = [UpstreamId::Patroni];
