@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import clients
 import lease
-from checkers import Checkers
+from bad_clients import KINDS, Crowd, kinds
+from check_load import Checkers
 from clients import Promotion, Shadow, ask
 from cluster import Cluster, until
-from crowd import KINDS, Crowd, kinds
 from haproxy import INTER_S, RISE, HAProxy
 
 CROWD_S = 15.0

@@ -17,7 +17,7 @@ import psycopg2
 
 import clients
 import pki
-import warden
+import supervisor
 
 PG_BIN = "/usr/lib/postgresql/15/bin"
 SCOPE = "test"
@@ -100,8 +100,8 @@ class Node:
         running = self.postmaster()
         if running:
             pid, shared_memory = running
-            for process in [pid, *warden.descendants(pid)]:
-                warden.kill(process, signal.SIGKILL)
+            for process in [pid, *supervisor.descendants(pid)]:
+                supervisor.kill(process, signal.SIGKILL)
             # Nobody else gives this segment back: its owner has had no time to.
             subprocess.run(["ipcrm", "-m", shared_memory], check=False,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -147,7 +147,7 @@ class Cluster:
         self.make_directory(directory)
         peer = f"http://{host}:{free_port(host)}"
         client = f"http://{host}:{port}"
-        warden.spawn(
+        supervisor.spawn(
             ["etcd", "--name=e1", f"--data-dir={directory}/data", "--logger=zap",
              f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
              f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
@@ -159,7 +159,7 @@ class Cluster:
         # JSON is YAML, and Patroni reads YAML.
         with open(node.patroni_file, "w", encoding="utf-8") as file:
             json.dump(self._patroni_configuration(node), file, indent=1)
-        node.patroni_process = warden.spawn(
+        node.patroni_process = supervisor.spawn(
             [f"{sys.prefix}/bin/patroni", node.patroni_file], f"{node.directory}/patroni.log",
             node.directory)
 
@@ -223,7 +223,7 @@ class Cluster:
             for name, keys in sections.items():
                 output.write(f"{name}:\n")
                 output.writelines(f"  {key}: {value}\n" for key, value in keys.items())
-        node.glue_process = warden.spawn(
+        node.glue_process = supervisor.spawn(
             [f"{self.settings.directory}/patroniglue", "-config", file],
             f"{node.directory}/patroniglue.log", node.directory)
         until(f"the glue of {node.name}",
@@ -238,7 +238,7 @@ class Cluster:
 
     def make_directory(self, path):
         os.mkdir(path, 0o700)
-        shutil.chown(path, warden.USER, warden.USER)
+        shutil.chown(path, supervisor.USER, supervisor.USER)
 
     def leader(self):
         """The node whose Patroni says that it holds the lease, None if there is none."""
@@ -265,8 +265,8 @@ class Cluster:
     def patronictl(self, *arguments):
         """What patronictl printed; it speaks to etcd and to Patroni, never to the glue."""
         done = subprocess.run(
-            warden.as_user(f"{sys.prefix}/bin/patronictl", "-c", self.nodes[0].patroni_file,
-                           *arguments), env=warden.environment(self.settings.directory),
+            supervisor.as_user(f"{sys.prefix}/bin/patronictl", "-c", self.nodes[0].patroni_file,
+                           *arguments), env=supervisor.environment(self.settings.directory),
             cwd=self.settings.directory, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
             raise Unready(f"patronictl {' '.join(arguments)}: {done.stdout}{done.stderr}")

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-import warden
+import supervisor
 from cluster import free_port, until
 
 # Checks as Patroni's documentation has them, but each second. No retries: a refused connection
@@ -68,7 +68,7 @@ class HAProxy:
                 socket=self.socket, host=self.host, write=self.write[1], read=self.read[1],
                 inter=INTER_S, rise=RISE,
                 servers="\n".join(map(self._server_line, self.cluster.nodes))))
-        warden.spawn(["haproxy", "-db", "-f", file], f"{self.directory}/log", self.directory)
+        supervisor.spawn(["haproxy", "-db", "-f", file], f"{self.directory}/log", self.directory)
         # At its start HAProxy takes every server for good until its first check.
         return self.until_it_knows(self.cluster.leader(), 15)
 

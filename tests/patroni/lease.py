@@ -7,9 +7,9 @@ import threading
 import time
 from dataclasses import dataclass
 
+from bad_clients import Crowd
 from clients import Promotion, ask
 from cluster import until
-from crowd import Crowd
 
 ASK_EVERY_S = 0.05
 # How long Patroni is stopped so that another node leads: half a minute beyond its ttl.

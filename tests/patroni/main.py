@@ -10,7 +10,7 @@ import time
 import traceback
 
 import checks
-import warden
+import supervisor
 from clients import Writer
 from cluster import Cluster, Settings, Unready, until
 from haproxy import HAProxy
@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT, or the warden's watchdog."""
+    """SIGTERM or SIGINT, or the supervisor's time limit."""
 
 
 class Report:
@@ -54,7 +54,7 @@ def main():
     binary = options.binary
     if not options.direct and not os.path.exists(binary):
         subprocess.run(["cargo", "build", "--release"], cwd=ROOT, check=True)
-    return warden.watch(lambda directory: test(options, directory), LIMIT_S, options.keep)
+    return supervisor.watch(lambda directory: test(options, directory), LIMIT_S, options.keep)
 
 
 def parse():
@@ -82,11 +82,11 @@ def parse():
 
 
 def test(options, directory):
-    """In the warden's child: everything; the exit code."""
+    """In the supervisor's child: everything; the exit code."""
     report = Report()
 
     def interrupt(number, _):
-        for further in SIGNALS:  # Ctrl-C comes twice, from the terminal and from the warden
+        for further in SIGNALS:  # Ctrl-C comes twice, from the terminal and from the supervisor
             signal.signal(further, signal.SIG_IGN)
         raise Interrupted(signal.Signals(number).name)
 

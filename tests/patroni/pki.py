@@ -5,7 +5,7 @@ import shutil
 import ssl
 import subprocess
 
-import warden
+import supervisor
 
 
 class Pki:
@@ -23,8 +23,8 @@ class Pki:
             for name in ("client.pem", "client.key"):
                 both.write(open(self.path(name), encoding="ascii").read())
         for name in os.listdir(directory):
-            shutil.chown(self.path(name), warden.USER, warden.USER)
-        shutil.chown(directory, warden.USER, warden.USER)
+            shutil.chown(self.path(name), supervisor.USER, supervisor.USER)
+        shutil.chown(directory, supervisor.USER, supervisor.USER)
 
     def path(self, name):
         return f"{self.directory}/{name}"

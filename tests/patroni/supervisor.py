@@ -24,9 +24,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def watch(body, limit_s, keep):
     """Runs body(directory) in a child and returns its exit code; then ends all it left behind.
 
-    The warden is the subreaper: a process whose parent is gone (each postmaster is such a one,
-    Patroni detaches it) becomes the warden's own child instead of the system's, so "all that the
-    test started" is exactly "all descendants of the warden", and nothing else is ever signalled.
+    The supervisor is the subreaper: a process whose parent is gone (each postmaster is such a one,
+    Patroni detaches it) becomes the supervisor's own child instead of the system's, so "all that the
+    test started" is exactly "all descendants of the supervisor", and nothing else is ever signalled.
     """
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     directory = tempfile.mkdtemp(prefix="patroniglue-test-")

@@ -1,4 +1,4 @@
-"""Two hundred checks a second, a process of its own: checkers.py PER_SECOND HOST:PORT [CA CERT KEY].
+"""Two hundred checks a second, a process of its own: check_load.py PER_SECOND HOST:PORT [CA CERT KEY].
 
 Each check is a connection of its own, as HAProxy makes them, for /primary and /replica by turns. When
 stdin ends, a line of JSON: how many were asked, their statuses, and how long they took.
