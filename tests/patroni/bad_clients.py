@@ -25,7 +25,7 @@ KINDS = {
 TLS_KINDS = ("half-hello", "shaken")
 
 
-class Crowd:
+class BadClients:
     """The same crowd, seen from the test: exists between with's begin and end."""
 
     def __init__(self, kind, count, addresses):
@@ -37,10 +37,10 @@ class Crowd:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self):
-        said = self._process.stdout.readline().strip()
-        if said != "ready":
+        reply = self._process.stdout.readline().strip()
+        if reply != "ready":
             self.__exit__()
-            raise RuntimeError(f"the crowd of {self.what} clients did not come up: {said}")
+            raise RuntimeError(f"the crowd of {self.what} clients did not come up: {reply}")
         return self
 
     def __exit__(self, *_):
@@ -53,7 +53,7 @@ def kinds(tls):
     return (*KINDS, *TLS_KINDS) if tls else tuple(KINDS)
 
 
-def anybody():
+def trusting_context():
     """Trusts every server, and is made once: a context costs more than a handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -64,13 +64,13 @@ def anybody():
 class Handshake:
     """TLS on no socket at all: bytes in, bytes out."""
 
-    CONTEXT = anybody()
+    CONTEXT = trusting_context()
 
     def __init__(self):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = self.CONTEXT.wrap_bio(self._incoming, self._outgoing)
 
-    def go_on(self, received=b""):
+    def advance(self, received=b""):
         self._incoming.write(received)
         try:
             self._session.do_handshake()
@@ -107,7 +107,7 @@ class Client:
         opening = self.opening
         if self.kind in TLS_KINDS:
             self.handshake = Handshake()
-            opening = self.handshake.go_on()
+            opening = self.handshake.advance()
             if self.kind == "half-hello":
                 self.handshake, opening = None, opening[:len(opening) // 2]
         return not opening or self._send(opening)
@@ -128,7 +128,7 @@ class Client:
         try:
             received = self.socket.recv(4096)  # an error page is read and forgotten
             if received and self.handshake:
-                answer = self.handshake.go_on(received)
+                answer = self.handshake.advance(received)
                 return bool(answer) and not self._send(answer)
             return not received
         except ssl.SSLError:
@@ -140,19 +140,19 @@ class Client:
 
 
 class Loop:
-    def __init__(self, crowd):
-        self.crowd = crowd
+    def __init__(self, clients):
+        self.clients = clients
         self.selector = selectors.DefaultSelector()
         self.again = []  # (when, client), in order
         self.made = self.closed = self.refused = 0
-        for client in crowd:
+        for client in clients:
             self.connect(client)
 
     def connect(self, client):
         client.connect()
         self.selector.register(client.socket, selectors.EVENT_WRITE, client)
 
-    def lose(self, client):
+    def replace_later(self, client):
         self.selector.unregister(client.socket)
         client.socket.close()
         client.connected = False
@@ -166,23 +166,23 @@ class Loop:
             if client.connected:
                 if client.is_closed():
                     self.closed += 1
-                    self.lose(client)
+                    self.replace_later(client)
             elif client.established():
                 self.made += 1
                 self.selector.modify(client.socket, selectors.EVENT_READ, client)
             else:
                 self.refused += 1
-                self.lose(client)
+                self.replace_later(client)
         while self.again and self.again[0][0] <= time.monotonic():
             self.connect(self.again.pop(0)[1])
         return True
 
     def drip(self, phase):
-        for client in self.crowd:
+        for client in self.clients:
             if client.connected and client.drip and client.phase == phase:
                 if not client.send_byte():
                     self.closed += 1
-                    self.lose(client)
+                    self.replace_later(client)
 
 
 def main():
@@ -196,7 +196,7 @@ def main():
     announced, phase, due = False, 0, time.monotonic()
     give_up = due + READY_WITHIN_S
     while loop.turn():
-        if not announced and loop.made >= len(loop.crowd):
+        if not announced and loop.made >= len(loop.clients):
             announced = True
             print("ready", flush=True)
         if not announced and time.monotonic() > give_up:

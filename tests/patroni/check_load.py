@@ -15,7 +15,7 @@ import time
 LIMIT_S = 3.0
 
 
-class Checkers:
+class CheckLoad:
     """The same, seen from the test: they ask between with's begin and end."""
 
     def __init__(self, per_second, address, pki):

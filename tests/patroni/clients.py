@@ -160,7 +160,7 @@ class Writer:
         return Attempt(began, time.monotonic(), server and tuple(server), on_standby, error)
 
 
-class Shadow:
+class Comparison:
     """Asks a node's Patroni and its glue the same, side by side, and finds what the glue said late.
 
     Late is an answer that Patroni itself gave at no time in the ttl before the question.
@@ -173,7 +173,7 @@ class Shadow:
         self._done = threading.Event()
         self._own, self._through = [], []  # (began, ended, is it a 200?)
         self._threads = [threading.Thread(target=self._ask, args=pair, daemon=True)
-                         for pair in [(node.patroni, self._own), (node.glue, self._through)]]
+                         for pair in [(node.patroni, self._own), (node.patroniglue, self._through)]]
         for thread in self._threads:
             thread.start()
 
@@ -209,7 +209,7 @@ class Shadow:
             answers.append((began, time.monotonic(), answer.status == 200))
 
 
-class Promotion(threading.Thread):
+class PromotionWatch(threading.Thread):
     """Watches nodes that are standbys, past HAProxy, for the moment when one takes writes."""
 
     def __init__(self, nodes):
@@ -220,7 +220,7 @@ class Promotion(threading.Thread):
         self._done = threading.Event()
         self.start()
 
-    def _look(self, node, connection):
+    def _query(self, node, connection):
         try:
             connection.autocommit = True
             cursor = connection.cursor()
@@ -233,7 +233,7 @@ class Promotion(threading.Thread):
     def run(self):
         while self.node is None and not self._done.wait(WRITE_EVERY_S):
             for node, connection in self._connections:
-                self._look(node, connection)
+                self._query(node, connection)
 
     def stop(self):
         self._done.set()

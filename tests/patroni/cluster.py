@@ -25,7 +25,7 @@ NODES = 3
 ANSWERED = re.compile(r'(\S+ \S+) DEBUG: .*"(?:GET|OPTIONS) (\S+) HTTP/1\.0" (\d+)')
 
 
-class Unready(Exception):
+class NotReady(Exception):
     """Something that the test waits for did not come."""
 
 
@@ -38,7 +38,7 @@ class Settings:
     loop_wait: int = 2
     retry_timeout: int = 3
     tls: bool = False  # the glue and Patroni speak it, and Patroni wants client certificates
-    glue_cache: dict = field(default_factory=lambda: {"ttl": 1, "interval": 0.25})
+    cache: dict = field(default_factory=lambda: {"ttl": 1, "interval": 0.25})
 
 
 @dataclass
@@ -49,17 +49,17 @@ class Node:
     directory: str
     postgres_port: int
     patroni_port: int
-    glue_port: int
+    patroniglue_port: int
     patroni_process: subprocess.Popen = None
-    glue_process: subprocess.Popen = None
+    patroniglue_process: subprocess.Popen = None
 
     @property
     def patroni(self):
         return self.host, self.patroni_port
 
     @property
-    def glue(self):
-        return self.host, self.glue_port
+    def patroniglue(self):
+        return self.host, self.patroniglue_port
 
     @property
     def data(self):
@@ -134,12 +134,12 @@ class Cluster:
         for node in self.nodes:
             self.make_directory(node.directory)
             self.start_patroni(node)
-        until("a leader and two streaming replicas", self.is_healthy, 60, 0.3)
+        wait_for("a leader and two streaming replicas", self.is_healthy, 60, 0.3)
         self._create_table()
         if not self.settings.direct:
             shutil.copy(self.settings.binary, f"{self.settings.directory}/patroniglue")
             for node in self.nodes:
-                self.start_glue(node)
+                self.start_patroniglue(node)
 
     def _start_etcd(self):
         host, port = self.etcd
@@ -152,7 +152,7 @@ class Cluster:
              f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
              f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
              f"--initial-cluster=e1={peer}"], f"{directory}/log", directory)
-        until("etcd", lambda: clients.ask(self.etcd, "GET", "/health", plain=True).status
+        wait_for("etcd", lambda: clients.ask(self.etcd, "GET", "/health", plain=True).status
               == 200, 20)
 
     def start_patroni(self, node):
@@ -206,13 +206,13 @@ class Cluster:
         return {"certfile": self.pki.path("client.pem"), "keyfile": self.pki.path("client.key"),
                 "cacert": self.pki.path("ca.pem")}
 
-    def start_glue(self, node):
+    def start_patroniglue(self, node):
         file = f"{node.directory}/patroniglue.yml"
         sections = {
-            "frontend": {"host": node.host, "port": node.glue_port},
+            "frontend": {"host": node.host, "port": node.patroniglue_port},
             "backend": {"host": node.host, "port": node.patroni_port, "scheme": "http",
                         "timeout": 3, "connections": 3},
-            "cache": self.settings.glue_cache}
+            "cache": self.settings.cache}
         if self.pki is not None:
             sections["frontend"] |= {"certfile": self.pki.path("server.pem"),
                                      "keyfile": self.pki.path("server.key")}
@@ -223,11 +223,11 @@ class Cluster:
             for name, keys in sections.items():
                 output.write(f"{name}:\n")
                 output.writelines(f"  {key}: {value}\n" for key, value in keys.items())
-        node.glue_process = supervisor.spawn(
+        node.patroniglue_process = supervisor.spawn(
             [f"{self.settings.directory}/patroniglue", "-config", file],
             f"{node.directory}/patroniglue.log", node.directory)
-        until(f"the glue of {node.name}",
-              lambda: clients.ask(node.glue, "GET", "/liveness").status == 200, 10)
+        wait_for(f"the glue of {node.name}",
+              lambda: clients.ask(node.patroniglue, "GET", "/liveness").status == 200, 10)
 
     def _create_table(self):
         connection = self.leader().connect()
@@ -269,7 +269,7 @@ class Cluster:
                            *arguments), env=supervisor.environment(self.settings.directory),
             cwd=self.settings.directory, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
-            raise Unready(f"patronictl {' '.join(arguments)}: {done.stdout}{done.stderr}")
+            raise NotReady(f"patronictl {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
 
@@ -279,7 +279,7 @@ def free_port(host):
         return probe.getsockname()[1]
 
 
-def until(what, happens, limit_s, pause_s=0.1):
+def wait_for(what, happens, limit_s, pause_s=0.1):
     """Waits for happens() to be true and returns how many seconds that took."""
     start = time.monotonic()
     while True:
@@ -289,5 +289,5 @@ def until(what, happens, limit_s, pause_s=0.1):
         except (OSError, psycopg2.Error):
             pass  # not there yet
         if time.monotonic() - start > limit_s:
-            raise Unready(f"no {what} within {limit_s} s")
+            raise NotReady(f"no {what} within {limit_s} s")
         time.sleep(pause_s)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 import supervisor
-from cluster import free_port, until
+from cluster import free_port, wait_for
 
 # Checks as Patroni's documentation has them, but each second. No retries: a refused connection
 # shows at once as an error, so that an outage can be measured to a tenth of a second.
@@ -70,10 +70,10 @@ class HAProxy:
                 servers="\n".join(map(self._server_line, self.cluster.nodes))))
         supervisor.spawn(["haproxy", "-db", "-f", file], f"{self.directory}/log", self.directory)
         # At its start HAProxy takes every server for good until its first check.
-        return self.until_it_knows(self.cluster.leader(), 15)
+        return self.wait_for_leader(self.cluster.leader(), 15)
 
     def _server_line(self, node):
-        port = node.patroni_port if self.cluster.settings.direct else node.glue_port
+        port = node.patroni_port if self.cluster.settings.direct else node.patroniglue_port
         line = f"    server {node.name} {node.host}:{node.postgres_port} check port {port}"
         pki = self.cluster.pki
         if pki is not None:
@@ -112,11 +112,11 @@ class HAProxy:
         threading.Thread(target=look, daemon=True).start()
         return seen, done
 
-    def until_it_knows(self, leader, limit_s):
+    def wait_for_leader(self, leader, limit_s):
         """Waits until the write port leads to this leader alone, the read port to the others."""
         replicas = sorted(node.name for node in self.cluster.others(leader))
 
         def knows():
             return (self.up("write") == [leader.name] and self.up("read") == replicas
                     and all(one.checked for one in self.servers().values() if one.up))
-        return until(f"view of HAProxy with leader {leader.name}", knows, limit_s)
+        return wait_for(f"view of HAProxy with leader {leader.name}", knows, limit_s)

@@ -7,9 +7,9 @@ import threading
 import time
 from dataclasses import dataclass
 
-from bad_clients import Crowd
-from clients import Promotion, ask
-from cluster import until
+from bad_clients import BadClients
+from clients import PromotionWatch, ask
+from cluster import wait_for
 
 ASK_EVERY_S = 0.05
 # How long Patroni is stopped so that another node leads: half a minute beyond its ttl.
@@ -22,28 +22,28 @@ MOMENT_S = 0.05
 
 
 @dataclass(frozen=True)
-class Said:
+class Sample:
     """One answer of the glue, with the wall clock's times around it."""
     asked: float
     answered: float
     status: int
 
 
-class Listener(threading.Thread):
+class StatusPoller(threading.Thread):
     """Asks a node's glue for /primary all along."""
 
     def __init__(self, node):
         super().__init__(daemon=True)
         self.node = node
-        self.said = []
+        self.samples = []
         self._done = threading.Event()
         self.start()
 
     def run(self):
         while not self._done.wait(ASK_EVERY_S):
             asked = time.time()
-            answer = ask(self.node.glue, "OPTIONS", "/primary", 5.0)
-            self.said.append(Said(asked, time.time(), answer.status))
+            answer = ask(self.node.patroniglue, "OPTIONS", "/primary", 5.0)
+            self.samples.append(Sample(asked, time.time(), answer.status))
 
     def stop(self):
         self._done.set()
@@ -51,7 +51,7 @@ class Listener(threading.Thread):
 
 
 @dataclass(frozen=True)
-class Terms:
+class Validity:
     """Until when an answer may be served, by the wall clock."""
     lease: float  # D: until then the lease surely holds, by what the glue knew last
     fresh: float  # its ttl ends, at the latest
@@ -59,138 +59,139 @@ class Terms:
     last: float  # and until then at the most
 
 
-def terms(bench, node):
+def validity(setup, node):
     """Those of the answer that the glue has."""
-    settings = bench.cluster.settings
+    settings = setup.cluster.settings
     before = time.time()
-    answer = ask(node.glue, "GET", "/primary")
+    answer = ask(node.patroniglue, "GET", "/primary")
     seen = json.loads(answer.body)["dcs_last_seen"]
     lease = seen + settings.ttl - settings.loop_wait - settings.retry_timeout
-    ttl, grace = settings.glue_cache["ttl"], settings.glue_cache["grace"]
+    ttl, grace = settings.cache["ttl"], settings.cache["grace"]
     # Age is whole seconds, rounded down
     age = int(answer.headers["age"])
     asked_first, asked_last = before - age - 1, time.time() - age
     # past its ttl never past D; within it never past the lease itself, which is later than D
-    return Terms(lease, asked_last + ttl,
+    return Validity(lease, asked_last + ttl,
                  max(min(lease, asked_first + ttl + grace), asked_first + ttl),
                  max(min(lease, asked_last + ttl + grace), asked_last + ttl))
 
 
-def silent_patroni(bench):
+def silent_patroni(setup):
     """Five silent clients freeze the leader's Patroni for 8 s: nobody who writes notices."""
-    leader = bench.cluster.leader()
+    leader = setup.cluster.leader()
     # The glue has just read /config, and what it then sees of the DCS in that second counts for
     # nothing: the HA loop has to move on once.
-    time.sleep(bench.cluster.settings.loop_wait + 1.5)
-    before = bench.haproxy.servers()["write", leader.name]
+    time.sleep(setup.cluster.settings.loop_wait + 1.5)
+    before = setup.haproxy.servers()["write", leader.name]
     start = time.monotonic()
-    with Crowd("silent", 5, [leader.patroni]):
+    with BadClients("silent", 5, [leader.patroni]):
         time.sleep(0.3)
         frozen = ask(leader.patroni, "OPTIONS", "/primary", 2.0)
         time.sleep(5.7)
-    bench.report.check("Patroni itself was frozen", "timed out" in frozen.error, str(frozen))
+    setup.report.check("Patroni itself was frozen", "timed out" in frozen.error, str(frozen))
     time.sleep(2)
-    length = sum(one.length for one in bench.writer.outages(start))
-    after = bench.haproxy.servers()["write", leader.name]
-    bench.report.check("no write outage, the leader was never DOWN",
+    length = sum(one.length for one in setup.writer.outages(start))
+    after = setup.haproxy.servers()["write", leader.name]
+    setup.report.check("no write outage, the leader was never DOWN",
                        length == 0 and after.times_down == before.times_down,
                        f"{length:.1f} s, {before} -> {after}")
 
 
-def stopped_shortly(bench):
+def stopped_shortly(setup):
     """SIGSTOP of the leader's Patroni for 4 s, then for 8 s: 200 as long as the lease is sure."""
     for seconds in (4, 8):
-        leader = bench.cluster.leader()
+        leader = setup.cluster.leader()
         start = time.monotonic()
-        before = bench.haproxy.servers()["write", leader.name]
-        said, until_when = _stop_for(bench, leader, seconds)
-        _never_past(bench, said, until_when, f"stopped for {seconds} s")
-        early = [one for one in said if one.answered < until_when.sure and one.status != 200]
-        served = until_when.sure - said[0].asked
-        bench.report.check(f"stopped for {seconds} s: 200 for the {served:.1f} s for which it is"
+        before = setup.haproxy.servers()["write", leader.name]
+        samples, until_when = _stop_for(setup, leader, seconds)
+        _check_bounds(setup, samples, until_when, f"stopped for {seconds} s")
+        early = [one for one in samples if one.answered < until_when.sure and one.status != 200]
+        served = until_when.sure - samples[0].asked
+        setup.report.check(f"stopped for {seconds} s: 200 for the {served:.1f} s for which it is"
                            " surely served", not early, str(early[:3]))
-        length = sum(one.length for one in bench.writer.outages(start))
-        after = bench.haproxy.servers()["write", leader.name]
+        length = sum(one.length for one in setup.writer.outages(start))
+        after = setup.haproxy.servers()["write", leader.name]
         times = after.times_down - before.times_down
-        bench.report.say(f"stopped for {seconds} s: {length:.1f} s of write outage,"
+        setup.report.log(f"stopped for {seconds} s: {length:.1f} s of write outage,"
                          f" {times} times DOWN")
         # the third failed check takes it out: two may fail
         if served + 2 > seconds:
-            bench.report.check(f"stopped for {seconds} s: no write outage, never DOWN",
+            setup.report.check(f"stopped for {seconds} s: no write outage, never DOWN",
                                length == 0 and times == 0, f"{length:.1f} s, {times} times")
-        until("the leader again", lambda: bench.cluster.leader() is leader, 10)
-        bench.haproxy.until_it_knows(leader, 20)
+        wait_for("the leader again", lambda: setup.cluster.leader() is leader, 10)
+        setup.haproxy.wait_for_leader(leader, 20)
 
 
-def stopped_for_good(bench):
+def stopped_for_good(setup):
     """SIGSTOP of the leader's Patroni until another leads: nothing is written to the old one."""
-    settings = bench.cluster.settings
-    old = bench.cluster.leader()
-    watch = Promotion(bench.cluster.others(old))
+    settings = setup.cluster.settings
+    old = setup.cluster.leader()
+    watch = PromotionWatch(setup.cluster.others(old))
     start = time.monotonic()
-    said, until_when = _stop_for(bench, old, settings.ttl + STOPPED_BEYOND_TTL_S)
+    samples, until_when = _stop_for(setup, old, settings.ttl + STOPPED_BEYOND_TTL_S)
     watch.stop()
-    _never_past(bench, said, until_when, "stopped for good")
-    bench.report.check("another node was promoted meanwhile", watch.at is not None)
+    _check_bounds(setup, samples, until_when, "stopped for good")
+    setup.report.check("another node was promoted meanwhile", watch.at is not None)
     if watch.at is None:
         return
-    bench.report.say(f"{watch.node.name} was promoted after {watch.at - start:.1f} s, "
-                     f"D was {until_when.lease - said[0].asked:.1f} s after the stop")
-    wrong = [one for one in bench.writer.since(watch.at)
+    setup.report.log(f"{watch.node.name} was promoted after {watch.at - start:.1f} s, "
+                     f"D was {until_when.lease - samples[0].asked:.1f} s after the stop")
+    wrong = [one for one in setup.writer.since(watch.at)
              if one.written and one.server == (old.host, old.postgres_port)]
-    bench.report.check(f"not one write reached {old.name} after {watch.node.name} was promoted",
+    setup.report.check(f"not one write reached {old.name} after {watch.node.name} was promoted",
                        not wrong, f"{len(wrong)} writes")
-    until("old leader as a streaming replica", bench.cluster.is_healthy, 60, 0.3)
-    bench.haproxy.until_it_knows(watch.node, 20)
+    wait_for("old leader as a streaming replica", setup.cluster.is_healthy, 60, 0.3)
+    setup.haproxy.wait_for_leader(watch.node, 20)
 
 
-def _stop_for(bench, node, seconds):
+def _stop_for(setup, node, seconds):
     """What the glue said meanwhile, and the terms of what it had."""
-    until("/config read by the glue", lambda: ask(node.glue, "GET", "/primary").status == 200, 5)
-    listener = Listener(node)
+    wait_for("/config read by the glue",
+             lambda: ask(node.patroniglue, "GET", "/primary").status == 200, 5)
+    poller = StatusPoller(node)
     time.sleep(0.5)
     os.kill(node.patroni_process.pid, signal.SIGSTOP)
-    down, done = bench.haproxy.watch_for_down("write", node)
+    down, done = setup.haproxy.watch_for_down("write", node)
     try:
         stopped = time.time()
-        until_when = terms(bench, node)
-        bench.report.say(f"Patroni of {node.name} is stopped for {seconds} s, D is"
+        until_when = validity(setup, node)
+        setup.report.log(f"Patroni of {node.name} is stopped for {seconds} s, D is"
                          f" {until_when.lease - stopped:.1f} s away")
         time.sleep(seconds)
-        said = [one for one in listener.said if one.asked >= stopped]
+        samples = [one for one in poller.samples if one.asked >= stopped]
     finally:
         os.kill(node.patroni_process.pid, signal.SIGCONT)
         done.set()
-        listener.stop()
-    never_older(bench, node, said, f"stopped for {seconds} s")
+        poller.stop()
+    check_ages(setup, node, samples, f"stopped for {seconds} s")
     limit = until_when.last + DOWN_AFTER_S
     if down or time.time() > limit:
         after = f"{down[0] - stopped:.1f} s after the stop" if down else "never"
-        bench.report.check(
+        setup.report.check(
             f"DOWN {after}: {DOWN_AFTER_S:.1f} s after the last 200 at the latest",
             down and down[0] <= limit, f"that was {until_when.last - stopped:.1f} s after the stop")
-    return said, until_when
+    return samples, until_when
 
 
-def never_older(bench, node, said, when):
+def check_ages(setup, node, samples, when):
     """By Patroni's own log: each 200 is one that it gave at most ttl and grace before."""
-    cache = bench.cluster.settings.glue_cache
+    cache = setup.cluster.settings.cache
     allowed = cache["ttl"] + cache["grace"]
     time.sleep(1)  # the log comes in pieces
     gave = [at for at, target, status in node.answers() if target == "/primary" and status == 200]
-    good = [one for one in said if one.status == 200]
+    good = [one for one in samples if one.status == 200]
     ages = [one.asked - max((at for at in gave if at <= one.answered + MOMENT_S), default=0.0)
             for one in good]
     oldest = max(ages, default=0.0)
-    bench.report.check(f"{when}: the oldest 200 was {oldest:.2f} s old, ttl and grace are"
+    setup.report.check(f"{when}: the oldest 200 was {oldest:.2f} s old, ttl and grace are"
                        f" {allowed} s", ages and oldest <= allowed + MOMENT_S)
 
 
-def _never_past(bench, said, until_when, when):
-    good = [one for one in said if one.status == 200]
+def _check_bounds(setup, samples, until_when, when):
+    good = [one for one in samples if one.status == 200]
     late = [one for one in good if one.asked >= until_when.last + MOMENT_S]
     late_by = max((one.asked - until_when.last for one in late), default=0)
-    grace = bench.cluster.settings.glue_cache["grace"]
+    grace = setup.cluster.settings.cache["grace"]
     bound = "at D or after it" if grace else "older than its ttl"
-    bench.report.check(f"{when}: {len(good)} of {len(said)} answers were 200, none {bound}",
+    setup.report.check(f"{when}: {len(good)} of {len(samples)} answers were 200, none {bound}",
                        good and not late, f"{len(late)}, the last {late_by:.2f} s after it")

@@ -12,7 +12,7 @@ import traceback
 import checks
 import supervisor
 from clients import Writer
-from cluster import Cluster, Settings, Unready, until
+from cluster import Cluster, NotReady, Settings, wait_for
 from haproxy import HAProxy
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -32,19 +32,19 @@ class Report:
         self.passed = self.failed = 0
         self.logs_shown = False
 
-    def say(self, text):
+    def log(self, text):
         print(f"{time.monotonic() - self.start:6.1f} s  {text}")
 
     def check(self, text, good, detail=""):
         if good:
             self.passed += 1
-            self.say(f"ok: {text}")
+            self.log(f"ok: {text}")
         else:
             self.fail(f"{text}: {detail}")
 
     def fail(self, text):
         self.failed += 1
-        self.say(f"FAILED: {text}")
+        self.log(f"FAILED: {text}")
 
 
 def main():
@@ -98,7 +98,7 @@ def test(options, directory):
         report.fail(f"ended by {problem}")
     except Exception as problem:  # whatever it is, the last line has to be said
         report.fail(explain(problem))
-        tails(directory, report)
+        show_logs(directory, report)
     print(f"{report.passed} passed, {report.failed} failed", flush=True)
     return 1 if report.failed else 0
 
@@ -106,50 +106,50 @@ def test(options, directory):
 def run(options, directory, report):
     settings = Settings(directory, options.binary, options.direct, options.ttl,
                         options.loop_wait, options.retry_timeout)
-    settings.glue_cache["grace"] = options.grace
+    settings.cache["grace"] = options.grace
     settings.tls = options.tls
     cluster = Cluster(settings)
-    report.say(f"starting etcd and three Patroni nodes on {cluster.network}.*, ttl {settings.ttl},"
+    report.log(f"starting etcd and three Patroni nodes on {cluster.network}.*, ttl {settings.ttl},"
                f" loop_wait {settings.loop_wait}, retry_timeout {settings.retry_timeout}")
     cluster.start()
     haproxy = HAProxy(cluster)
     haproxy.start()
     asked = "Patroni itself" if options.direct else "the glue"
-    report.say(f"{cluster.leader().name} leads, HAProxy asks {asked}")
+    report.log(f"{cluster.leader().name} leads, HAProxy asks {asked}")
     writer = Writer(haproxy.write)
     writer.start()
-    bench = checks.Bench(cluster, haproxy, writer, report)
+    setup = checks.Setup(cluster, haproxy, writer, report)
     start = time.monotonic()
     for name in options.only or (checks.GRACE if options.grace else checks.USUAL):
-        check, needs_glue = checks.CHECKS[name]
-        if needs_glue and options.direct:
-            report.say(f"{name}: not run, there is no glue")
+        check, needs_patroniglue = checks.CHECKS[name]
+        if needs_patroniglue and options.direct:
+            report.log(f"{name}: not run, there is no glue")
         else:
-            report.say(f"{name}: {check.__doc__}")
-            attempt(check, bench)
+            report.log(f"{name}: {check.__doc__}")
+            run_check(check, setup)
     writer.stop()
     everything = writer.since(start)
-    report.say(f"{len(everything)} connections to the write port,"
+    report.log(f"{len(everything)} connections to the write port,"
                f" {sum(one.written for one in everything)} rows written")
 
 
-def attempt(check, bench):
+def run_check(check, setup):
     """A check that cannot go on has failed; the next ones are tried all the same."""
     try:
-        until("healthy cluster", bench.cluster.is_healthy, 30)
-        check(bench)
+        wait_for("healthy cluster", setup.cluster.is_healthy, 30)
+        check(setup)
     except Interrupted:
         raise
     except Exception as problem:
-        bench.report.fail(f"{check.__name__}: {explain(problem)}")
-        tails(bench.cluster.settings.directory, bench.report)
+        setup.report.fail(f"{check.__name__}: {explain(problem)}")
+        show_logs(setup.cluster.settings.directory, setup.report)
 
 
 def explain(problem):
-    return str(problem) if isinstance(problem, Unready) else traceback.format_exc()
+    return str(problem) if isinstance(problem, NotReady) else traceback.format_exc()
 
 
-def tails(directory, report):
+def show_logs(directory, report):
     """The last lines of every log, once: where nobody can look later they are all there is."""
     if report.logs_shown:
         return
@@ -157,7 +157,7 @@ def tails(directory, report):
     for log in sorted(glob.glob(f"{directory}/*/*log")):
         with open(log, encoding="utf-8", errors="replace") as lines:
             last = [line.rstrip()[:200] for line in lines.readlines()[-8:]]
-        report.say("\n  ".join([f"end of {os.path.relpath(log, directory)}:", *last]))
+        report.log("\n  ".join([f"end of {os.path.relpath(log, directory)}:", *last]))
 
 
 if __name__ == "__main__":
