@@ -3,19 +3,18 @@
 use std::fs;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{
-    NoServerSessionStorage, ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
-    ServerConfig, SignatureScheme, SupportedProtocolVersion, version,
+    CipherSuite, ClientConfig, Error, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    version,
 };
 
+use super::verify::{OwnOrSigned, Unchecked};
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
 use crate::time::Time;
 
@@ -150,131 +149,6 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
         }
     }
 }
-
-/// Takes what a CA has signed, and what `cafile` itself has in it: `openssl req -x509` makes a
-/// certificate that is its own CA, which webpki does not take for a server's.
-#[derive(Debug)]
-struct OwnOrSigned {
-    webpki: Arc<WebPkiServerVerifier>,
-    own: Vec<CertificateDer<'static>>,
-}
-
-impl ServerCertVerifier for OwnOrSigned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let verified = self.webpki.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        match verified {
-            // webpki looks at the validity before this, and at the name after it
-            Err(Error::InvalidCertificate(why))
-                if is_ca_as_server(&why) && self.own.contains(end_entity) =>
-            {
-                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-                Ok(ServerCertVerified::assertion())
-            }
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls12_signature(message, cert, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls13_signature(message, cert, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
-    }
-}
-
-/// rustls passes this error of webpki's on without a name of its own.
-pub(super) fn is_ca_as_server(why: &CertificateError) -> bool {
-    matches!(why, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
-}
-
-/// Takes Patroni's certificate as it is: what `insecure` asks for. Whoever sits in between can
-/// show one of his own, so nothing is lost by not checking the handshake's signature either, while
-/// certificates are taken that webpki cannot read: X.509 v1, RSA of 1024 bits, P-521.
-#[derive(Debug)]
-struct Unchecked;
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        EVERY_SCHEME.to_vec()
-    }
-}
-
-/// Those that rustls knows by name; a server signs with one that fits its certificate.
-const EVERY_SCHEME: [SignatureScheme; 16] = [
-    SignatureScheme::ECDSA_NISTP256_SHA256,
-    SignatureScheme::ECDSA_NISTP384_SHA384,
-    SignatureScheme::ECDSA_NISTP521_SHA512,
-    SignatureScheme::ED25519,
-    SignatureScheme::ED448,
-    SignatureScheme::RSA_PSS_SHA256,
-    SignatureScheme::RSA_PSS_SHA384,
-    SignatureScheme::RSA_PSS_SHA512,
-    SignatureScheme::RSA_PKCS1_SHA256,
-    SignatureScheme::RSA_PKCS1_SHA384,
-    SignatureScheme::RSA_PKCS1_SHA512,
-    SignatureScheme::ML_DSA_44,
-    SignatureScheme::ML_DSA_65,
-    SignatureScheme::ML_DSA_87,
-    SignatureScheme::ECDSA_SHA1_Legacy,
-    SignatureScheme::RSA_PKCS1_SHA1,
-];
 
 /// ring's cipher suites, those that `tls-ciphers` names. The names of TLS 1.3's suites may be
 /// left out, as in Go, where they are not configured: then all three are spoken.

@@ -2,6 +2,7 @@
 
 mod config;
 mod session;
+mod verify;
 
 pub use config::{ClientSide, ServerSide, Tls};
 pub use session::{Session, TlsError};

@@ -12,7 +12,8 @@ use rustls::unbuffered::{
 };
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 
-use super::config::{ClientSide, ServerSide, is_ca_as_server};
+use super::config::{ClientSide, ServerSide};
+use super::verify::is_ca_as_server;
 use crate::failure::{Failure, TlsFailure};
 
 /// One TLS connection.
