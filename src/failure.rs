@@ -42,19 +42,19 @@ pub enum TlsFailure {
     CertificateNotYetValid,
     /// Patroni's certificate is for another name.
     CertificateName,
-    /// Patroni's certificate is signed by no CA that is trusted.
+    /// Patroni's certificate is not signed by a trusted CA.
     CertificateIssuer,
-    /// Patroni's certificate is a CA's own, and not one that is trusted.
+    /// Patroni's certificate is a CA certificate that `backend.cafile` does not contain.
     CertificateOfCa,
     /// Patroni's certificate is not valid for another reason.
     CertificateInvalid,
-    /// Patroni requires a client certificate, or another one.
+    /// Patroni requires a client certificate, or rejected ours.
     ClientCertificate,
     /// Patroni refused the handshake without a reason.
     HandshakeRefused,
     /// No TLS version or cipher suite in common.
     NoCommonVersion,
-    /// Patroni answered the TLS hello with something else.
+    /// Patroni's answer to the TLS hello is not TLS.
     NotTls,
     /// Any other TLS error.
     Other,
@@ -110,7 +110,7 @@ impl fmt::Display for TlsFailure {
             }
             TlsFailure::CertificateInvalid => "Patroni's certificate is not valid",
             TlsFailure::ClientCertificate => {
-                "Patroni requires a client certificate, or another one; set backend.certfile"
+                "Patroni requires a client certificate that it trusts; set backend.certfile"
             }
             TlsFailure::HandshakeRefused => {
                 "Patroni refused the TLS handshake: it may require backend.certfile, or there is \

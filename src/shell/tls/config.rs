@@ -1,4 +1,4 @@
-//! What rustls needs to know, out of the configuration and the PEM files it names.
+//! Builds rustls' configurations from ours and from the PEM files that it names.
 
 use std::fs;
 use std::sync::Arc;
@@ -18,31 +18,31 @@ use super::verify::{OwnOrSigned, Unchecked};
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
 use crate::time::Time;
 
-/// Both sides, as far as they speak TLS. Cheap to clone; sessions keep what they began with.
+/// TLS settings of both sides. Cheap to clone; open sessions keep the settings they began with.
 #[derive(Clone, Default)]
 pub struct Tls {
-    /// Towards the clients.
+    /// Towards clients, if `frontend` has a certificate.
     pub server: Option<ServerSide>,
-    /// Towards Patroni.
+    /// Towards Patroni, if `backend.scheme` is `https`.
     pub client: Option<ClientSide>,
-    /// What is not wrong, but not what was meant either; to be logged.
+    /// Warnings, to be logged.
     pub warnings: Vec<String>,
 }
 
-/// What a server's session begins with.
+/// Settings of sessions with clients.
 #[derive(Clone)]
 pub struct ServerSide {
     pub(super) config: Arc<ServerConfig>,
-    /// Are client certificates wanted?
+    /// Whether clients must present certificates.
     pub(super) wants_certificates: bool,
 }
 
-/// What a client's session begins with; keeps the sessions that can be resumed.
+/// Settings of sessions with Patroni, and those sessions that can be resumed.
 #[derive(Clone)]
 pub struct ClientSide {
     pub(super) config: Arc<ClientConfig>,
     pub(super) name: ServerName<'static>,
-    /// Since when the sessions have been kept.
+    /// When the store of sessions was last emptied.
     kept_since: Time,
 }
 
@@ -58,7 +58,8 @@ impl Tls {
         if let Some(backend) = &config.backend.tls {
             let name = ServerName::try_from(backend.server_name.clone());
             let name = name.map_err(|_| {
-                let message = format!("{:?} is neither a name nor an address", backend.server_name);
+                let message =
+                    format!("{:?} is neither a host name nor an address", backend.server_name);
                 WrongValue { section: "backend", key: "server-name", message }
             })?;
             let config = Arc::new(client(backend)?);
@@ -69,8 +70,8 @@ impl Tls {
 }
 
 impl ClientSide {
-    /// Who resumes shows no certificate, so that one which has expired or was exchanged for
-    /// another would do for ever: every hour all sessions are forgotten.
+    /// Drops all sessions once an hour: a resumed session skips certificate verification, so an
+    /// expired or replaced certificate would otherwise keep working.
     pub fn forget_old_sessions(&mut self, now: Time) {
         if now.ms_since(self.kept_since) >= SESSIONS_KEPT_MS {
             self.kept_since = now;
@@ -101,18 +102,18 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
     let mut config = builder
         .with_single_cert(chain, key)
         .map_err(|error| wrong_identity("frontend", &tls.identity, &error))?;
-    // HTTP/1.0 is spoken too; a client that offers h2 alone is told that there is none
+    // a client that offers only h2 gets the alert no_application_protocol
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     if tls.cafile.is_some() {
-        // who resumes shows no certificate, which may have expired since: none is resumed
+        // a resumed session skips verification, and the certificate may have expired since
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         return Ok(config);
     }
-    // stateless: nothing is kept per client. The keys change every six hours
+    // stateless tickets: no memory per client; their keys change every six hours
     config.ticketer = ring::Ticketer::new()
         .map_err(|error| wrong_file("frontend", "certfile", &tls.identity.certfile, &error))?;
-    // each costs 4 to 5 microseconds, and who resumes at all does so with the newest
+    // a ticket costs 4 to 5 microseconds, and clients resume with the newest one
     config.send_tls13_tickets = 1;
     Ok(config)
 }
@@ -150,8 +151,8 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
     }
 }
 
-/// ring's cipher suites, those that `tls-ciphers` names. The names of TLS 1.3's suites may be
-/// left out, as in Go, where they are not configured: then all three are spoken.
+/// ring's cipher suites, limited to those in `tls-ciphers`. Without a TLS 1.3 suite in the list
+/// all three of TLS 1.3 are enabled: Go does not let them be configured, so lists lack them.
 fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvider, WrongValue> {
     let mut provider = ring::default_provider();
     if tls.ciphers.is_empty() {
@@ -161,18 +162,18 @@ fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvi
     let mut named = Vec::new();
     for name in &tls.ciphers {
         if name == FALLBACK {
-            warnings.push(format!("frontend.tls-ciphers: {name} is no cipher suite, but a signal"));
+            warnings.push(format!("frontend.tls-ciphers: {name} is not a cipher suite"));
             continue;
         }
         let suite = suite(name).ok_or_else(|| wrong(format!("unknown cipher suite {name}")))?;
         if provider.cipher_suites.iter().any(|spoken| spoken.suite() == suite) {
             named.push(suite);
         } else {
-            warnings.push(format!("frontend.tls-ciphers: {name} is not spoken"));
+            warnings.push(format!("frontend.tls-ciphers: {name} is not supported"));
         }
     }
     if named.is_empty() {
-        return Err(wrong("none of these is spoken".to_owned()));
+        return Err(wrong("none of these cipher suites is supported".to_owned()));
     }
     let is_13 = |suite: &CipherSuite| suite.as_str().is_some_and(|name| name.starts_with("TLS13_"));
     let names_13 = named.iter().any(is_13);
@@ -183,14 +184,14 @@ fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvi
     Ok(provider)
 }
 
-/// The suite of one of IANA's names, or of Go's two shorter ones.
+/// The suite with this IANA name, or with one of Go's two shorter names.
 fn suite(name: &str) -> Option<CipherSuite> {
     let iana = match name {
         "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305" => "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
         "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305" => "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
         other => other,
     };
-    // rustls says TLS13_ where the registry says TLS_
+    // rustls writes TLS13_ where IANA's registry writes TLS_
     let tls13 = iana.strip_prefix("TLS_").map(|rest| format!("TLS13_{rest}"));
     let is_named = |suite: &CipherSuite| {
         suite.as_str().is_some_and(|name| name == iana || Some(name) == tls13.as_deref())
@@ -229,11 +230,11 @@ fn read_identity(section: &'static str, identity: &Identity) -> Result<ChainAndK
     let chain = certificates(section, "certfile", &identity.certfile)?;
     let file = &identity.keyfile;
     let pem = fs::read(file).map_err(|error| wrong_file(section, "keyfile", file, &error))?;
-    // in the label, or in a header of the older form
+    // in the PEM label, or in a header of the traditional format
     let is_encrypted = pem.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
-        let encrypted = "an encrypted key is not supported";
-        let why = if is_encrypted { encrypted } else { "no private key in it" };
+        let encrypted = "encrypted keys are not supported";
+        let why = if is_encrypted { encrypted } else { "no private key found" };
         wrong_file(section, "keyfile", file, &why)
     })?;
     Ok((chain, key))
@@ -248,8 +249,8 @@ fn certificates(
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(wrong_file(section, key, file, &"no certificate in it")),
-        Err(_) => Err(wrong_file(section, key, file, &"broken PEM")),
+        Ok(_) => Err(wrong_file(section, key, file, &"no certificate found")),
+        Err(_) => Err(wrong_file(section, key, file, &"invalid PEM")),
     }
 }
 
@@ -257,11 +258,11 @@ fn wrong_identity(section: &'static str, identity: &Identity, error: &Error) -> 
     let file = &identity.certfile;
     match error {
         Error::InconsistentKeys(_) => {
-            let message = format!("the key is not that of the certificate in {file}");
+            let message = format!("the key does not belong to the certificate in {file}");
             wrong_file(section, "keyfile", &identity.keyfile, &message)
         }
         Error::InvalidCertificate(_) => wrong_file(section, "certfile", file, error),
-        // a key that ring cannot read, for whatever reason
+        // ring rejects the key, without a usable reason
         Error::General(_) => {
             let message = "the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519";
             wrong_file(section, "keyfile", &identity.keyfile, &message)
@@ -282,5 +283,5 @@ fn wrong_file(
 /// How long sessions with Patroni are resumed.
 const SESSIONS_KEPT_MS: u64 = 60 * 60 * 1_000;
 const ENCRYPTED: &[u8] = b"ENCRYPTED";
-/// In Go's table of cipher suites, but what a client says who tries an older version (RFC 7507).
+/// Go lists it as a cipher suite; clients send it to mark a retry with an older version (RFC 7507).
 const FALLBACK: &str = "TLS_FALLBACK_SCSV";

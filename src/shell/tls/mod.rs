@@ -1,4 +1,4 @@
-//! TLS on both sides. Nothing outside this folder names rustls.
+//! TLS towards clients and Patroni. Nothing outside this folder names rustls.
 
 mod config;
 mod session;

@@ -1,7 +1,7 @@
-//! The pump: TLS records in and out of one rustls session, by its unbuffered interface.
+//! One TLS session: records in and out, by rustls' unbuffered interface.
 //!
-//! It touches no socket. An idle session owns no buffer: what came goes through the loop's own
-//! buffers, and only part of a record, or what the socket did not take, is kept here.
+//! Touches no socket. An idle session owns no buffer: data passes through the loop's buffers, and
+//! only incomplete records and records that the socket did not take are kept here.
 
 use std::fmt;
 
@@ -19,25 +19,26 @@ use crate::failure::{Failure, TlsFailure};
 /// One TLS connection.
 pub struct Session {
     side: Side,
-    /// Records that are not complete, or a handshake message whose end is still to come.
+    /// Incomplete records, or an incomplete handshake message.
     incoming: Vec<u8>,
     incoming_bytes_max: usize,
-    /// Records to be sent. Owns no memory while it is empty.
+    /// Records to send. Owns no memory while it is empty.
     outgoing: Vec<u8>,
-    /// The peer said close_notify.
+    /// The peer sent close_notify.
     peer_closed: bool,
-    /// Something of the peer's was understood; before that, what is no TLS is plain HTTP.
-    heard: bool,
-    /// It is over. rustls is not called again: it would look for records that are gone.
+    /// A record of the peer was valid. Before that, data that is not TLS is taken for plain HTTP.
+    has_received: bool,
+    /// Set once the session failed. rustls must not be called again: it would expect records that
+    /// are gone.
     failed: Option<Box<TlsError>>,
 }
 
 /// Why a session failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsError {
-    /// As a fetch tells it.
+    /// The fetch's failure.
     pub failure: Failure,
-    /// In rustls' words, or plainer ones where it is nothing but a mistake that is often made.
+    /// The cause, for the log.
     pub text: String,
 }
 
@@ -46,19 +47,19 @@ enum Side {
     Client(UnbufferedClientConnection),
 }
 
-/// What one call of rustls came to.
+/// Outcome of one call of rustls.
 enum Step {
-    /// Call again: there may be more.
+    /// Call again.
     Again,
-    /// The peer said close_notify; call again.
+    /// The peer sent close_notify; call again.
     PeerClosed,
-    /// Nothing more without more records.
+    /// Needs more records.
     Wait,
     Failed(Error),
 }
 
 impl Session {
-    /// With a client.
+    /// A session with a client.
     pub fn server(config: &ServerSide) -> Result<Session, TlsError> {
         let connection = UnbufferedServerConnection::new(config.config.clone());
         let connection = connection.map_err(|error| TlsError::of(&error, true))?;
@@ -67,7 +68,7 @@ impl Session {
         Ok(Session::new(Side::Server(connection), incoming_bytes_max))
     }
 
-    /// With Patroni; the first records are ready to be sent.
+    /// A session with Patroni; its first records are ready to send.
     pub fn client(config: &ClientSide) -> Result<Session, TlsError> {
         let connection =
             UnbufferedClientConnection::new(config.config.clone(), config.name.clone());
@@ -84,13 +85,13 @@ impl Session {
             incoming_bytes_max,
             outgoing: Vec::new(),
             peer_closed: false,
-            heard: false,
+            has_received: false,
             failed: None,
         }
     }
 
-    /// Records came: appends what they carry to `plain`. They are decrypted in place. After an
-    /// error an alert may be ready to be sent.
+    /// Decrypts received records in place and appends their content to `plain`. After an error an
+    /// alert may be ready to send.
     pub fn receive(&mut self, records: &mut [u8], plain: &mut Vec<u8>) -> Result<(), TlsError> {
         self.check()?;
         let mut kept = std::mem::take(&mut self.incoming);
@@ -104,7 +105,7 @@ impl Session {
         loop {
             let (discard, step) = self.side.step(&mut view[used..], plain, &mut self.outgoing);
             used += discard;
-            self.heard |= discard > 0;
+            self.has_received |= discard > 0;
             match step {
                 Step::Again => {}
                 Step::PeerClosed => self.peer_closed = true,
@@ -124,7 +125,7 @@ impl Session {
         Ok(())
     }
 
-    /// Appends `plain`, encrypted, to what is to be sent.
+    /// Encrypts `plain` into records to send.
     pub fn encrypt(&mut self, plain: &[u8]) -> Result<(), TlsError> {
         self.check()?;
         self.side.write(&mut self.incoming, &mut self.outgoing, |outgoing, traffic| {
@@ -132,34 +133,34 @@ impl Session {
         })
     }
 
-    /// Appends close_notify to what is to be sent: this side has said all.
+    /// Queues close_notify: nothing follows from this side.
     pub fn close_notify(&mut self) {
         if self.failed.is_some() {
             return;
         }
-        // before the handshake's end there is nobody to say it to
+        // fails before the handshake is complete, when no close_notify is due
         let _ = self.side.write(&mut self.incoming, &mut self.outgoing, |outgoing, traffic| {
             grow(outgoing, |buffer| traffic.queue_close_notify(buffer).map_err(too_small))
         });
     }
 
-    /// Takes over what is to be sent; what the socket did not take is [given back](Self::unsent).
+    /// Takes the records to send; the caller [returns](Self::unsent) what the socket did not take.
     pub fn take_outgoing(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.outgoing)
     }
 
-    /// The socket took all but this.
+    /// Returns the records that the socket did not take.
     pub fn unsent(&mut self, records: Vec<u8>) {
         debug_assert!(self.outgoing.is_empty());
         self.outgoing = records;
     }
 
-    /// Is there something to be sent?
+    /// Whether there are records to send.
     pub fn has_outgoing(&self) -> bool {
         !self.outgoing.is_empty()
     }
 
-    /// Does the handshake go on?
+    /// Whether the handshake is incomplete.
     pub fn is_handshaking(&self) -> bool {
         match &self.side {
             Side::Server(connection) => connection.is_handshaking(),
@@ -167,7 +168,7 @@ impl Session {
         }
     }
 
-    /// Has the peer said close_notify? Without it, an end is a cut.
+    /// Whether the peer sent close_notify. An end without it is a cut.
     pub fn peer_closed(&self) -> bool {
         self.peer_closed
     }
@@ -178,7 +179,7 @@ impl Session {
     }
 
     fn fail(&mut self, error: &Error) -> TlsError {
-        let error = TlsError::of(error, self.heard);
+        let error = TlsError::of(error, self.has_received);
         self.failed = Some(Box::new(error.clone()));
         error
     }
@@ -205,9 +206,9 @@ impl Side {
         }
     }
 
-    /// After an error: what is to be said of it. `records` is what was not discarded before:
-    /// rustls remembers how much of that it has seen, and panics if it is not there. Once the
-    /// alert is encoded it would look at them again, and be upset by a second alert.
+    /// Encodes the alert after an error. `records` are those not discarded before: rustls
+    /// remembers how many of their bytes it has processed, and panics if they are missing. Stops
+    /// after the alert: rustls would process the records again and add a second alert.
     fn encode_alert(&mut self, records: &mut [u8], outgoing: &mut Vec<u8>) {
         let mut used = 0;
         loop {
@@ -240,7 +241,8 @@ impl Side {
     }
 }
 
-/// By its type or, if TLS 1.3 hides that, by a length that no other record has.
+/// Whether a record is an alert, by its type or, where TLS 1.3 hides the type, by its length, which
+/// no other record has.
 fn is_alert(record: &[u8]) -> bool {
     record[0] == ALERT_TYPE || record.len() == ALERT_BYTES_ENCRYPTED
 }
@@ -261,8 +263,8 @@ impl<Data> Traffic for WriteTraffic<'_, Data> {
     }
 }
 
-/// Handles one status of either side. What is to be transmitted is in `outgoing`, which the
-/// stream sends before it reads again.
+/// Handles one status of either side. Records to transmit are in `outgoing`, which the stream
+/// sends before it reads again.
 fn step<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
     plain: &mut Vec<u8>,
@@ -311,7 +313,7 @@ fn write_traffic<Data>(
     outgoing: &mut Vec<u8>,
     mut write: impl FnMut(&mut Vec<u8>, &mut dyn Traffic) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    debug_assert_eq!(status.discard, 0, "all that is complete was received before");
+    debug_assert_eq!(status.discard, 0, "all complete records were received before");
     match status.state? {
         ConnectionState::WriteTraffic(mut traffic) => write(outgoing, &mut traffic),
         ConnectionState::TransmitTlsData(mut data) => match data.may_encrypt_app_data() {
@@ -322,7 +324,7 @@ fn write_traffic<Data>(
     }
 }
 
-/// Appends what `write` writes to `outgoing`: asks for the size with no room, then makes it.
+/// Appends the output of `write` to `outgoing`: the first call has no room and returns the size.
 fn grow(
     outgoing: &mut Vec<u8>,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, Result<usize, Error>>,
@@ -351,7 +353,7 @@ fn too_small(error: EncryptError) -> Result<usize, Error> {
 }
 
 impl TlsError {
-    fn of(error: &Error, heard: bool) -> TlsError {
+    fn of(error: &Error, has_received: bool) -> TlsError {
         use AlertDescription as Alert;
         use PeerIncompatible as Incompatible;
         let failure = match error {
@@ -364,14 +366,14 @@ impl TlsError {
                 | Alert::CertificateUnknown
                 | Alert::UnsupportedCertificate,
             ) => Failure::Tls(TlsFailure::ClientCertificate),
-            // what TLS 1.2 says for want of a client certificate, among other things
+            // TLS 1.2 sends it for a missing client certificate, among other causes
             Error::AlertReceived(Alert::HandshakeFailure) => {
                 Failure::Tls(TlsFailure::HandshakeRefused)
             }
             Error::AlertReceived(Alert::ProtocolVersion) | Error::PeerIncompatible(_) => {
                 Failure::Tls(TlsFailure::NoCommonVersion)
             }
-            Error::InvalidMessage(InvalidMessage::InvalidContentType) if !heard => {
+            Error::InvalidMessage(InvalidMessage::InvalidContentType) if !has_received => {
                 Failure::Tls(TlsFailure::NotTls)
             }
             _ => Failure::Tls(TlsFailure::Other),
@@ -381,8 +383,8 @@ impl TlsError {
             Error::PeerIncompatible(
                 Incompatible::ServerDoesNotSupportTls12Or13
                 | Incompatible::ServerTlsVersionIsDisabledByOurConfig
-                // TLS 1.2 brought it: a hello without it is of an older version, and rustls
-                // notices this first
+                // TLS 1.2 introduced this extension: a hello without it is of an older version,
+                // and rustls checks this first
                 | Incompatible::SignatureAlgorithmsExtensionRequired
                 | Incompatible::SupportedVersionsExtensionRequired
                 | Incompatible::Tls12NotOffered
@@ -420,11 +422,11 @@ impl fmt::Display for TlsError {
     }
 }
 
-/// Where the peer sends certificates: a handshake message has up to 64 KiB (rustls' own limit),
-/// and the record behind it is cut.
+/// With certificates of the peer: a handshake message has up to 64 KiB (rustls' own limit), and
+/// an incomplete record may follow it.
 const CHAIN_BYTES_MAX: usize = 96 * 1024;
-/// Where he sends none: a record has up to 16 KiB and its head and tag, and no message of a
-/// client's is longer. Anybody who can connect may have so much kept for him.
+/// Without certificates of the peer: a record has up to 16 KiB and its head and tag, and no other
+/// message of a client is longer. Any client that can connect may occupy this much.
 const RECORD_BYTES_MAX: usize = 20 * 1024;
 /// RFC 8446, section 5.1.
 const ALERT_TYPE: u8 = 21;

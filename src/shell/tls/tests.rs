@@ -1,4 +1,4 @@
-//! The pump between a scripted socket and a real rustls peer: every split, every fault, every step.
+//! A TLS session between a scripted socket and a real rustls peer: splits and faults at each step.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,19 +22,19 @@ use crate::failure::{Failure, TlsFailure};
 use crate::shell::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
 use crate::time::Time;
 
-/// What the socket does, and what is in it.
+/// A scripted socket: data in both directions, limits and faults.
 struct Wire {
-    to_us: VecDeque<u8>,
-    from_us: Vec<u8>,
+    inbound: VecDeque<u8>,
+    outbound: Vec<u8>,
     read_max: usize,
     write_max: usize,
-    /// From this call on, counted from 1.
+    /// The call, counted from 1, at which the fault begins.
     fault: Option<(usize, Fault)>,
-    /// Of the bytes that come, this one has a bit flipped.
+    /// The index of the received byte that has a bit flipped.
     flipped: Option<usize>,
-    came_bytes: usize,
+    received_bytes: usize,
     sent_bytes: usize,
-    /// The peer has closed its half.
+    /// The peer shut down writing.
     has_ended: bool,
     calls: usize,
 }
@@ -43,9 +43,9 @@ struct Wire {
 enum Fault {
     /// WouldBlock at one call.
     Blocks,
-    /// WouldBlock at about every other call.
+    /// WouldBlock at about every second call.
     BlocksOften,
-    /// The end of what comes; what is sent goes nowhere.
+    /// End of input; output is discarded.
     Eof,
     Rst,
 }
@@ -55,20 +55,20 @@ struct Pipe(Rc<RefCell<Wire>>);
 impl Wire {
     fn new() -> Wire {
         Wire {
-            to_us: VecDeque::new(),
-            from_us: Vec::new(),
+            inbound: VecDeque::new(),
+            outbound: Vec::new(),
             read_max: usize::MAX,
             write_max: usize::MAX,
             fault: None,
             flipped: None,
-            came_bytes: 0,
+            received_bytes: 0,
             sent_bytes: 0,
             has_ended: false,
             calls: 0,
         }
     }
 
-    /// What goes wrong at this call.
+    /// The fault of this call.
     fn fault(&mut self) -> Option<Fault> {
         self.calls += 1;
         let (from, fault) = self.fault?;
@@ -88,19 +88,19 @@ impl Read for Pipe {
             Some(Fault::Blocks | Fault::BlocksOften) => return Err(ErrorKind::WouldBlock.into()),
             Some(Fault::Eof) => return Ok(0),
             Some(Fault::Rst) => return Err(ErrorKind::ConnectionReset.into()),
-            None if wire.to_us.is_empty() && wire.has_ended => return Ok(0),
-            None if wire.to_us.is_empty() => return Err(ErrorKind::WouldBlock.into()),
+            None if wire.inbound.is_empty() && wire.has_ended => return Ok(0),
+            None if wire.inbound.is_empty() => return Err(ErrorKind::WouldBlock.into()),
             None => {}
         }
-        let count = buffer.len().min(wire.read_max).min(wire.to_us.len());
-        for (at, byte) in wire.to_us.drain(..count).enumerate() {
+        let count = buffer.len().min(wire.read_max).min(wire.inbound.len());
+        for (at, byte) in wire.inbound.drain(..count).enumerate() {
             buffer[at] = byte;
         }
-        let flipped = wire.flipped.and_then(|at| at.checked_sub(wire.came_bytes));
+        let flipped = wire.flipped.and_then(|at| at.checked_sub(wire.received_bytes));
         if let Some(byte) = flipped.and_then(|at| buffer[..count].get_mut(at)) {
             *byte ^= 1;
         }
-        wire.came_bytes += count;
+        wire.received_bytes += count;
         Ok(count)
     }
 }
@@ -115,7 +115,7 @@ impl Write for Pipe {
             None => {}
         }
         let count = bytes.len().min(wire.write_max);
-        wire.from_us.extend_from_slice(&bytes[..count]);
+        wire.outbound.extend_from_slice(&bytes[..count]);
         wire.sent_bytes += count;
         Ok(count)
     }
@@ -125,21 +125,21 @@ impl Write for Pipe {
     }
 }
 
-/// One request and its answer, between a stream, served as the loop serves it, and the peer.
-struct Talk {
+/// One request and its answer between a stream, served as the loop does it, and the peer.
+struct Exchange {
     stream: Stream<Pipe>,
     wire: Rc<RefCell<Wire>>,
     peer: Connection,
     buffers: Buffers,
-    /// What the engine has to send still.
+    /// The engine's bytes still to be sent.
     output: Vec<u8>,
     received: Vec<u8>,
     end: Option<End>,
-    /// What the peer sends once it has heard us; then it closes.
-    peer_says: Option<Vec<u8>>,
+    /// Sent by the peer once it has received enough; then it closes.
+    peer_output: Option<Vec<u8>>,
     peer_is_done: bool,
     peer_closes: bool,
-    /// So many bytes it hears in all, before it closes.
+    /// The peer closes once it has received this many bytes.
     peer_wants: usize,
     peer_received: Vec<u8>,
     peer_saw_close: bool,
@@ -151,10 +151,10 @@ enum End {
     Broken(Broken),
 }
 
-impl Talk {
-    fn new(session: Session, peer: Connection) -> Talk {
+impl Exchange {
+    fn new(session: Session, peer: Connection) -> Exchange {
         let wire = Rc::new(RefCell::new(Wire::new()));
-        Talk {
+        Exchange {
             stream: Stream::accepted(Pipe(Rc::clone(&wire)), Some(session), Port::Checks),
             wire,
             peer,
@@ -162,7 +162,7 @@ impl Talk {
             output: Vec::new(),
             received: Vec::new(),
             end: None,
-            peer_says: None,
+            peer_output: None,
             peer_is_done: false,
             peer_closes: true,
             peer_wants: 0,
@@ -171,33 +171,33 @@ impl Talk {
         }
     }
 
-    /// Until nothing changes any more. `heard`: bytes that the peer waits for before it speaks,
-    /// `asked`: bytes that come before our `answer`.
-    fn run(&mut self, heard: usize, asked: usize, answer: &[u8]) {
+    /// Runs until nothing changes. The peer sends after it received `peer_first` bytes, we send
+    /// `answer` after we received `our_first` bytes.
+    fn run(&mut self, peer_first: usize, our_first: usize, answer: &[u8]) {
         let mut answer = Some(answer);
         let mut quiet_turns = 0;
         for _ in 0..TURNS_MAX {
             let before = self.state();
             self.serve();
-            if self.received.len() >= asked && self.end.is_none() {
+            if self.received.len() >= our_first && self.end.is_none() {
                 self.output.extend_from_slice(answer.take().unwrap_or_default());
             }
-            self.serve_peer(heard);
+            self.serve_peer(peer_first);
             quiet_turns = if self.state() == before { quiet_turns + 1 } else { 0 };
             if quiet_turns == QUIET_TURNS {
                 return;
             }
         }
-        panic!("it never came to rest");
+        panic!("the exchange does not end");
     }
 
     fn state(&self) -> (usize, usize, usize, usize, bool) {
         let wire = self.wire.borrow();
-        let (received, heard) = (self.received.len(), self.peer_received.len());
-        (received, heard, wire.came_bytes, wire.sent_bytes, self.end.is_some())
+        let (received, peer_received) = (self.received.len(), self.peer_received.len());
+        (received, peer_received, wire.received_bytes, wire.sent_bytes, self.end.is_some())
     }
 
-    /// As the loop does: reads and writes while there is progress.
+    /// Reads and writes while there is progress, as the loop does.
     fn serve(&mut self) {
         self.stream.mark_ready();
         for _ in 0..CALLS_PER_TURN {
@@ -228,8 +228,8 @@ impl Talk {
     }
 
     fn write(&mut self) -> bool {
-        let wanted = !self.output.is_empty() || self.stream.has_outgoing();
-        if !wanted || !self.stream.is_writable() || self.end.is_some() {
+        let has_data = !self.output.is_empty() || self.stream.has_outgoing();
+        if !has_data || !self.stream.is_writable() || self.end.is_some() {
             return false;
         }
         match self.stream.write(&self.output) {
@@ -252,24 +252,24 @@ impl Talk {
         self.stream.say_goodbye();
     }
 
-    fn serve_peer(&mut self, heard: usize) {
+    fn serve_peer(&mut self, peer_first: usize) {
         let mut wire = self.wire.borrow_mut();
-        let sent = std::mem::take(&mut wire.from_us);
+        let sent = std::mem::take(&mut wire.outbound);
         let mut rest = &sent[..];
         while !rest.is_empty() && self.peer.read_tls(&mut rest).is_ok_and(|count| count > 0) {
             match self.peer.process_new_packets() {
                 Ok(state) => self.peer_saw_close |= state.peer_has_closed(),
                 Err(_) => {
                     wire.has_ended = true;
-                    self.peer_says = None;
+                    self.peer_output = None;
                 }
             }
-            // at the end there is nothing, a clean end, or an error: none of them is more
+            // no data, a clean end and an error all leave what was read
             let _ = self.peer.reader().read_to_end(&mut self.peer_received);
         }
-        if let Some(bytes) = self.peer_says.take_if(|_| self.peer_received.len() >= heard) {
+        if let Some(bytes) = self.peer_output.take_if(|_| self.peer_received.len() >= peer_first) {
             self.peer.set_buffer_limit(None);
-            self.peer.writer().write_all(&bytes).expect("no limit");
+            self.peer.writer().write_all(&bytes).expect("no limit is set");
             self.peer_is_done = true;
         }
         if self.peer_is_done
@@ -284,11 +284,11 @@ impl Talk {
         while self.peer.wants_write() {
             self.peer.write_tls(&mut records).expect("memory");
         }
-        wire.to_us.extend(records);
+        wire.inbound.extend(records);
     }
 }
 
-// ---- the two roles, as the configuration makes ours
+// ---- both roles, ours built from a configuration
 
 struct Setting {
     ours: Tls,
@@ -319,14 +319,14 @@ fn roots() -> RootCertStore {
 }
 
 impl Setting {
-    /// The peer speaks this version only; with `certificates`, both sides must show theirs.
+    /// The peer supports only this version; with `certificates`, both sides present theirs.
     fn new(version: &'static SupportedProtocolVersion, certificates: bool) -> Setting {
         let (pem, key) = (file("ecdsa.pem"), file("ecdsa.pkcs8.key"));
         let ours = format!("  certfile: {pem}\n  keyfile: {key}\n");
         let cafile = format!("  cafile: {pem}\n");
-        let wanted = if certificates { (&*cafile, &*ours) } else { ("", "") };
-        let backend = format!("  scheme: https\n{cafile}{}", wanted.1);
-        let text = format!("frontend:\n{ours}{}backend:\n{backend}", wanted.0);
+        let required = if certificates { (&*cafile, &*ours) } else { ("", "") };
+        let backend = format!("  scheme: https\n{cafile}{}", required.1);
+        let text = format!("frontend:\n{ours}{}backend:\n{backend}", required.0);
         let config = Config::from_yaml(&text).expect("a configuration");
 
         let provider = || Arc::new(ring::default_provider());
@@ -353,57 +353,62 @@ impl Setting {
         }
     }
 
-    fn talk(&self, role: Role) -> Talk {
+    fn exchange(&self, role: Role) -> Exchange {
         let name = ServerName::try_from("localhost").expect("a name");
         match role {
             Role::Server => {
                 let session = Session::server(self.ours.server.as_ref().expect("TLS"));
                 let peer = ClientConnection::new(Arc::clone(&self.peer_client), name);
-                Talk::new(session.expect("a session"), peer.expect("a session").into())
+                Exchange::new(session.expect("a session"), peer.expect("a session").into())
             }
             Role::Client => {
                 let session = Session::client(self.ours.client.as_ref().expect("TLS"));
                 let peer = ServerConnection::new(Arc::clone(&self.peer_server));
-                Talk::new(session.expect("a session"), peer.expect("a session").into())
+                Exchange::new(session.expect("a session"), peer.expect("a session").into())
             }
         }
     }
 }
 
-/// `REQUEST` one way, `answer` the other, and a clean end, whoever is the server.
-fn exchange(talk: &mut Talk, role: Role, answer: &[u8]) {
+/// Sends `REQUEST` one way and `answer` the other, and ends cleanly.
+fn run_exchange(exchange: &mut Exchange, role: Role, answer: &[u8]) {
     match role {
         Role::Server => {
-            (talk.peer_says, talk.peer_wants) = (Some(REQUEST.to_vec()), answer.len());
-            talk.run(0, REQUEST.len(), answer);
+            (exchange.peer_output, exchange.peer_wants) = (Some(REQUEST.to_vec()), answer.len());
+            exchange.run(0, REQUEST.len(), answer);
         }
         Role::Client => {
-            (talk.peer_says, talk.peer_wants) = (Some(answer.to_vec()), REQUEST.len());
-            talk.run(REQUEST.len(), 0, REQUEST);
+            (exchange.peer_output, exchange.peer_wants) = (Some(answer.to_vec()), REQUEST.len());
+            exchange.run(REQUEST.len(), 0, REQUEST);
         }
     }
 }
 
-fn heard_by_us(role: Role, answer: &[u8]) -> (Vec<u8>, Vec<u8>) {
+/// The bytes that we and the peer receive.
+fn expected_bytes(role: Role, answer: &[u8]) -> (Vec<u8>, Vec<u8>) {
     match role {
         Role::Server => (REQUEST.to_vec(), answer.to_vec()),
         Role::Client => (answer.to_vec(), REQUEST.to_vec()),
     }
 }
 
-/// All was said and heard, the end is clean, and nothing is left over.
-fn assert_whole(talk: &Talk, role: Role, answer: &[u8], which: &str) {
-    let (ours, peers) = heard_by_us(role, answer);
-    assert_eq!(talk.end, Some(End::Eof), "{which}");
-    assert!(talk.received == ours, "{which}: {} bytes came", talk.received.len());
-    assert!(talk.peer_received == peers, "{which}: {} bytes went", talk.peer_received.len());
-    assert!(talk.peer_saw_close, "{which}: no close_notify");
-    assert!(!talk.stream.has_outgoing() && !talk.stream.is_handshaking(), "{which}");
-    assert_eq!(talk.stream.buffered_bytes(), 0, "{which}");
+/// Both sides received everything, the end is clean, and nothing is buffered.
+fn assert_complete(exchange: &Exchange, role: Role, answer: &[u8], which: &str) {
+    let (ours, peers) = expected_bytes(role, answer);
+    assert_eq!(exchange.end, Some(End::Eof), "{which}");
+    assert!(exchange.received == ours, "{which}: {} bytes received", exchange.received.len());
+    assert!(
+        exchange.peer_received == peers,
+        "{which}: {} bytes sent",
+        exchange.peer_received.len()
+    );
+    assert!(exchange.peer_saw_close, "{which}: no close_notify");
+    assert!(!exchange.stream.has_outgoing() && !exchange.stream.is_handshaking(), "{which}");
+    assert_eq!(exchange.stream.buffered_bytes(), 0, "{which}");
 }
 
-fn answer_of(bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|at| (at % 251) as u8).collect()
+fn bytes_of_length(count: usize) -> Vec<u8> {
+    (0..count).map(|at| (at % 251) as u8).collect()
 }
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
@@ -411,7 +416,7 @@ const ROLES: [Role; 2] = [Role::Server, Role::Client];
 const REQUEST: &[u8] = b"GET /primary HTTP/1.0\r\n\r\n";
 const TURNS_MAX: usize = 40_000;
 const CALLS_PER_TURN: usize = 10_000;
-/// After as many turns in which nothing happens, nothing will.
+/// After this many turns without progress the exchange has ended.
 const QUIET_TURNS: u32 = 12;
 
 #[test]
@@ -423,16 +428,16 @@ fn every_split_has_the_same_outcome() {
             let splits = [(1, usize::MAX), (usize::MAX, 1), (1, 1), (5, 5), (7, 300), (4096, 7)];
             for (read_max, write_max) in splits {
                 for bytes in [1, 450, 3_000] {
-                    let mut talk = setting.talk(role);
-                    let mut wire = talk.wire.borrow_mut();
+                    let mut exchange = setting.exchange(role);
+                    let mut wire = exchange.wire.borrow_mut();
                     (wire.read_max, wire.write_max) = (read_max, write_max);
                     drop(wire);
-                    let answer = answer_of(bytes);
-                    exchange(&mut talk, role, &answer);
-                    // the last words are one write, and what it does not take is lost
-                    talk.peer_saw_close |= write_max < 40;
+                    let answer = bytes_of_length(bytes);
+                    run_exchange(&mut exchange, role, &answer);
+                    // closing writes once, so a short write loses part of close_notify
+                    exchange.peer_saw_close |= write_max < 40;
                     let which = format!("{version:?} {role:?} {read_max} {write_max} {bytes}");
-                    assert_whole(&talk, role, &answer, &which);
+                    assert_complete(&exchange, role, &answer, &which);
                 }
             }
         }
@@ -444,20 +449,20 @@ fn records_of_every_size_and_many_at_once() {
     for version in VERSIONS {
         let setting = Setting::new(version, false);
         for (role, bytes) in ROLES.into_iter().flat_map(|role| SIZES.map(|bytes| (role, bytes))) {
-            let mut talk = setting.talk(role);
-            let answer = answer_of(bytes);
-            exchange(&mut talk, role, &answer);
-            assert_whole(&talk, role, &answer, &format!("{version:?} {role:?} {bytes}"));
+            let mut exchange = setting.exchange(role);
+            let answer = bytes_of_length(bytes);
+            run_exchange(&mut exchange, role, &answer);
+            assert_complete(&exchange, role, &answer, &format!("{version:?} {role:?} {bytes}"));
         }
-        // of one byte each, so that a read brings hundreds of them
+        // small records, so that one read brings many of them
         let mut small = Setting::new(version, false);
         Arc::make_mut(&mut small.peer_server).max_fragment_size = Some(32);
         Arc::make_mut(&mut small.peer_client).max_fragment_size = Some(32);
         for role in ROLES {
-            let mut talk = small.talk(role);
-            let answer = answer_of(2_000);
-            exchange(&mut talk, role, &answer);
-            assert_whole(&talk, role, &answer, &format!("{version:?} {role:?} small"));
+            let mut exchange = small.exchange(role);
+            let answer = bytes_of_length(2_000);
+            run_exchange(&mut exchange, role, &answer);
+            assert_complete(&exchange, role, &answer, &format!("{version:?} {role:?} small"));
         }
     }
 }
@@ -465,69 +470,72 @@ fn records_of_every_size_and_many_at_once() {
 const SIZES: [usize; 7] = [1, 16_383, 16_384, 16_385, 32_768, 65_537, 300_000];
 
 #[test]
-fn a_call_that_blocks_changes_nothing() {
+fn a_call_that_would_block_loses_nothing() {
     for version in VERSIONS {
         let setting = Setting::new(version, true);
         for role in ROLES {
-            let answer = answer_of(450);
+            let answer = bytes_of_length(450);
             for step in 0..=clean_calls(&setting, role) {
-                let mut talk = setting.talk(role);
+                let mut exchange = setting.exchange(role);
                 let fault = if step == 0 { Fault::BlocksOften } else { Fault::Blocks };
-                let mut wire = talk.wire.borrow_mut();
+                let mut wire = exchange.wire.borrow_mut();
                 (wire.fault, wire.read_max, wire.write_max) = (Some((step, fault)), 400, 200);
                 drop(wire);
-                exchange(&mut talk, role, &answer);
+                run_exchange(&mut exchange, role, &answer);
                 let which = format!("{version:?} {role:?} {step}");
-                // the last words are said as far as that goes without waiting
-                if fault == Fault::Blocks && !talk.peer_saw_close {
-                    assert_eq!((&talk.end, step), (&Some(End::Eof), talk.wire.borrow().calls));
+                // close_notify is sent only as far as that goes without waiting
+                if fault == Fault::Blocks && !exchange.peer_saw_close {
+                    assert_eq!(
+                        (&exchange.end, step),
+                        (&Some(End::Eof), exchange.wire.borrow().calls)
+                    );
                     continue;
                 }
                 if fault == Fault::Blocks {
-                    assert_whole(&talk, role, &answer, &which);
+                    assert_complete(&exchange, role, &answer, &which);
                 }
-                assert_eq!((&talk.end, talk.stream.buffered_bytes()), (&Some(End::Eof), 0));
-                assert_eq!(talk.received, heard_by_us(role, &answer).0, "{which}");
+                assert_eq!((&exchange.end, exchange.stream.buffered_bytes()), (&Some(End::Eof), 0));
+                assert_eq!(exchange.received, expected_bytes(role, &answer).0, "{which}");
             }
         }
     }
 }
 
-/// Calls of the socket that one exchange takes.
+/// Number of socket calls in one exchange.
 fn clean_calls(setting: &Setting, role: Role) -> usize {
-    let mut talk = setting.talk(role);
-    let mut wire = talk.wire.borrow_mut();
+    let mut exchange = setting.exchange(role);
+    let mut wire = exchange.wire.borrow_mut();
     (wire.read_max, wire.write_max) = (400, 200);
     drop(wire);
-    exchange(&mut talk, role, &answer_of(450));
-    talk.wire.borrow().calls
+    run_exchange(&mut exchange, role, &bytes_of_length(450));
+    exchange.wire.borrow().calls
 }
 
 #[test]
-fn an_end_at_every_step_is_an_end() {
+fn eof_and_rst_at_each_step_are_told_apart() {
     for (version, fault) in VERSIONS.into_iter().flat_map(|v| [(v, Fault::Eof), (v, Fault::Rst)]) {
         let setting = Setting::new(version, true);
         for role in ROLES {
-            let answer = answer_of(450);
-            let (ours, _) = heard_by_us(role, &answer);
+            let answer = bytes_of_length(450);
+            let (ours, _) = expected_bytes(role, &answer);
             for step in 1..=clean_calls(&setting, role) {
-                let mut talk = setting.talk(role);
-                let mut wire = talk.wire.borrow_mut();
+                let mut exchange = setting.exchange(role);
+                let mut wire = exchange.wire.borrow_mut();
                 (wire.fault, wire.read_max, wire.write_max) = (Some((step, fault)), 400, 200);
                 drop(wire);
-                exchange(&mut talk, role, &answer);
+                run_exchange(&mut exchange, role, &answer);
                 let which = format!("{version:?} {role:?} {fault:?} {step}");
                 let broken = match fault {
-                    Fault::Eof if talk.stream.is_handshaking() => Broken::Closed,
+                    Fault::Eof if exchange.stream.is_handshaking() => Broken::Closed,
                     Fault::Eof => Broken::Cut,
                     _ => Broken::Io,
                 };
-                match &talk.end {
-                    // it came before the fault did
-                    Some(End::Eof) => assert_eq!(talk.received, ours, "{which}"),
+                match &exchange.end {
+                    // the clean end came before the fault
+                    Some(End::Eof) => assert_eq!(exchange.received, ours, "{which}"),
                     other => assert_eq!(other, &Some(End::Broken(broken)), "{which}"),
                 }
-                assert!(ours.starts_with(&talk.received), "{which}");
+                assert!(ours.starts_with(&exchange.received), "{which}");
             }
         }
     }
@@ -538,30 +546,33 @@ fn an_end_without_close_notify_is_a_cut() {
     for version in VERSIONS {
         let setting = Setting::new(version, false);
         for role in ROLES {
-            let mut talk = setting.talk(role);
-            talk.peer_closes = false;
-            exchange(&mut talk, role, &answer_of(450));
-            assert_eq!(talk.end, None);
-            assert_eq!(talk.received, heard_by_us(role, &answer_of(450)).0);
-            // connected, and idle
-            assert!(!talk.stream.has_outgoing() && !talk.stream.is_handshaking());
-            assert_eq!(talk.stream.buffered_bytes(), 0);
-            talk.wire.borrow_mut().has_ended = true;
-            talk.run(0, usize::MAX, b"");
-            assert_eq!(talk.end, Some(End::Broken(Broken::Cut)));
+            let mut exchange = setting.exchange(role);
+            exchange.peer_closes = false;
+            run_exchange(&mut exchange, role, &bytes_of_length(450));
+            assert_eq!(exchange.end, None);
+            assert_eq!(exchange.received, expected_bytes(role, &bytes_of_length(450)).0);
+            assert!(!exchange.stream.has_outgoing() && !exchange.stream.is_handshaking());
+            assert_eq!(exchange.stream.buffered_bytes(), 0);
+            exchange.wire.borrow_mut().has_ended = true;
+            exchange.run(0, usize::MAX, b"");
+            assert_eq!(exchange.end, Some(End::Broken(Broken::Cut)));
         }
     }
 }
 
 #[test]
-fn who_has_closed_his_half_is_answered_still() {
+fn a_client_that_sent_close_notify_is_still_answered() {
     for version in VERSIONS {
         let setting = Setting::new(version, false);
-        let mut talk = setting.talk(Role::Server);
+        let mut exchange = setting.exchange(Role::Server);
         // close_notify in the same flight as the request
-        talk.peer_says = Some(REQUEST.to_vec());
-        talk.run(0, usize::MAX, b"");
-        assert_eq!((&talk.received[..], &talk.end), (REQUEST, &Some(End::Eof)), "{version:?}");
+        exchange.peer_output = Some(REQUEST.to_vec());
+        exchange.run(0, usize::MAX, b"");
+        assert_eq!(
+            (&exchange.received[..], &exchange.end),
+            (REQUEST, &Some(End::Eof)),
+            "{version:?}"
+        );
     }
     for version in VERSIONS {
         let setting = Setting::new(version, false);
@@ -584,28 +595,28 @@ fn who_has_closed_his_half_is_answered_still() {
         client.write_tls(&mut records).expect("memory");
         session.receive(&mut records, &mut plain).expect("close_notify");
         assert!(session.peer_closed() && !session.is_handshaking());
-        session.encrypt(b"late").expect("a half that is open");
+        session.encrypt(b"late").expect("writing is open");
         session.close_notify();
         feed(&mut client, &session.take_outgoing());
-        let mut said = Vec::new();
-        client.reader().read_to_end(&mut said).expect("a clean end");
-        assert_eq!(said, b"late", "{version:?}");
+        let mut received = Vec::new();
+        client.reader().read_to_end(&mut received).expect("a clean end");
+        assert_eq!(received, b"late", "{version:?}");
     }
 }
 
 fn feed(client: &mut ClientConnection, mut records: &[u8]) {
     while !records.is_empty() {
         client.read_tls(&mut records).expect("memory");
-        client.process_new_packets().expect("what a server says");
+        client.process_new_packets().expect("valid records");
     }
 }
 
-/// Exchanges, and tells how the peer has it that hands were shaken.
+/// Runs one exchange and returns the peer's kind of handshake.
 fn handshake_kind(setting: &Setting, role: Role) -> Option<HandshakeKind> {
-    let mut talk = setting.talk(role);
-    exchange(&mut talk, role, &answer_of(450));
-    assert_whole(&talk, role, &answer_of(450), "resumed or not");
-    match &talk.peer {
+    let mut exchange = setting.exchange(role);
+    run_exchange(&mut exchange, role, &bytes_of_length(450));
+    assert_complete(&exchange, role, &bytes_of_length(450), "resumed or not");
+    match &exchange.peer {
         Connection::Client(client) => client.handshake_kind(),
         Connection::Server(server) => server.handshake_kind(),
     }
@@ -620,7 +631,7 @@ fn a_second_connection_resumes_the_first() {
             let kinds = [0; 3].map(|_| handshake_kind(&setting, role));
             assert_eq!(kinds, [full, resumed, resumed], "{version:?} {role:?}");
         }
-        // a client's certificate is looked at each time
+        // a client's certificate is verified each time
         let setting = Setting::new(version, true);
         let kinds = [0; 3].map(|_| handshake_kind(&setting, Role::Server));
         assert_eq!(kinds, [full; 3], "{version:?}");
@@ -628,18 +639,18 @@ fn a_second_connection_resumes_the_first() {
 }
 
 #[test]
-fn one_ticket_is_sent_and_none_with_client_certificates() {
+fn one_ticket_is_sent_but_none_with_client_certificates() {
     for (certificates, count) in [(false, 1), (true, 0)] {
         let setting = Setting::new(&version::TLS13, certificates);
-        let mut talk = setting.talk(Role::Server);
-        exchange(&mut talk, Role::Server, &answer_of(450));
-        let Connection::Client(client) = &talk.peer else { panic!("we are the server") };
+        let mut exchange = setting.exchange(Role::Server);
+        run_exchange(&mut exchange, Role::Server, &bytes_of_length(450));
+        let Connection::Client(client) = &exchange.peer else { panic!("we are the server") };
         assert_eq!(client.tls13_tickets_received(), count);
     }
 }
 
 #[test]
-fn sessions_with_patroni_are_forgotten_after_an_hour() {
+fn sessions_with_patroni_are_dropped_after_an_hour() {
     let (full, resumed) = (Some(HandshakeKind::Full), Some(HandshakeKind::Resumed));
     let hour_ms = 60 * 60 * 1_000;
     let table = [
@@ -669,76 +680,80 @@ fn garbage_is_refused_with_an_alert() {
         (b"GET / HTTP/1.0\r\n\r\n".to_vec(), Failure::Tls(TlsFailure::NotTls)),
         (vec![0x80, 0x2e, 1, 0, 2, 0, 0, 0, 0, 0], Failure::Tls(TlsFailure::NotTls)),
         (vec![0xff; 100], Failure::Tls(TlsFailure::NotTls)),
-        // a record that says it is longer than one may be
+        // a record length over the limit
         (vec![0x16, 3, 1, 0xff, 0xff, 1, 0, 0, 0], Failure::Tls(TlsFailure::Other)),
-        // a handshake message without a meaning
+        // an unknown handshake message
         (vec![0x16, 3, 1, 0, 5, 0x63, 0, 0, 1, 0], Failure::Tls(TlsFailure::Other)),
     ];
     for (role, (bytes, failure)) in ROLES.into_iter().flat_map(|r| table.clone().map(|t| (r, t))) {
         for read_max in [1, usize::MAX] {
-            let mut talk = setting.talk(role);
-            talk.wire.borrow_mut().read_max = read_max;
-            talk.wire.borrow_mut().to_us.extend(&bytes);
-            bytes.iter().for_each(|_| talk.serve());
-            let Some(End::Broken(Broken::Tls(error))) = &talk.end else {
-                panic!("{role:?} {bytes:?}: {:?}", talk.end);
+            let mut exchange = setting.exchange(role);
+            exchange.wire.borrow_mut().read_max = read_max;
+            exchange.wire.borrow_mut().inbound.extend(&bytes);
+            bytes.iter().for_each(|_| exchange.serve());
+            let Some(End::Broken(Broken::Tls(error))) = &exchange.end else {
+                panic!("{role:?} {bytes:?}: {:?}", exchange.end);
             };
             assert_eq!(error.failure, failure, "{role:?} {bytes:?}: {error}");
-            let wire = talk.wire.borrow();
+            let wire = exchange.wire.borrow();
             let alert = [0x15, 3, 3, 0, 2, 2];
-            assert!(wire.from_us.windows(6).any(|bytes| bytes == alert), "{:?}", wire.from_us);
+            assert!(wire.outbound.windows(6).any(|bytes| bytes == alert), "{:?}", wire.outbound);
         }
     }
 }
 
 #[test]
-fn any_bit_that_was_changed_on_the_way_is_noticed() {
+fn a_bit_flipped_on_the_wire_is_detected() {
     for version in VERSIONS {
         let setting = Setting::new(version, true);
         for role in ROLES {
-            let mut talk = setting.talk(role);
-            exchange(&mut talk, role, &answer_of(450));
-            let came_bytes = talk.wire.borrow().came_bytes;
-            let (ours, _) = heard_by_us(role, &answer_of(450));
-            for at in (0..came_bytes).step_by(5) {
-                let mut talk = setting.talk(role);
-                talk.wire.borrow_mut().flipped = Some(at);
-                exchange(&mut talk, role, &answer_of(450));
-                assert!(ours.starts_with(&talk.received), "{version:?} {role:?} {at}");
+            let mut exchange = setting.exchange(role);
+            run_exchange(&mut exchange, role, &bytes_of_length(450));
+            let received_bytes = exchange.wire.borrow().received_bytes;
+            let (ours, _) = expected_bytes(role, &bytes_of_length(450));
+            for at in (0..received_bytes).step_by(5) {
+                let mut exchange = setting.exchange(role);
+                exchange.wire.borrow_mut().flipped = Some(at);
+                run_exchange(&mut exchange, role, &bytes_of_length(450));
+                assert!(ours.starts_with(&exchange.received), "{version:?} {role:?} {at}");
             }
         }
     }
 }
 
 #[test]
-fn who_never_ends_a_message_is_cut_off() {
-    // a client of whom no certificate is wanted has less to say
+fn a_handshake_message_without_end_is_bounded() {
+    // without client certificates less is buffered for a client
     let table = [(Role::Server, false, 20), (Role::Server, true, 96), (Role::Client, false, 96)];
     for (role, certificates, kib_max) in table {
         let setting = Setting::new(&version::TLS13, certificates);
-        let mut talk = setting.talk(role);
+        let mut exchange = setting.exchange(role);
         // a hello of 16 MiB, in records of 16 KiB
         let kind = if matches!(role, Role::Server) { 1 } else { 2 };
         let mut hello = vec![kind, 0xff, 0xff, 0xff];
         hello.resize(16_384, 0);
-        let mut kept_bytes_most = 0;
+        let mut buffered_bytes_max = 0;
         for _ in 0..100 {
-            talk.wire.borrow_mut().to_us.extend([0x16, 3, 1, 0x40, 0]);
-            talk.wire.borrow_mut().to_us.extend(&hello);
-            talk.serve();
-            kept_bytes_most = kept_bytes_most.max(talk.stream.buffered_bytes());
+            exchange.wire.borrow_mut().inbound.extend([0x16, 3, 1, 0x40, 0]);
+            exchange.wire.borrow_mut().inbound.extend(&hello);
+            exchange.serve();
+            buffered_bytes_max = buffered_bytes_max.max(exchange.stream.buffered_bytes());
         }
-        let which = format!("{role:?} {certificates}: {kept_bytes_most}");
-        assert!(matches!(talk.end, Some(End::Broken(Broken::Tls(_)))), "{which} {:?}", talk.end);
-        assert!(kept_bytes_most <= kib_max * 1024, "{which}");
+        let which = format!("{role:?} {certificates}: {buffered_bytes_max}");
+        assert!(
+            matches!(exchange.end, Some(End::Broken(Broken::Tls(_)))),
+            "{which} {:?}",
+            exchange.end
+        );
+        assert!(buffered_bytes_max <= kib_max * 1024, "{which}");
     }
-    // never more than a part of a hello: who goes slowly is cut off by his timer
+    // an incomplete hello below the limit is kept; the handshake's deadline ends it
     let setting = Setting::new(&version::TLS13, false);
-    let mut talk = setting.talk(Role::Server);
+    let mut exchange = setting.exchange(Role::Server);
     let mut unfinished = vec![0x16, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff];
     unfinished.resize(16_384, 0);
-    talk.wire.borrow_mut().to_us.extend(&unfinished);
-    talk.serve();
-    assert_eq!(talk.end, None);
-    assert!(talk.stream.buffered_bytes() <= 20 * 1024, "{}", talk.stream.buffered_bytes());
+    exchange.wire.borrow_mut().inbound.extend(&unfinished);
+    exchange.serve();
+    assert_eq!(exchange.end, None);
+    assert!(exchange.stream.buffered_bytes() <= 20 * 1024, "{}", exchange.stream.buffered_bytes());
 }

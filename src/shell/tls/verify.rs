@@ -8,8 +8,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
-/// Takes what a CA has signed, and what `cafile` itself has in it: `openssl req -x509` makes a
-/// certificate that is its own CA, which webpki does not take for a server's.
+/// Accepts certificates that a trusted CA signed, and certificates that `cafile` itself contains:
+/// `openssl req -x509` makes a CA certificate, which webpki does not accept as a server's.
 #[derive(Debug)]
 pub(super) struct OwnOrSigned {
     pub(super) webpki: Arc<WebPkiServerVerifier>,
@@ -33,7 +33,7 @@ impl ServerCertVerifier for OwnOrSigned {
             now,
         );
         match verified {
-            // webpki looks at the validity before this, and at the name after it
+            // webpki checks the validity before this, and the name after it
             Err(Error::InvalidCertificate(why))
                 if is_ca_as_server(&why) && self.own.contains(end_entity) =>
             {
@@ -67,14 +67,14 @@ impl ServerCertVerifier for OwnOrSigned {
     }
 }
 
-/// rustls passes this error of webpki's on without a name of its own.
+/// Whether webpki reports a CA certificate as a server's: rustls has no variant for this error.
 pub(super) fn is_ca_as_server(why: &CertificateError) -> bool {
     matches!(why, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
 }
 
-/// Takes Patroni's certificate as it is: what `insecure` asks for. Whoever sits in between can
-/// show one of his own, so nothing is lost by not checking the handshake's signature either, while
-/// certificates are taken that webpki cannot read: X.509 v1, RSA of 1024 bits, P-521.
+/// Accepts any certificate of Patroni's, as `insecure` says. An attacker in the middle can present
+/// its own, so checking the handshake's signature would protect nothing. Without that check,
+/// certificates work that webpki cannot read: X.509 v1, RSA of 1024 bits, P-521.
 #[derive(Debug)]
 pub(super) struct Unchecked;
 
@@ -113,7 +113,7 @@ impl ServerCertVerifier for Unchecked {
     }
 }
 
-/// Those that rustls knows by name; a server signs with one that fits its certificate.
+/// All schemes that rustls has a name for; a server picks one that fits its certificate.
 const EVERY_SCHEME: [SignatureScheme; 16] = [
     SignatureScheme::ECDSA_NISTP256_SHA256,
     SignatureScheme::ECDSA_NISTP384_SHA384,
