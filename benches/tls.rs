@@ -1,10 +1,10 @@
-//! What TLS costs: `cargo bench --bench tls [memory] [cpu] [latency] [fetch]`; loopback only.
+//! The cost of TLS: `cargo bench --bench tls [memory] [cpu] [latency] [fetch]`; loopback only.
 //!
 //! * memory: resident bytes per idle TLS connection
-//! * cpu: the server's CPU per connection with one request, against nginx (if it is installed) with
-//!   one worker, the same certificate and an answer as long, in alternating rounds
-//! * latency: a kept connection's answers while 200 handshakes a second come in
-//! * fetch: how long an answer takes that Python's `ssl` has to give first
+//! * cpu: the server's CPU time per connection with one request, compared with nginx (if it is
+//!   installed) with one worker, the same certificate and an answer of the same length
+//! * latency: answers on a kept connection during 200 handshakes a second
+//! * fetch: the time of a fetch from Python's `ssl`
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -42,7 +42,7 @@ fn answer() -> Vec<u8> {
     json(200, &format!("{{\"filler\": \"{}\"}}", "x".repeat(450 - 14)))
 }
 
-/// The daemon with one of the certificates that were made once.
+/// The daemon with a certificate of `tests/fixtures/tls`.
 fn glue(patroni: SocketAddr, kind: &str, more: &[(&str, &str)]) -> Glue {
     let lines = [
         format!("certfile: {}", fixture(&format!("{kind}.pem"))),
@@ -87,9 +87,9 @@ fn memory() {
     }
 }
 
-// ---- CPU, beside nginx
+// ---- CPU, next to nginx
 
-/// nginx with one worker and a static answer, killed when it is dropped.
+/// nginx with one worker and a static answer, killed on drop.
 struct Nginx {
     child: Child,
     address: SocketAddr,
@@ -132,13 +132,13 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // its workers go with it
+        // its workers end with it
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let _ = self.child.wait();
     }
 }
 
-/// Nanoseconds that these processes have run.
+/// CPU time of these processes in nanoseconds.
 fn cpu_nanoseconds(processes: &[u32]) -> u64 {
     let tasks = processes.iter().flat_map(|id| fs::read_dir(format!("/proc/{id}/task")));
     let files = tasks.flatten().flatten().map(|task| task.path().join("schedstat"));
@@ -152,9 +152,9 @@ fn cpu_per_connection(config: &Arc<ClientConfig>, address: SocketAddr, ids: &[u3
     for _ in 0..CONNECTIONS_PER_ROUND {
         let mut stream = connect(config, address);
         let request = b"GET /primary HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).expect("it reads");
+        stream.write_all(request).expect("an open socket");
         let mut text = Vec::new();
-        stream.read_to_end(&mut text).expect("an answer, and a clean end");
+        stream.read_to_end(&mut text).expect("an answer and a clean end");
         assert!(text.len() > 450, "{}", String::from_utf8_lossy(&text));
         stream.conn.send_close_notify();
         let _ = stream.flush();
@@ -180,7 +180,7 @@ fn cpu() {
         if !resumes {
             config.resumption = Resumption::disabled();
         }
-        // each server has a store of its own
+        // each server needs its own store of sessions
         let other = {
             let mut other = trusting(kind, versions);
             if !resumes {
@@ -291,7 +291,7 @@ print(server.server_address[1], flush=True)
 server.serve_forever()
 "#;
 
-/// A child that is killed when it is dropped.
+/// A child process, killed on drop.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -319,21 +319,21 @@ fn fetch() {
         lines.push(("cache", "ttl: 0"));
         let glue = Glue::start(address, &lines);
         let ours = times(|| assert_eq!(glue.get("/primary").0, 200));
-        // a client that leaves acknowledging to the kernel
+        // a client that leaves acknowledgements to the kernel
         let config = Arc::new(trusting("ecdsa", BOTH));
         let plain = times(|| {
             let mut stream = connect(&config, address);
-            stream.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("it reads");
+            stream.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("an open socket");
             let _ = stream.read_to_end(&mut Vec::new());
         });
         println!(
             "fetch: from Python's {version}: {ours:.1} ms by the daemon; \
-             {plain:.1} ms by a client that acknowledges as usual"
+             {plain:.1} ms by a client without TCP_QUICKACK"
         );
     }
 }
 
-/// The median of some calls, in milliseconds.
+/// The median time of 40 calls in milliseconds.
 fn times(mut call: impl FnMut()) -> f64 {
     let mut values = Vec::new();
     for _ in 0..40 {

@@ -1,4 +1,4 @@
-//! TLS on both sides of the real binary: certificates, versions, failures by name, reloading.
+//! TLS on both sides of the real binary: certificates, versions, failures, reload.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -9,20 +9,20 @@ use std::time::Duration;
 use crate::common::standin::{Mood, StandIn, at_once, primary};
 use crate::common::strace::{name_of_call, trace};
 use crate::common::{Glue, body, config, config_file, run, status_of, wait_for};
-use crate::tls_support::patroni::{Manner, TlsPatroni, server};
+use crate::tls_support::patroni::{Ending, TlsPatroni, server};
 use crate::tls_support::{BOTH, Ca, Folder, Identity, ONLY_12, ONLY_13, TlsStream, Valid};
 use crate::tls_support::{ask, client, connect, fixture, refusal, section, self_signed_ca};
 use rustls::crypto::ring;
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, SupportedProtocolVersion};
 
-/// The daemon on TLS, with these lines of `frontend` besides.
+/// The daemon on TLS, with more lines in `frontend`.
 fn tls_glue(backend: SocketAddr, folder: &Folder, identity: &Identity, more: &[&str]) -> Glue {
     let mut lines = identity.lines(folder, "server").to_vec();
     lines.extend(more.iter().map(|line| (*line).to_owned()));
     Glue::start(backend, &section("frontend", &lines))
 }
 
-/// The lines of `backend` that speak TLS with a Patroni of this CA.
+/// The lines of `backend` for TLS with a Patroni whose certificate this CA signed.
 fn https(folder: &Folder, ca: &Ca) -> Vec<String> {
     let cafile = folder.write("patroni-ca.pem", &ca.pem);
     vec!["scheme: https".to_owned(), format!("cafile: {cafile}")]
@@ -53,7 +53,7 @@ fn all_four_combinations_of_plain_and_tls() {
 }
 
 #[test]
-fn keys_of_every_form_and_both_kinds() {
+fn rsa_and_ecdsa_keys_in_all_formats_work() {
     let patroni = StandIn::start(at_once(primary()));
     let table = [
         ("rsa.pem", "rsa.pkcs8.key"),
@@ -74,20 +74,20 @@ fn keys_of_every_form_and_both_kinds() {
 }
 
 #[test]
-fn the_chain_is_sent_and_the_backend_s_is_followed() {
+fn intermediates_are_sent_and_those_of_patroni_followed() {
     let (folder, root) = (Folder::new(), Ca::new("root"));
-    let between = root.intermediate("middle").intermediate("low");
-    let patroni = TlsPatroni::start(server(&between.issue(), BOTH, None));
+    let intermediate = root.intermediate("middle").intermediate("low");
+    let patroni = TlsPatroni::start(server(&intermediate.issue(), BOTH, None));
     let mut more = https(&folder, &root);
     let mut lines = section("backend", &more);
-    let identity = between.issue().lines(&folder, "server");
+    let identity = intermediate.issue().lines(&folder, "server");
     lines.extend(section("frontend", &identity));
     let glue = Glue::start(patroni.address, &lines);
     let config = Arc::new(client(&root.pem, BOTH, None));
     let mut stream = connect(&config, glue.address);
     assert_answers(&mut stream);
     assert_eq!(stream.conn.peer_certificates().map(<[_]>::len), Some(3));
-    // an address instead of a name, and a name that is not the host's
+    // an address instead of a name, and a name other than the host's
     for (names, line) in [(&["127.0.0.1"], None), (&["pg1.test"], Some("server-name: pg1.test"))] {
         let identity = root.issue_for(names, Valid::Now);
         let patroni = TlsPatroni::start(server(&identity, BOTH, None));
@@ -103,7 +103,7 @@ fn application_protocols_are_http_only() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = StandIn::start(at_once(primary()));
     let glue = tls_glue(patroni.address, &folder, &ca.issue(), &[]);
-    /// What is offered, and what is chosen.
+    /// The protocols that the client offers, and the one chosen.
     type Offer<'a> = (&'a [&'a [u8]], Option<&'a [u8]>);
     let offers: [Offer<'_>; 4] = [
         (&[b"h2", b"http/1.1"], Some(b"http/1.1")),
@@ -148,14 +148,14 @@ fn sessions_are_resumed_by_clients_and_with_patroni() {
         let resumed = Some(HandshakeKind::Resumed);
         assert_eq!(kinds, [Some(HandshakeKind::Full), resumed, resumed], "{versions:?}");
         let seen = patroni.wait_for_seen(3);
-        // in the order of their ends, and the daemon's own question is one of them
+        // ordered by their ends; one of them is the daemon's own fetch
         let resumed_count = seen.iter().filter(|seen| seen.resumed).count();
         assert!((1..seen.len()).contains(&resumed_count), "{seen:?}");
     }
 }
 
 #[test]
-fn patroni_s_close_notify_is_answered_at_once() {
+fn close_notify_of_patroni_is_answered_at_once() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     for versions in [ONLY_12, ONLY_13] {
         let patroni = TlsPatroni::start(server(&ca.issue(), versions, None));
@@ -164,38 +164,38 @@ fn patroni_s_close_notify_is_answered_at_once() {
             assert_eq!(glue.get(target).0, 200);
         }
         let seen = patroni.wait_for_seen(4);
-        let slowest = seen.iter().map(|seen| seen.goodbye.expect("close_notify")).max();
-        println!("close_notify came after {slowest:?} at the most");
+        let slowest = seen.iter().map(|seen| seen.closed_after.expect("close_notify")).max();
+        println!("close_notify came within {slowest:?}");
         assert!(slowest < Some(Duration::from_millis(1_500)), "{seen:?}");
     }
 }
 
 #[test]
-fn a_body_without_close_notify_is_a_cut_one() {
+fn an_answer_without_close_notify_is_cut() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = TlsPatroni::start(server(&ca.issue(), BOTH, None));
-    patroni.set_manner(Manner::Cuts);
+    patroni.set_ending(Ending::Cut);
     let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &ca)));
-    // its JSON is whole: only TLS can tell
+    // its JSON is complete: only TLS shows the cut
     let (status, text) = glue.get("/primary");
     assert_eq!(status, 503);
     assert!(text.contains("{\"error\":\"Patroni's answer was cut short\"}"), "{text}");
 }
 
 #[test]
-fn a_client_certificate_is_wanted_and_checked() {
+fn client_certificates_are_required_and_verified() {
     let (folder, ca, other) = (Folder::new(), Ca::new("root"), Ca::new("other"));
     let patroni = StandIn::start(at_once(primary()));
     let cafile = format!("cafile: {}", folder.write("clients.pem", &ca.pem));
     let mut glue = tls_glue(patroni.address, &folder, &ca.issue(), &[&cafile]);
     let (good, foreign) = (ca.issue(), other.issue());
-    let old = ca.issue_for(&["me"], Valid::Before);
+    let expired = ca.issue_for(&["me"], Valid::Before);
     for versions in [ONLY_12, ONLY_13] {
         let table = [
             (Some(&good), None),
             (None, Some("CertificateRequired|HandshakeFailure")),
             (Some(&foreign), Some("UnknownCA|UnknownCa")),
-            (Some(&old), Some("CertificateExpired")),
+            (Some(&expired), Some("CertificateExpired")),
         ];
         for (identity, alert) in table {
             let config = Arc::new(client(&ca.pem, versions, identity));
@@ -213,7 +213,7 @@ fn a_client_certificate_is_wanted_and_checked() {
 }
 
 #[test]
-fn only_13_where_only_13_is_wanted() {
+fn tls_min_version_1_3_refuses_1_2() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = StandIn::start(at_once(primary()));
     let line = "tls-min-version: TLSv1.3";
@@ -224,24 +224,24 @@ fn only_13_where_only_13_is_wanted() {
     assert!(error.contains("ProtocolVersion"), "{error}");
 }
 
-/// What the Go program's own example had, and a name its table knows besides.
+/// The list of the Go program's example, and a name that only its table has.
 const GO_CIPHERS: &str = "tls-ciphers: [TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, \
     TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, \
     TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256, \
     TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA256, TLS_FALLBACK_SCSV]";
 
 #[test]
-fn the_go_program_s_cipher_list_serves_with_warnings() {
+fn the_go_programs_cipher_list_works_with_warnings() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = StandIn::start(at_once(primary()));
     let lines = ["tls-min-version: TLSv1.1", GO_CIPHERS];
     let mut glue = tls_glue(patroni.address, &folder, &ca.issue(), &lines);
     glue.wait_for_line("frontend.tls-min-version: TLS below 1.2 is not supported; using TLSv1.2");
     for kind in ["ECDSA", "RSA"] {
-        let warning = format!("TLS_ECDHE_{kind}_WITH_AES_128_CBC_SHA256 is not spoken");
+        let warning = format!("TLS_ECDHE_{kind}_WITH_AES_128_CBC_SHA256 is not supported");
         assert_eq!(glue.lines_with(&warning).len(), 1, "{warning}");
     }
-    assert_eq!(glue.lines_with("TLS_FALLBACK_SCSV is no cipher suite, but a signal").len(), 1);
+    assert_eq!(glue.lines_with("TLS_FALLBACK_SCSV is not a cipher suite").len(), 1);
     let known: [(&[&SupportedProtocolVersion], ProtocolVersion, &[CipherSuite]); 2] = [
         (
             ONLY_12,
@@ -251,7 +251,7 @@ fn the_go_program_s_cipher_list_serves_with_warnings() {
                 CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
             ],
         ),
-        // TLS 1.3's suites are not configured in Go
+        // Go does not let TLS 1.3's suites be configured
         (
             ONLY_13,
             ProtocolVersion::TLSv1_3,
@@ -268,7 +268,7 @@ fn the_go_program_s_cipher_list_serves_with_warnings() {
 }
 
 #[test]
-fn what_is_wrong_with_files_and_names_is_one_line_at_the_start() {
+fn wrong_files_and_names_end_the_start_with_one_line() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let [cert, key] = ca.issue().lines(&folder, "server");
     let [_, other_key] = ca.issue().lines(&folder, "other");
@@ -280,13 +280,13 @@ fn what_is_wrong_with_files_and_names_is_one_line_at_the_start() {
         |line: &str, name: &str| line.replace("server.pem", name).replace("server.key", name);
     let rows: Vec<(Vec<String>, &str)> = vec![
         (vec![cert.clone(), other_key.clone()], "other.key"),
-        (vec![file(&cert, "empty.pem"), key.clone()], "empty.pem: no certificate in it"),
-        (vec![cert.clone(), file(&key, "empty.pem")], "empty.pem: no private key in it"),
+        (vec![file(&cert, "empty.pem"), key.clone()], "empty.pem: no certificate found"),
+        (vec![cert.clone(), file(&key, "empty.pem")], "empty.pem: no private key found"),
         (vec![file(&cert, "broken.pem"), key.clone()], &broken),
         (vec![cert.clone(), file(&key, "missing.pem")], &missing),
         (vec![file(&cert, "server.pem/x"), key.clone()], "server.pem/x"),
-        (vec![cert.replace("pem", "key"), key.clone()], "server.key: no certificate in it"),
-        (vec![cert.clone(), cert.replace("cert", "key")], "server.pem: no private key in it"),
+        (vec![cert.replace("pem", "key"), key.clone()], "server.key: no certificate found"),
+        (vec![cert.clone(), cert.replace("cert", "key")], "server.pem: no private key found"),
         (vec![cert.clone(), key.clone(), format!("cafile: {empty}")], "empty.pem"),
         (vec![cert.clone(), key.clone(), format!("cafile: {broken}")], "broken.pem"),
         (vec![cert.clone()], "keyfile is missing"),
@@ -294,7 +294,7 @@ fn what_is_wrong_with_files_and_names_is_one_line_at_the_start() {
         (vec![cert.clone(), key.clone(), "tls-ciphers: [NULL_MD6]".into()], "NULL_MD6"),
         (
             vec![cert, key, "tls-ciphers: [TLS_RSA_WITH_AES_128_CBC_SHA]".into()],
-            "none of these is spoken",
+            "none of these cipher suites is supported",
         ),
     ];
     for (lines, why) in rows {
@@ -311,7 +311,7 @@ fn what_is_wrong_with_files_and_names_is_one_line_at_the_start() {
     }
 }
 
-/// A backend that says the same to everybody, whatever it is sent.
+/// A backend that sends the same bytes on each connection.
 fn parrot(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("it");
@@ -325,7 +325,7 @@ fn parrot(bytes: &'static [u8]) -> SocketAddr {
 }
 
 #[test]
-fn every_failure_of_the_backend_s_tls_is_named() {
+fn failures_of_tls_with_patroni_are_named() {
     let (folder, ca, other) = (Folder::new(), Ca::new("root"), Ca::new("other"));
     let names = ["127.0.0.1"];
     let start = |config| TlsPatroni::start(config).address;
@@ -358,7 +358,7 @@ fn every_failure_of_the_backend_s_tls_is_named() {
         let line = glue.wait_for_line("no TLS with Patroni: ");
         assert!(line.ends_with(" (1 times)") && !line.contains(":  ("), "{line}");
     }
-    // the public roots did not sign it, insecure does not ask, and a client certificate is shown
+    // public roots, `insecure`, and a client certificate
     let address = start(server(&ca.issue(), BOTH, None));
     let glue = Glue::start(address, &[("backend", "scheme: https")]);
     assert!(glue.get("/primary").1.contains("not signed by a trusted CA"));
@@ -376,7 +376,7 @@ fn every_failure_of_the_backend_s_tls_is_named() {
     }
 }
 
-/// With a key that fits none of its cipher suites, as far as TLS 1.2 goes.
+/// A TLS 1.2 server whose key fits none of its cipher suites.
 fn server_of_rsa_suites(identity: &Identity) -> ServerConfig {
     let mut provider = ring::default_provider();
     provider.cipher_suites.retain(|suite| {
@@ -389,9 +389,9 @@ fn server_of_rsa_suites(identity: &Identity) -> ServerConfig {
 }
 
 #[test]
-fn who_does_not_shake_hands_is_named() {
+fn a_handshake_that_does_not_complete_is_named() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
-    // a Patroni without TLS, which waits for the end of a line that never comes
+    // a Patroni without TLS waits for the end of a line
     let plain = StandIn::start(at_once(primary()));
     let table = [
         (plain.address, "did not complete the TLS handshake in time; is backend.scheme right?"),
@@ -408,7 +408,7 @@ fn who_does_not_shake_hands_is_named() {
 }
 
 #[test]
-fn patroni_s_own_certificate_may_be_the_cafile() {
+fn cafile_may_be_the_certificate_of_patroni() {
     let (folder, other) = (Folder::new(), Ca::new("other"));
     let me = ["localhost", "127.0.0.1"];
     let table = [
@@ -423,7 +423,7 @@ fn patroni_s_own_certificate_may_be_the_cafile() {
         let lines = [("backend", "scheme: https"), ("backend", &cafile)];
         let (_, text) = Glue::start(patroni.address, &lines).get("/primary");
         assert!(body(&text).contains(expected), "{expected}: {text}");
-        // it is nobody else's root
+        // another cafile does not accept it
         let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &other)));
         let text = glue.get("/primary").1;
         let is_valid = expected.contains("role") || expected.contains("name");
@@ -432,7 +432,7 @@ fn patroni_s_own_certificate_may_be_the_cafile() {
 }
 
 #[test]
-fn certificates_are_exchanged_while_running() {
+fn a_reload_replaces_certificates() {
     let folder = Folder::new();
     let (first, second) = (Ca::new("first"), Ca::new("second"));
     let patroni = TlsPatroni::start(server(&second.issue(), BOTH, None));
@@ -445,10 +445,10 @@ fn certificates_are_exchanged_while_running() {
     let mut glue = Glue::start(patroni.address, &more);
     let trusting = |ca: &Ca| Arc::new(client(&ca.pem, BOTH, None));
     let mut kept = connect(&trusting(&first), glue.address);
-    // the backend's CA is the wrong one still
+    // the backend's CA is still the wrong one
     assert_eq!(status_of(&ask(&mut kept, "/primary").expect("an answer")), 503);
 
-    // half of an exchange, a key without its certificate, is none
+    // a new key with the previous certificate is not loaded
     second.issue().lines(&folder, "server");
     let good = std::fs::read_to_string(folder.path("server.key")).expect("it");
     first.issue().lines(&folder, "server");
@@ -466,7 +466,7 @@ fn certificates_are_exchanged_while_running() {
     folder.write("patroni-ca.pem", &second.pem);
     glue.signal("HUP");
     glue.wait_for_line(" reloaded /");
-    // what went wrong before is remembered for a second; who came with the old one goes on
+    // a failure is remembered for a second; open connections keep the previous certificate
     let mut newest = connect(&trusting(&second), glue.address);
     for stream in [&mut newest, &mut kept, &mut fresh] {
         wait_for("Patroni's answer", || {
@@ -479,7 +479,7 @@ fn certificates_are_exchanged_while_running() {
 }
 
 #[test]
-fn a_fetch_that_begins_again_on_a_reload_speaks_the_new_tls() {
+fn a_fetch_restarted_by_a_reload_uses_the_new_tls() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let silent = StandIn::start(Mood::Silent);
     let next = TlsPatroni::start(server(&ca.issue(), BOTH, None));
@@ -498,47 +498,47 @@ fn a_fetch_that_begins_again_on_a_reload_speaks_the_new_tls() {
 }
 
 #[test]
-fn the_clients_ca_is_exchanged_while_running() {
+fn a_reload_replaces_the_ca_of_clients() {
     let folder = Folder::new();
     let (ca, first, second) = (Ca::new("root"), Ca::new("first"), Ca::new("second"));
     let patroni = StandIn::start(at_once(primary()));
     let cafile = format!("cafile: {}", folder.write("clients.pem", &first.pem));
     let mut glue = tls_glue(patroni.address, &folder, &ca.issue(), &[&cafile]);
     let with = |identity: &Identity| Arc::new(client(&ca.pem, BOTH, Some(identity)));
-    let (old, new) = (with(&first.issue()), with(&second.issue()));
-    let mut kept = connect(&old, glue.address);
+    let (previous, new) = (with(&first.issue()), with(&second.issue()));
+    let mut kept = connect(&previous, glue.address);
     assert_answers(&mut kept);
     assert!(refusal(&mut connect(&new, glue.address)).contains("UnknownC"));
 
-    // a file that is empty, and one that is gone, change nothing
+    // an empty file and a missing one change nothing
     folder.write("clients.pem", "");
     glue.signal("HUP");
     let line = glue.wait_for_line("not reloaded: ");
-    assert!(line.contains("frontend.cafile") && line.contains("no certificate in it"), "{line}");
+    assert!(line.contains("frontend.cafile") && line.contains("no certificate found"), "{line}");
     std::fs::remove_file(folder.path("clients.pem")).expect("it was there");
     glue.signal("HUP");
     wait_for("another line", || (glue.lines_with("not reloaded: ").len() == 2).then_some(()));
     let line = glue.lines_with("not reloaded: ").remove(1);
     assert!(line.contains("clients.pem: No such file"), "{line}");
-    assert_answers(&mut connect(&old, glue.address));
+    assert_answers(&mut connect(&previous, glue.address));
 
     folder.write("clients.pem", &second.pem);
     glue.signal("HUP");
     glue.wait_for_line(" reloaded /");
     assert_answers(&mut connect(&new, glue.address));
-    assert!(refusal(&mut connect(&old, glue.address)).contains("UnknownC"));
-    // who came before goes on
+    assert!(refusal(&mut connect(&previous, glue.address)).contains("UnknownC"));
+    // open connections go on
     assert_answers(&mut kept);
 }
 
-/// Patroni's two session tickets and its answer are small writes under Nagle's algorithm: without
-/// this, each waits for our kernel's delayed acknowledgement of the one before.
+/// Patroni's two session tickets and its answer are small writes under Nagle's algorithm: each
+/// would wait for our kernel's delayed acknowledgement of the previous one.
 #[test]
-fn what_patroni_sends_after_the_request_is_acknowledged_at_once() {
+fn bytes_after_the_request_are_acknowledged_at_once() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = TlsPatroni::start(server(&ca.issue(), ONLY_13, None));
     let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &ca)));
-    // the daemon's own question has been answered
+    // the daemon's own fetch has ended
     patroni.wait_for_seen(1);
     let Some(text) = trace(&glue, || assert_eq!(glue.get("/health").0, 200)) else { return };
     let lines: Vec<&str> = text.lines().collect();
@@ -562,7 +562,7 @@ fn what_patroni_sends_after_the_request_is_acknowledged_at_once() {
 }
 
 #[test]
-fn a_client_that_has_said_all_is_answered_and_costs_nothing_meanwhile() {
+fn a_client_waiting_after_close_notify_costs_no_cpu() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = StandIn::start(Mood::Delays(Duration::from_millis(600), primary()));
     let glue = tls_glue(patroni.address, &folder, &ca.issue(), &[]);

@@ -1,6 +1,6 @@
-//! The tools operators have speak with the TLS port: curl, `openssl s_client` and sslscan.
+//! curl, `openssl s_client` and sslscan against the TLS port.
 //!
-//! HAProxy's `check-ssl` does so in the real cluster's test, with client certificates.
+//! HAProxy's `check-ssl` is tested with the real cluster, with client certificates.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -10,15 +10,15 @@ use crate::common::standin::{StandIn, at_once, primary};
 use crate::common::{Glue, body, config, config_file, run};
 use crate::tls_support::{Ca, Folder, section};
 
-struct House {
+struct Setup {
     folder: Folder,
     ca: Ca,
     glue: Glue,
     _patroni: StandIn,
 }
 
-/// The daemon on TLS; with `client_ca`, client certificates are wanted.
-fn house(client_ca: bool) -> House {
+/// The daemon on TLS; with `client_ca`, client certificates are required.
+fn setup(client_ca: bool) -> Setup {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = StandIn::start(at_once(primary()));
     let cafile = folder.write("ca.pem", &ca.pem);
@@ -28,35 +28,35 @@ fn house(client_ca: bool) -> House {
     }
     ca.issue().lines(&folder, "client");
     let glue = Glue::start(patroni.address, &section("frontend", &lines));
-    House { folder, ca, glue, _patroni: patroni }
+    Setup { folder, ca, glue, _patroni: patroni }
 }
 
-/// What a tool printed, with this on its standard input; `None`: it is not here.
+/// The output of a tool, with `input` on its standard input; `None` if it is not installed.
 fn tool(name: &str, arguments: &[&str], input: &[u8]) -> Option<String> {
     let mut command = Command::new(name);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let Ok(mut child) = command.spawn() else {
-        assert!(std::env::var_os("CI").is_none(), "CI has {name}");
-        eprintln!("skipped: {name} is not here");
+        assert!(std::env::var_os("CI").is_none(), "{name} is missing in CI");
+        eprintln!("skipped: {name} is not installed");
         return None;
     };
     let mut stdin = child.stdin.take().expect("a pipe");
     // the tool may have ended before it reads
     let _ = stdin.write_all(input);
     drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
+    let output = child.wait_with_output().expect("an exit code");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Some(text(&output.stdout) + &text(&output.stderr))
 }
 
-impl House {
-    /// The name the certificates bear, with the port.
-    fn connect(&self) -> String {
+impl Setup {
+    /// The name in the certificates, with the port.
+    fn authority(&self) -> String {
         format!("localhost:{}", self.glue.address.port())
     }
 }
 
-/// `openssl s_server`, which answers with the files of a folder; ended when it is dropped.
+/// `openssl s_server`, which serves the files of a folder; killed on drop.
 struct Server {
     child: Child,
     address: SocketAddr,
@@ -69,11 +69,11 @@ impl Server {
         command.args(["s_server", "-accept", "127.0.0.1:0", "-HTTP", "-http_server_binmode"]);
         command.args(arguments).current_dir(folder.path(""));
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("it was here before");
+        let mut child = command.spawn().expect("installed");
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
         let line = stdout.lines().map_while(Result::ok).find(|line| line.starts_with("ACCEPT "));
         let address = line.as_deref().and_then(|line| line.strip_prefix("ACCEPT "));
-        let address = address.and_then(|text| text.parse().ok()).expect("where it listens");
+        let address = address.and_then(|text| text.parse().ok()).expect("an address");
         Server { child, address }
     }
 }
@@ -85,9 +85,9 @@ impl Drop for Server {
     }
 }
 
-/// Self-signed certificates that webpki refuses to read or whose signatures ring cannot check.
+/// Self-signed certificates that webpki cannot read or whose signatures ring cannot verify.
 #[test]
-fn insecure_takes_any_certificate_of_patroni_s() {
+fn insecure_accepts_any_certificate_of_patroni() {
     let folder = Folder::new();
     let [cert, key, request] = ["odd.pem", "odd.key", "odd.csr"].map(|name| folder.path(name));
     let make = ["req", "-x509", "-nodes", "-days", "9", "-subj", "/CN=odd", "-keyout", &key];
@@ -95,24 +95,24 @@ fn insecure_takes_any_certificate_of_patroni_s() {
         &["-newkey", "rsa:1024"],
         &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-521"],
         &["-newkey", "ed448"],
-        // no extension, and so the first version of X.509
+        // without extensions: X.509 version 1
         &["-newkey", "rsa:2048"],
     ];
     for (at, kind) in kinds.into_iter().enumerate() {
-        let is_first_version = at == 3;
+        let is_version_1 = at == 3;
         let arguments = [&make[..], kind, &["-out", &cert]].concat();
         if tool("openssl", &arguments, b"").is_none() {
             return;
         }
-        if is_first_version {
+        if is_version_1 {
             let ask = ["req", "-new", "-key", &key, "-subj", "/CN=odd", "-out", &request];
-            tool("openssl", &ask, b"").expect("it was here before");
+            tool("openssl", &ask, b"").expect("installed");
             let sign = ["x509", "-req", "-in", &request, "-signkey", &key, "-out", &cert];
-            tool("openssl", &sign, b"").expect("it was here before");
+            tool("openssl", &sign, b"").expect("installed");
             let text = tool("openssl", &["x509", "-in", &cert, "-noout", "-text"], b"");
             assert!(text.is_some_and(|text| text.contains("Version: 1 (0x0)")));
         }
-        // to TLS 1.2 those of other curves belong to cipher suites that rustls does not know
+        // in TLS 1.2 other curves belong to cipher suites that rustls does not have
         let versions = ["-tls1_3", "-tls1_2"];
         let known_count = if kind[1].starts_with("rsa") { 2 } else { 1 };
         for version in &versions[..known_count] {
@@ -128,23 +128,23 @@ fn insecure_takes_any_certificate_of_patroni_s() {
 }
 
 #[test]
-fn keys_that_cannot_be_used_are_named() {
+fn unsupported_keys_are_named() {
     let folder = Folder::new();
     let [cert, key] = Ca::new("root").issue().lines(&folder, "server");
     let path = folder.path("server.key");
-    let not_these = "the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519";
-    let encrypted = "an encrypted key is not supported";
+    let unsupported = "the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519";
+    let encrypted = "encrypted keys are not supported";
     let rsa = ["genpkey", "-algorithm", "RSA", "-out", &path];
     let curve = ["genpkey", "-algorithm", "EC", "-out", &path, "-pkeyopt"];
     let password = ["-aes256", "-pass", "pass:word"];
-    let older = ["genrsa", "-traditional", "-aes256", "-passout", "pass:word", "-out", &path];
+    let traditional = ["genrsa", "-traditional", "-aes256", "-passout", "pass:word", "-out", &path];
     let table = [
-        ([&rsa[..], &["-pkeyopt", "rsa_keygen_bits:1024"]].concat(), not_these),
-        ([&curve[..], &["ec_paramgen_curve:P-521"]].concat(), not_these),
-        ([&curve[..], &["ec_paramgen_curve:secp256k1"]].concat(), not_these),
-        (vec!["genpkey", "-algorithm", "ED448", "-out", &path], not_these),
+        ([&rsa[..], &["-pkeyopt", "rsa_keygen_bits:1024"]].concat(), unsupported),
+        ([&curve[..], &["ec_paramgen_curve:P-521"]].concat(), unsupported),
+        ([&curve[..], &["ec_paramgen_curve:secp256k1"]].concat(), unsupported),
+        (vec!["genpkey", "-algorithm", "ED448", "-out", &path], unsupported),
         ([&rsa[..], &password].concat(), encrypted),
-        (older.to_vec(), encrypted),
+        (traditional.to_vec(), encrypted),
     ];
     let text = config("127.0.0.1", 1, &[("frontend", &cert), ("frontend", &key)]);
     let file = config_file(&text);
@@ -160,29 +160,29 @@ fn keys_that_cannot_be_used_are_named() {
 }
 
 #[test]
-fn curl_speaks_both_versions_and_shows_its_certificate() {
+fn curl_uses_both_versions_and_a_client_certificate() {
     for client_ca in [false, true] {
-        let house = house(client_ca);
-        let url = format!("https://{}/primary", house.connect());
-        let ca = house.folder.path("ca.pem");
-        assert!(!house.ca.pem.is_empty());
+        let setup = setup(client_ca);
+        let url = format!("https://{}/primary", setup.authority());
+        let ca = setup.folder.path("ca.pem");
+        assert!(!setup.ca.pem.is_empty());
         for version in ["1.2", "1.3"] {
             let mut arguments = vec!["-sS", "--ipv4", "--max-time", "20", "--tls-max", version];
             arguments.extend(["--cacert", &ca, "-w", " %{http_code}", &url]);
             let Some(text) = tool("curl", &arguments, b"") else { return };
             assert_eq!(text.ends_with("} 200"), !client_ca, "TLS {version}: {text}");
-            let (cert, key) = (house.folder.path("client.pem"), house.folder.path("client.key"));
+            let (cert, key) = (setup.folder.path("client.pem"), setup.folder.path("client.key"));
             arguments.extend(["--cert", &cert, "--key", &key]);
-            let text = tool("curl", &arguments, b"").expect("it was here before");
+            let text = tool("curl", &arguments, b"").expect("installed");
             assert!(text.ends_with("} 200"), "TLS {version}: {text}");
         }
     }
 }
 
 #[test]
-fn sslscan_finds_nothing_weak() {
-    let house = house(false);
-    let arguments = ["--ipv4", "--no-colour", &house.connect()];
+fn sslscan_finds_no_weakness() {
+    let setup = setup(false);
+    let arguments = ["--ipv4", "--no-colour", &setup.authority()];
     let Some(text) = tool("sslscan", &arguments, b"") else { return };
     let expected = [
         "SSLv2     disabled",
@@ -196,51 +196,52 @@ fn sslscan_finds_nothing_weak() {
         "TLSv1.3 not vulnerable to heartbleed",
     ];
     for line in expected {
-        assert!(text.lines().any(|said| said == line), "{line}: {text}");
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
     }
     assert!(!text.contains("Compression enabled"), "{text}");
-    // forward secrecy and authenticated encryption, all of them
+    // all suites have forward secrecy and authenticated encryption
     let suites =
         text.lines().filter(|line| line.starts_with("Preferred ") || line.starts_with("Accepted "));
     let suites: Vec<&str> = suites.filter_map(|line| line.split_whitespace().nth(4)).collect();
     assert_eq!(suites.len(), 6, "{text}");
     for suite in suites {
-        let secret = ["TLS_", "ECDHE-"].iter().any(|kind| suite.starts_with(kind));
-        let sealed = ["_GCM_", "-GCM-", "CHACHA20"].iter().any(|kind| suite.contains(kind));
-        assert!(secret && sealed, "{suite}: {text}");
+        let has_forward_secrecy = ["TLS_", "ECDHE-"].iter().any(|kind| suite.starts_with(kind));
+        let is_authenticated =
+            ["_GCM_", "-GCM-", "CHACHA20"].iter().any(|kind| suite.contains(kind));
+        assert!(has_forward_secrecy && is_authenticated, "{suite}: {text}");
     }
 }
 
 #[test]
-fn openssl_shows_a_client_certificate() {
-    let house = house(true);
-    let (ca, connect) = (house.folder.path("ca.pem"), house.connect());
-    let (cert, key) = (house.folder.path("client.pem"), house.folder.path("client.key"));
+fn openssl_presents_a_client_certificate() {
+    let setup = setup(true);
+    let (ca, connect) = (setup.folder.path("ca.pem"), setup.authority());
+    let (cert, key) = (setup.folder.path("client.pem"), setup.folder.path("client.key"));
     let common = ["s_client", "-4", "-connect", &connect, "-CAfile", &ca, "-ign_eof"];
     let request = b"GET /primary HTTP/1.0\r\n\r\n";
     for version in ["-tls1_2", "-tls1_3"] {
         let without = [&common[..], &[version]].concat();
         let Some(text) = tool("openssl", &without, request) else { return };
-        // TLS 1.2 has no alert of its own for it
-        let is_told =
+        // TLS 1.2 has no alert of its own for a missing certificate
+        let is_refused =
             text.contains("alert handshake failure") || text.contains("alert certificate required");
-        assert!(is_told && !text.contains("HTTP/1.1"), "{version}: {text}");
+        assert!(is_refused && !text.contains("HTTP/1.1"), "{version}: {text}");
         let with = [&without[..], &["-cert", &cert, "-key", &key]].concat();
-        let text = tool("openssl", &with, request).expect("it was here before");
+        let text = tool("openssl", &with, request).expect("installed");
         assert!(text.contains("HTTP/1.1 200 OK"), "{version}: {text}");
         assert!(text.contains("Acceptable client certificate CA names"), "{version}: {text}");
     }
-    // each time anew: who resumes would not show it
+    // no session is resumed: resuming would skip verification
     let arguments = [&common[..6], &["-tls1_2", "-reconnect", "-cert", &cert, "-key", &key]];
-    let text = tool("openssl", &arguments.concat(), b"").expect("it was here before");
+    let text = tool("openssl", &arguments.concat(), b"").expect("installed");
     let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
     assert_eq!((count("New, "), count("Reused, ")), (6, 0), "{text}");
 }
 
 #[test]
-fn openssl_speaks_both_versions_and_resumes() {
-    let mut house = house(false);
-    let (ca, connect) = (house.folder.path("ca.pem"), house.connect());
+fn openssl_uses_both_versions_and_resumes() {
+    let mut setup = setup(false);
+    let (ca, connect) = (setup.folder.path("ca.pem"), setup.authority());
     let common = ["s_client", "-4", "-connect", &connect, "-CAfile", &ca, "-verify_return_error"];
     let request = b"GET /primary HTTP/1.0\r\n\r\n";
     for version in ["-tls1_2", "-tls1_3"] {
@@ -251,11 +252,11 @@ fn openssl_speaks_both_versions_and_resumes() {
         }
     }
     let arguments = [&common[..], &["-tls1_2", "-reconnect"]].concat();
-    let text = tool("openssl", &arguments, b"").expect("it was here before");
+    let text = tool("openssl", &arguments, b"").expect("installed");
     let count = |word: &str| text.lines().filter(|line| line.starts_with(word)).count();
     assert_eq!((count("New, "), count("Reused, ")), (1, 5), "{text}");
     let arguments = [&common[..], &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]].concat();
-    let text = tool("openssl", &arguments, b"").expect("it was here before");
+    let text = tool("openssl", &arguments, b"").expect("installed");
     assert!(text.contains(" alert ") && !text.contains("New, TLSv1.1"), "{text}");
-    house.glue.wait_for_line("no TLS with 127.0.0.1: no TLS version in common (1 times)");
+    setup.glue.wait_for_line("no TLS with 127.0.0.1: no TLS version in common (1 times)");
 }

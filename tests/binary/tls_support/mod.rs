@@ -1,4 +1,4 @@
-//! What the TLS tests share: certificates of every kind, a client, and Patroni's stand-in on TLS.
+//! Shared by the TLS tests: certificates, a client, and Patroni's stand-in on TLS.
 #![allow(dead_code)] // each test file uses its own part
 
 pub mod patroni;
@@ -24,12 +24,12 @@ use crate::common::PATIENCE;
 /// A certificate authority that lives as long as the test.
 pub struct Ca {
     pub pem: String,
-    /// The certificates between a leaf and the root, in the order they are sent.
-    between: String,
+    /// The intermediate certificates, in the order in which they are sent.
+    intermediates: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate with those between it and the root, and its key.
+/// A certificate with its intermediates, and its key.
 #[derive(Clone)]
 pub struct Identity {
     pub chain: String,
@@ -49,7 +49,7 @@ impl Ca {
         let key = KeyPair::generate().expect("a key");
         let params = ca_params(name);
         let pem = params.self_signed(&key).expect("a certificate").pem();
-        Ca { pem, between: String::new(), issuer: Issuer::new(params, key) }
+        Ca { pem, intermediates: String::new(), issuer: Issuer::new(params, key) }
     }
 
     /// A CA signed by this one.
@@ -57,11 +57,11 @@ impl Ca {
         let key = KeyPair::generate().expect("a key");
         let params = ca_params(name);
         let pem = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
-        let between = format!("{pem}{}", self.between);
-        Ca { pem: self.pem.clone(), between, issuer: Issuer::new(params, key) }
+        let intermediates = format!("{pem}{}", self.intermediates);
+        Ca { pem: self.pem.clone(), intermediates, issuer: Issuer::new(params, key) }
     }
 
-    /// For this machine, valid now.
+    /// A certificate for this machine that is valid now.
     pub fn issue(&self) -> Identity {
         self.issue_for(&["localhost", "127.0.0.1"], Valid::Now)
     }
@@ -75,7 +75,10 @@ impl Ca {
             (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
         params.extended_key_usages = vec![server, client];
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
-        Identity { chain: format!("{}{}", leaf.pem(), self.between), key: key.serialize_pem() }
+        Identity {
+            chain: format!("{}{}", leaf.pem(), self.intermediates),
+            key: key.serialize_pem(),
+        }
     }
 }
 
@@ -91,8 +94,7 @@ fn leaf_params(names: &[&str], valid: Valid) -> CertificateParams {
     params
 }
 
-/// A certificate that signed itself and may sign others, as `openssl req -x509` makes it; the
-/// root of its own, with its key.
+/// A self-signed CA certificate with its key, as `openssl req -x509` makes it.
 pub fn self_signed_ca(names: &[&str], valid: Valid) -> Identity {
     let key = KeyPair::generate().expect("a key");
     let mut params = leaf_params(names, valid);
@@ -119,7 +121,7 @@ impl Identity {
         PrivateKeyDer::from_pem_slice(self.key.as_bytes()).expect("a key")
     }
 
-    /// The two lines of configuration that name it, with its files in `folder`.
+    /// Writes both files to `folder` and returns the two lines of configuration that name them.
     pub fn lines(&self, folder: &Folder, name: &str) -> [String; 2] {
         let chain = folder.write(&format!("{name}.pem"), &self.chain);
         let key = folder.write(&format!("{name}.key"), &self.key);
@@ -127,7 +129,7 @@ impl Identity {
     }
 }
 
-/// A folder for files, removed with them.
+/// A temporary folder, removed with its files.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -156,7 +158,7 @@ impl Drop for Folder {
     }
 }
 
-/// A file that was made once, of the forms only openssl writes.
+/// A file of `tests/fixtures/tls`, in formats that only openssl writes.
 pub fn fixture(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
     path.display().to_string()
@@ -195,9 +197,9 @@ pub fn client(
 
 pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
-/// Connects; the handshake comes with the first bytes.
+/// Connects; the handshake begins with the first read or write.
 pub fn connect(config: &Arc<ClientConfig>, address: SocketAddr) -> TlsStream {
-    let socket = TcpStream::connect(address).expect("it listens");
+    let socket = TcpStream::connect(address).expect("a listener");
     socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     socket.set_nodelay(true).expect("no delay");
     let name = ServerName::try_from("localhost").expect("a name");
@@ -207,19 +209,19 @@ pub fn connect(config: &Arc<ClientConfig>, address: SocketAddr) -> TlsStream {
 
 /// One request on a kept connection, and its response.
 pub fn ask(stream: &mut (impl Read + Write), target: &str) -> std::io::Result<String> {
-    // where this fails, why is there to be read
+    // if this fails, reading returns the cause
     let _ = write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
     let _ = stream.flush();
     read_answer(stream)
 }
 
-/// Why there is no answer: the server's alert, or what is wrong with the server.
+/// The cause of a refused handshake: the server's alert, or our own verification error.
 pub fn refusal(stream: &mut TlsStream) -> String {
-    let error = ask(stream, "/primary").expect_err("it is refused");
+    let error = ask(stream, "/primary").expect_err("a refusal");
     if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) {
         return error.to_string();
     }
-    // writing failed first; the alert is there to be read
+    // writing failed first; the alert can still be read
     while stream.conn.read_tls(&mut stream.sock).is_ok_and(|count| count > 0) {
         if let Err(error) = stream.conn.process_new_packets() {
             return error.to_string();

@@ -1,4 +1,4 @@
-//! Patroni's stand-in on TLS: ends as Patroni does, and waits for the peer's close_notify.
+//! Patroni's stand-in on TLS: sends close_notify and waits for the peer's, as Patroni does.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,37 +14,37 @@ use super::{Identity, roots};
 use crate::common::standin::primary;
 use crate::common::{PATIENCE, wait_for};
 
-/// A server of one thread per connection.
+/// A server with one thread per connection.
 pub struct TlsPatroni {
     pub address: SocketAddr,
     shared: Arc<Mutex<Shared>>,
 }
 
-/// How it ends an answer.
+/// How the server ends an answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
-    /// Sends close_notify and waits for ours.
-    Closes,
-    /// Ends without close_notify: what was said may be cut.
-    Cuts,
+pub enum Ending {
+    /// Sends close_notify and waits for the client's.
+    CloseNotify,
+    /// Ends without close_notify.
+    Cut,
 }
 
 struct Shared {
-    manner: Manner,
+    ending: Ending,
     pause: Duration,
     seen: Vec<Seen>,
 }
 
-/// One connection as it was seen here.
+/// One connection, as the server saw it.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub resumed: bool,
     pub has_certificate: bool,
-    /// How long the peer's close_notify took to come, if it came.
-    pub goodbye: Option<Duration>,
+    /// Time until the peer's close_notify, if it came.
+    pub closed_after: Option<Duration>,
 }
 
-/// A server's configuration, with client certificates of `ca` required.
+/// A server's configuration; with `ca`, clients must present a certificate of that CA.
 pub fn server(
     identity: &Identity,
     versions: &[&'static SupportedProtocolVersion],
@@ -70,8 +70,8 @@ impl TlsPatroni {
     pub fn start(config: ServerConfig) -> TlsPatroni {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let manner = Manner::Closes;
-        let shared = Shared { manner, pause: Duration::ZERO, seen: Vec::new() };
+        let ending = Ending::CloseNotify;
+        let shared = Shared { ending, pause: Duration::ZERO, seen: Vec::new() };
         let shared = Arc::new(Mutex::new(shared));
         let (config, server) = (Arc::new(config), Arc::clone(&shared));
         thread::spawn(move || {
@@ -83,11 +83,11 @@ impl TlsPatroni {
         TlsPatroni { address, shared }
     }
 
-    pub fn set_manner(&self, manner: Manner) {
-        self.shared.lock().expect("no panic").manner = manner;
+    pub fn set_ending(&self, ending: Ending) {
+        self.shared.lock().expect("no panic").ending = ending;
     }
 
-    /// Between request and answer.
+    /// Sets the time between request and answer.
     pub fn set_pause(&self, pause: Duration) {
         self.shared.lock().expect("no panic").pause = pause;
     }
@@ -117,28 +117,28 @@ fn serve(
             count => request.extend_from_slice(&piece[..count]),
         }
     }
-    let (manner, pause) = {
+    let (ending, pause) = {
         let shared = shared.lock().expect("no panic");
-        (shared.manner, shared.pause)
+        (shared.ending, shared.pause)
     };
     thread::sleep(pause);
     let text = String::from_utf8(primary()).expect("text");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
     stream.write_all(format!("{head}\r\n\r\n").as_bytes())?;
     stream.flush()?;
-    // cut where a reader that does not look for close_notify sees whole JSON
+    // without close_notify the answer is cut, although its JSON is complete
     stream.write_all(body.as_bytes())?;
     stream.flush()?;
-    let mut goodbye = None;
-    if manner == Manner::Closes {
+    let mut closed_after = None;
+    if ending == Ending::CloseNotify {
         stream.conn.send_close_notify();
         stream.flush()?;
         let begun = Instant::now();
-        goodbye = matches!(stream.read(&mut piece), Ok(0)).then(|| begun.elapsed());
+        closed_after = matches!(stream.read(&mut piece), Ok(0)).then(|| begun.elapsed());
     }
     let has_certificate = session.peer_certificates().is_some();
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
-    let seen = Seen { resumed, has_certificate, goodbye };
+    let seen = Seen { resumed, has_certificate, closed_after };
     shared.lock().expect("no panic").seen.push(seen);
     Ok(())
 }
