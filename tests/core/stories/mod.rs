@@ -59,11 +59,32 @@ fn the_runner_fails_what_is_wrong() {
         ("A dances\n", "not understood"),
         ("A connects\nA sends \"\\q\"\n", "not understood"),
         ("tll 1 s\n", "not understood"),
+        ("given a leader\n", "not understood"),
+        ("## Given a client\nA connects\n", "no story is given a client"),
+        ("## Given B\nB connects\n## wrong 2\ngiven B\n5 s pass\n", "B was closed"),
     ];
     for (text, why) in table {
         let outcome = script::stories("wrong.txt", &format!("## wrong\n{text}"));
-        let error = outcome.and_then(|stories| play(&stories[0])).expect_err(text);
+        let last = |stories: Vec<Story>| play(stories.last().expect("a story"));
+        let error = outcome.and_then(last).expect_err(text);
         assert!(error.starts_with("wrong.txt:") && error.contains(why), "{text}\n{error}");
+    }
+}
+
+#[test]
+fn the_language_is_documented_as_it_is_parsed() {
+    let source = include_str!("script.rs");
+    let fenced = source.split("```").nth(1).expect("a fenced text").trim_start_matches("text");
+    let documented = fenced.replace("\n//! ", "\n").replace("\n//!", "\n");
+    script::stories("script.rs", &documented).expect("every documented sentence is parsed");
+    let parser = source.split("fn setting").nth(1).expect("a parser").lines();
+    let parser = parser.take_while(|line| !line.contains("fn request")).filter(|line| {
+        ["strip_", "split_once(\"", "=>", "==", ".or("].iter().any(|way| line.contains(way))
+    });
+    // every second part of a line split at quotes is a literal
+    let literals = parser.flat_map(|line| line.split('"').skip(1).step_by(2));
+    for sentence in literals.filter(|text| !text.contains(['{', '\\'])) {
+        assert!(documented.contains(sentence), "not documented: {sentence:?}");
     }
 }
 

@@ -1,52 +1,95 @@
-//! The language of the stories: text becomes steps.
+//! The language of the stories: text becomes steps. The text below is complete, and is parsed by
+//! a test.
 //!
 //! ```text
-//! ## A title                            begins a story
-//! # a comment; behind a step it takes two spaces before it
-//! ttl 1 s / timeout 3 s / interval 250 ms / connections 3 / entries 64 / clients 1000
-//! grace 0 s / host localhost:8008 / in one piece
+//! # "## Given NAME" begins lines that later stories of the file share, "## TITLE" a story.
+//! ## Given an empty cache
+//! clients 1000
 //!
-//! A connects          a client A connects          500 clients B connect
-//! A asks GET / HTTP/1.1 [with Host: x; Connection: close]         (connects and asks …, too)
-//! A sends "bytes", 9 times "bytes"[, a byte every 100 ms]         \r \n \t \0 \" \\ \x7f
-//! A half-closes / resets / stops reading / takes 10 bytes / reads again
-//! A half-closes, seen at once           although nothing is read from it
-//! the late A sends "bytes"              on a connection that has gone
-//! 300 ms pass                           5 s pass
-//! descriptors run out                   one client is to make room
-//! the daemon starts                     and reads Patroni's intervals, as it does not otherwise
-//! the HA loop is seen at work           by a client of /patroni, which takes a second
-//! the wall clock jumps 5 s forward / back
-//! the node is drained / the drain ends  SIGUSR1 and SIGUSR2
-//! Patroni refuses / accepts connections, Patroni leaves connections pending   from now on
-//! Patroni cannot be reached / cannot be resolved / cannot be connected: no descriptor
+//! ## A client is answered
+//! given an empty cache                    # the story begins with these lines
+//! ttl 1 s                                 # settings of the whole story come before its events
+//! grace 0 s
+//! interval 250 ms
+//! timeout 3 s
+//! connections 3
+//! entries 64
+//! clients 1000
+//! host localhost:8008
+//! in one piece                            # bytes are not split: the story is played once
+//!
+//! A connects
+//! a client B connects
+//! 500 clients C connect                   # C is a group: a sentence about C is about each of them
+//! D connects and asks GET / HTTP/1.1
+//! 9 clients E connect and ask GET / HTTP/1.0
+//! A asks GET / HTTP/1.1 with Host: x; Connection: close
+//! C ask GET / HTTP/1.1
+//! A sends "bytes \r \n \t \0 \" \\ \x7f", 9 times "bytes"
+//! A sends "bytes", a byte every 100 ms
+//! A half-closes                           # shuts down writing: the end comes after the bytes
+//! A half-closes, seen at once             # although nothing is read from it
+//! A resets
+//! A stops reading
+//! A takes 10 bytes                        # reads 10 bytes more
+//! A reads again
+//! the late A sends "bytes"                # on a connection that was closed
+//! 1 ms passes
+//! 5 s pass
+//! descriptors run out                     # one idle client has to be closed
+//! the daemon starts                       # and reads Patroni's intervals; otherwise it does not
+//! the HA loop is seen at work             # by a client of /patroni, which takes 1 s
+//! the wall clock jumps 5 s forward
+//! the wall clock jumps 5 s back
+//! the node is drained                     # SIGUSR1
+//! the drain ends                          # SIGUSR2
+//! SIGHUP with ttl 2 s                     # any of the settings above
+//! Patroni accepts connections             # from now on, as the next ones
+//! Patroni leaves connections pending
+//! Patroni refuses connections
+//! Patroni cannot be reached
+//! Patroni cannot be resolved
+//! Patroni cannot be connected: no descriptor
 //! Patroni accepts the pending connections
-//! Patroni answers /target with 200 [body of JSON]                 and ends, as Patroni does;
-//!                                       @now-2 in it is the Unix second two seconds ago
-//! Patroni sends "bytes"[, a byte every 100 ms] for /target
-//! Patroni ends /target                  Patroni resets /target
+//! Patroni answers / with 200 {"dcs_last_seen": @now-2}    # and closes; 2 s before the wall clock
+//! Patroni sends "bytes" for /
+//! Patroni sends "bytes", a byte every 100 ms for /
+//! Patroni ends /
+//! Patroni resets /
 //!
-//! Patroni is asked for /target          exactly this request, on a new connection
-//! Patroni is tried [3 times]            connections it did not accept
-//! the connection for /target is closed  before Patroni ended it
-//! a connection is given up              that was never accepted
-//! A gets 200 [body]                     a whole answer, in one write; below it, indented:
-//!   Name: value / no Name / empty body / body "bytes"
-//! A gets 9 times 200 [body]
-//! A gets 503 saying text                the JSON of an error of our own
+//! Patroni is asked for /                  # exactly this request, on a new connection
+//! Patroni is tried                        # a connection it did not accept
+//! Patroni is tried 3 times
+//! the connection for / is closed          # before Patroni ended it
+//! a connection is given up                # that was never accepted
+//! A gets 200 {"a": "body"}                # a whole answer; conditions on it follow, indented
+//!   Name: value
+//!   no Name
+//!   empty body
+//!   body "bytes"
+//! C get 503
+//! A gets 9 times 200
+//! A gets 503 saying text                  # our own error, in JSON
 //! A gets exactly "bytes"
-//! A is half-closed                      all is sent, its end is awaited
-//! A is closed [within an answer | with bytes unread]
-//! A is turned away
+//! A is half-closed                        # all is sent, writing is shut down
+//! A is closed
+//! A is closed within an answer
+//! A is closed with bytes unread
+//! A is turned away                        # not accepted
+//! there is 1 client
 //! there are 2 clients, 1 fetches, 0 queued, 3 waiters, 24 entries, 0 timers, 1 late inputs
+//! there are 1 fetch, 1 waiter, 1 timer
 //! nothing happens
 //! ```
+
+use std::collections::BTreeMap;
 
 use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Counts, Settings};
 use patroniglue::failure::Failure;
 
 /// One story. `splits` is false if its bytes have to come as they are sent.
+#[derive(Clone)]
 pub struct Story {
     pub file: String,
     pub title: String,
@@ -56,12 +99,14 @@ pub struct Story {
 }
 
 /// One line of a story, with the lines indented below it.
+#[derive(Clone)]
 pub struct Line {
     pub number: usize,
     pub steps: Vec<Step>,
 }
 
 /// An event, or an expectation.
+#[derive(Clone)]
 pub enum Step {
     Connect { client: String, count: Option<usize> },
     Send { client: String, bytes: Vec<u8>, every_ms: Option<u64> },
@@ -100,6 +145,7 @@ pub enum Connects {
 }
 
 /// What has to have happened.
+#[derive(Clone)]
 pub enum Expectation {
     Asked(String),
     Tried(usize),
@@ -123,6 +169,7 @@ pub enum Closing {
 }
 
 /// What is to be true of an answer.
+#[derive(Clone)]
 pub enum Detail {
     Field(String, String),
     NoField(String),
@@ -131,33 +178,65 @@ pub enum Detail {
 
 /// All stories of a file. The error names the line.
 pub fn stories(file: &str, text: &str) -> Result<Vec<Story>, String> {
-    let mut stories: Vec<Story> = Vec::new();
-    for (at, raw) in text.lines().enumerate() {
-        let number = at + 1;
-        let wrong = || format!("{file}:{number}: not understood: {raw}");
-        if let Some(title) = raw.strip_prefix("## ") {
-            stories.push(story(file, title));
-            continue;
+    let mut stories = Vec::new();
+    let mut given: BTreeMap<String, Given> = BTreeMap::new();
+    let mut lines = text.lines().enumerate().peekable();
+    while let Some((at, raw)) = lines.next() {
+        let Some(title) = raw.strip_prefix("## ") else {
+            if without_comment(raw).trim().is_empty() {
+                continue;
+            }
+            return Err(not_understood(file, at, raw));
+        };
+        let mut story = story(file, title);
+        let mut shared = 0;
+        while let Some((at, raw)) = lines.next_if(|(_, raw)| !raw.starts_with("## ")) {
+            let line = without_comment(raw);
+            let name = line.strip_prefix("given ").filter(|_| story.lines.is_empty());
+            if let Some(name) = name {
+                let given = given.get_mut(name).ok_or_else(|| not_understood(file, at, raw))?;
+                given.used = true;
+                story = Story { title: story.title, ..given.story.clone() };
+                shared = story.lines.len();
+            } else if !line.trim().is_empty() {
+                add(&mut story, shared, at + 1, line)
+                    .ok_or_else(|| not_understood(file, at, raw))?;
+            }
         }
-        let line = without_comment(raw);
-        if line.trim().is_empty() {
-            continue;
-        }
-        let story = stories.last_mut().ok_or_else(wrong)?;
-        if line.starts_with(' ') {
-            let last = story.lines.last_mut().and_then(|line| line.steps.last_mut());
-            let Some(Step::Expect(Expectation::Gets { details, .. })) = last else {
-                return Err(wrong());
-            };
-            details.push(detail(line.trim()).ok_or_else(wrong)?);
-        } else if line == "in one piece" && story.lines.is_empty() {
-            story.splits = false;
-        } else if !(story.lines.is_empty() && setting(&mut story.settings, line).is_some()) {
-            let steps = steps(line).ok_or_else(wrong)?;
-            story.lines.push(Line { number, steps });
+        match story.title.strip_prefix("Given ").map(str::to_owned) {
+            Some(name) => drop(given.insert(name, Given { story, used: false })),
+            None => stories.push(story),
         }
     }
-    Ok(stories)
+    match given.iter().find(|(_, given)| !given.used) {
+        Some((name, _)) => Err(format!("{file}: no story is given {name}")),
+        None => Ok(stories),
+    }
+}
+
+/// The beginning that several stories of a file share.
+struct Given {
+    story: Story,
+    used: bool,
+}
+
+fn not_understood(file: &str, at: usize, raw: &str) -> String {
+    format!("{file}:{}: not understood: {raw}", at + 1)
+}
+
+/// Adds a line to a story whose first `shared` lines are those of a [`Given`].
+fn add(story: &mut Story, shared: usize, number: usize, line: &str) -> Option<()> {
+    let begins = story.lines.len() == shared;
+    if line.starts_with(' ') {
+        let last = story.lines.last_mut().and_then(|line| line.steps.last_mut());
+        let Some(Step::Expect(Expectation::Gets { details, .. })) = last else { return None };
+        details.push(detail(line.trim())?);
+    } else if begins && line == "in one piece" {
+        story.splits = false;
+    } else if !(begins && setting(&mut story.settings, line).is_some()) {
+        story.lines.push(Line { number, steps: steps(line)? });
+    }
+    Some(())
 }
 
 /// The value of one of [`Counts`]' fields.
