@@ -1,11 +1,11 @@
-//! Runs seeds of the simulator until one fails; replays one with all that happens in it.
+//! Runs seeds of the simulator until one fails, or replays one with a log of its events.
 //!
 //! `cargo run --release --example simulate -- -seeds 100000 [-from N]`, or `-- -seed N`.
 
 #[path = "../tests/core/sim/mod.rs"]
 mod sim;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
@@ -24,13 +24,7 @@ fn main() -> ExitCode {
 fn replay(seed: u64) -> ExitCode {
     let (log, outcome) = sim::trace(seed);
     log.iter().for_each(|line| println!("{line}"));
-    match outcome {
-        Ok(hash) => {
-            println!("seed {seed} holds; its hash is {hash:016x}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => fail(seed, &error),
-    }
+    report(outcome.map(|hash| format!("seed {seed} holds; its hash is {hash:016x}")))
 }
 
 fn search(from: u64, count: u64) -> ExitCode {
@@ -38,27 +32,25 @@ fn search(from: u64, count: u64) -> ExitCode {
     let mut said = Instant::now();
     for seed in from..from.saturating_add(count) {
         if let Err(failed) = sim::run(seed) {
-            return fail(failed.seed, &failed.error);
+            return report(Err(failed));
         }
         if said.elapsed() >= SAY_EVERY {
             said = Instant::now();
             println!("{} seeds, {:.0} a second", seed - from + 1, rate(seed - from + 1, begun));
         }
     }
-    println!("{count} seeds hold, {:.0} a second", rate(count, begun));
-    ExitCode::SUCCESS
+    report(Ok(format!("{count} seeds hold, {:.0} a second", rate(count, begun))))
 }
 
-fn fail(seed: u64, error: &str) -> ExitCode {
-    println!("seed {seed} fails: {error}");
-    let commit = Command::new("git").args(["rev-parse", "HEAD"]).output();
-    let commit = commit.ok().filter(|output| output.status.success());
-    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    println!("commit {}", commit.as_deref().unwrap_or("unknown"));
-    println!(
-        "again, with all that happens: cargo run --release --example simulate -- -seed {seed}"
-    );
-    ExitCode::FAILURE
+fn report(outcome: Result<String, sim::Failed>) -> ExitCode {
+    match outcome {
+        Ok(text) => println!("{text}"),
+        Err(failed) => {
+            println!("{failed}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 fn rate(count: u64, begun: Instant) -> f64 {

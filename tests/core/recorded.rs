@@ -33,7 +33,7 @@ fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
 }
 
 #[test]
-fn every_recorded_answer_is_what_the_index_says() {
+fn every_recorded_answer_is_read_as_indexed() {
     let index = fs::read_to_string(folder().join("index.tsv")).expect("an index");
     assert!(index.lines().count() > 40);
     for line in index.lines() {
@@ -55,7 +55,7 @@ fn every_recorded_answer_is_what_the_index_says() {
 }
 
 #[test]
-fn a_cut_body_never_passes_for_an_answer() {
+fn a_cut_body_is_never_an_answer() {
     let bytes = bytes_of("leader.GET_primary.http");
     for end in 1..bytes.len() {
         let outcome = fetched(&bytes[..end], usize::MAX);
@@ -64,7 +64,7 @@ fn a_cut_body_never_passes_for_an_answer() {
 }
 
 #[test]
-fn nodes_say_what_they_are() {
+fn the_status_of_each_recorded_node_is_read() {
     let table = [
         ("leader.GET_primary.http", "running", "primary", false),
         ("replica.GET_replica.http", "running", "replica", false),
@@ -82,7 +82,7 @@ fn nodes_say_what_they_are() {
 }
 
 #[test]
-fn patroni_tells_its_intervals() {
+fn patronis_intervals_are_read_from_its_config() {
     let answer = fetched(&bytes_of("leader.GET_config.http"), usize::MAX).expect("an answer");
     let intervals = Intervals { ttl: 30, loop_wait: 10, retry_timeout: 10 };
     assert_eq!(Intervals::from_json(&answer.body), Some(intervals));

@@ -1,4 +1,4 @@
-//! What the simulator and mutants found, each as a small story of its own.
+//! Bugs that the simulator and mutants found, each as a small story.
 
 use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Action, Engine, Port, Settings};
@@ -7,7 +7,7 @@ use patroniglue::fetch::Progress;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
-/// The engine, and a clock to set.
+/// The engine and a clock that the test sets.
 struct Story {
     engine: Engine,
     ms: u64,
@@ -46,7 +46,7 @@ impl Story {
         id
     }
 
-    /// Patroni is asked for one thing, and answers with this JSON at once.
+    /// Patroni gets one request and answers with this JSON at once.
     fn patroni_answers(&mut self, body: &str) {
         let actions = self.actions();
         let connects = actions.iter().filter_map(|action| match action {
@@ -63,8 +63,7 @@ impl Story {
         self.engine.eof(self.now(), fetch);
     }
 
-    /// A kept client asks at `ms`, and is told by Patroni that the HA loop saw the DCS `ago_ms`
-    /// before.
+    /// A kept client asks at `ms`; Patroni answers that the HA loop saw the DCS `ago_ms` before.
     fn leader(&mut self, client: ConnId, ms: u64, ago_ms: u64) {
         self.ms = ms;
         self.engine.receive(self.now(), client, b"GET /primary HTTP/1.1\r\n\r\n");
@@ -75,8 +74,8 @@ impl Story {
         assert!(self.take(client, answer).starts_with(b"HTTP/1.1 200 OK\r\n"));
     }
 
-    /// The client asks at `ms`, and Patroni is silent: is an old answer served?
-    fn is_old_served(&mut self, client: ConnId, ms: u64) -> bool {
+    /// Whether a stale answer is served to a client that asks at `ms`, while Patroni is silent.
+    fn is_stale_served(&mut self, client: ConnId, ms: u64) -> bool {
         self.ms = ms;
         self.engine.receive(self.now(), client, b"GET /primary HTTP/1.1\r\n\r\n");
         self.ms += 300;
@@ -93,10 +92,10 @@ impl Story {
 
 const LIMITS: CacheSettings = CacheSettings { ttl_ms: 1_000, grace_ms: 0, variants_max: 64 };
 
-/// A kept client whose answer was being sent when the daemon was told to end stayed, idle, until
-/// the five seconds were over, and the daemon with it.
+/// A kept client whose answer was being sent when the shutdown began stayed, idle, until the 5 s of
+/// the shutdown had passed.
 #[test]
-fn who_gets_the_rest_of_its_answer_at_the_end_goes_with_it() {
+fn in_a_shutdown_a_client_is_closed_after_its_answer() {
     let mut story = Story::new(LIMITS);
     let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
     let actions = story.actions();
@@ -112,10 +111,10 @@ fn who_gets_the_rest_of_its_answer_at_the_end_goes_with_it() {
     assert!(story.engine.is_shut_down());
 }
 
-/// After a sleep longer than the timer wheel's horizon the five seconds of the end were over at
-/// once, and who waited for an answer was closed without one.
+/// After a sleep longer than the timer wheel's horizon the 5 s of the shutdown had passed at once,
+/// and waiting clients were closed without an answer.
 #[test]
-fn the_end_leaves_its_five_seconds_after_a_long_sleep_too() {
+fn a_shutdown_takes_five_seconds_after_a_long_sleep_too() {
     let mut story = Story::new(LIMITS);
     story.ms = 60_000;
     let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
@@ -127,8 +126,8 @@ fn the_end_leaves_its_five_seconds_after_a_long_sleep_too() {
     assert!(story.engine.output(client).starts_with(b"HTTP/1.1 503"));
 }
 
-/// With a ttl of a minute the refresh lies beyond the timer wheel's horizon: its timer fired early,
-/// nothing was due yet, and steady clients had to wait after all.
+/// With a ttl of 60 s the refresh lies beyond the timer wheel's horizon: its timer fired early,
+/// nothing was due, and steady clients had to wait.
 #[test]
 fn a_route_with_a_long_ttl_is_fetched_ahead_too() {
     let mut story = Story::new(CacheSettings { ttl_ms: 60_000, ..LIMITS });
@@ -151,9 +150,9 @@ fn a_route_with_a_long_ttl_is_fetched_ahead_too() {
     assert_eq!(ahead_ms, Some(45_000));
 }
 
-/// Nothing noticed when inputs for connections that had gone were counted wrongly.
+/// No test failed when inputs for closed connections were counted wrongly.
 #[test]
-fn every_input_for_who_has_gone_is_counted_and_does_nothing() {
+fn an_input_for_a_closed_connection_is_counted_and_ignored() {
     let mut story = Story::new(LIMITS);
     let gone = story.client(b"");
     story.engine.broken(story.now(), gone, Failure::Reset);
@@ -180,7 +179,7 @@ fn a_request_is_sent_once_the_connection_is_open() {
     let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
     let sends = |story: &Story| !story.engine.output(fetch).is_empty();
     assert!(!sends(&story));
-    // and two timers: the fetch has its time, the client its patience
+    // two timers: the timeout of the fetch and the 250 ms of the client
     assert_eq!((story.engine.next_deadline().is_some(), story.engine.held()), (true, 4));
     story.engine.progress(fetch, Progress::Handshaking);
     assert!(!sends(&story));
@@ -190,22 +189,22 @@ fn a_request_is_sent_once_the_connection_is_open() {
     assert!(!sends(&story), "the fetch has ended");
     assert!(!story.engine.is_shut_down());
     story.engine.begin_shutdown(story.now());
-    assert!(!story.engine.is_shut_down(), "there is an answer to be taken");
+    assert!(!story.engine.is_shut_down(), "an answer is not sent yet");
     let answer = story.engine.output(client).len();
     story.take(client, answer);
     assert!(story.engine.is_shut_down());
 }
 
-/// Nor when a failing route was fetched again although the daemon was about to end.
+/// No test failed when a failing route was fetched again during the shutdown.
 #[test]
-fn at_the_end_no_failing_route_is_fetched_again() {
-    for ending in [false, true] {
+fn in_a_shutdown_no_failing_route_is_fetched_again() {
+    for shutting_down in [false, true] {
         let mut story = Story::new(LIMITS);
         story.client(b"GET /primary HTTP/1.1\r\n\r\n");
         let actions = story.actions();
         let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
         story.engine.connect_failed(story.now(), fetch, Failure::Refused);
-        if ending {
+        if shutting_down {
             story.engine.begin_shutdown(story.now());
         }
         story.actions();
@@ -214,13 +213,13 @@ fn at_the_end_no_failing_route_is_fetched_again() {
             story.engine.tick(story.now());
         }
         let connects = story.actions().iter().any(|action| matches!(action, Action::Connect(..)));
-        assert_eq!(connects, !ending);
+        assert_eq!(connects, !shutting_down);
     }
 }
 
-/// Nor when the wrong one was closed for want of descriptors, or nobody.
+/// No test failed when, without descriptors, the wrong client was closed, or none.
 #[test]
-fn room_is_made_by_who_was_idle_longest_however_many_there_are() {
+fn the_longest_idle_client_is_closed_among_any_number() {
     for count in [1, 63, 64, 65, 200] {
         let mut story = Story::of_many(LIMITS, count + 1);
         let mut idle = Vec::new();
@@ -234,14 +233,14 @@ fn room_is_made_by_who_was_idle_longest_however_many_there_are() {
             assert!(story.engine.make_room(story.now()));
             assert_eq!(story.actions(), [Action::Close(client)]);
         }
-        assert!(!story.engine.make_room(story.now()), "the last one is not idle");
+        assert!(!story.engine.make_room(story.now()), "the last client is not idle");
     }
 }
 
-/// A loop that had hung before it was first seen, and hung again behind that read of the DCS,
-/// renewed the lease long before: the old primary's 200 was served when its lease was over.
+/// An HA loop that had hung before its first read of the DCS was seen, and hung again after it, had
+/// renewed the lease long before: the previous primary's 200 was served after its lease.
 #[test]
-fn the_first_that_is_seen_of_a_node_is_no_proof_of_its_lease() {
+fn the_first_dcs_last_seen_does_not_prove_a_lease() {
     for seen_before in [false, true] {
         let mut story = Story::new(GRACE);
         story.engine.start(story.now());
@@ -251,14 +250,14 @@ fn the_first_that_is_seen_of_a_node_is_no_proof_of_its_lease() {
             story.leader(client, 5_000, 1_000);
         }
         story.leader(client, 13_000, 1_000);
-        assert_eq!(story.is_old_served(client, 15_000), seen_before);
+        assert_eq!(story.is_stale_served(client, 15_000), seen_before);
     }
 }
 
-/// The wall clock was set back between two reads of the DCS, and the earlier one's second, by the
-/// former clock, was taken for the present one's: an old 200 was served too long by the jump.
+/// The wall clock was set back between two reads of the DCS, and the second of the earlier read, by
+/// the previous clock, was taken for one of the new clock: a stale 200 was served too long.
 #[test]
-fn a_second_of_the_former_clock_is_no_bound_of_the_lease() {
+fn a_second_of_the_previous_clock_does_not_bound_the_lease() {
     for cycles_since in [1, 2] {
         let mut story = Story::new(GRACE);
         story.engine.start(story.now());
@@ -267,12 +266,13 @@ fn a_second_of_the_former_clock_is_no_bound_of_the_lease() {
         story.leader(client, 5_000, 1_000);
         story.leader(client, 15_000, 1_000);
         story.unix_ms -= 4_000;
-        story.leader(client, 16_500, 0); // second 14 by either clock: not seen to move on
+        // second 14 by either clock: dcs_last_seen does not move on
+        story.leader(client, 16_500, 0);
         for cycle in 1..=cycles_since {
             story.leader(client, 16_000 + cycle * 10_000, 1_000);
         }
         let ms = 18_000 + cycles_since * 10_000;
-        assert_eq!(story.is_old_served(client, ms), cycles_since == 2);
+        assert_eq!(story.is_stale_served(client, ms), cycles_since == 2);
     }
 }
 

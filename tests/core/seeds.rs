@@ -1,6 +1,6 @@
-//! Some thousand seeds of the simulator: a faulty network, a model Patroni, every promise checked.
+//! Seeds of the simulator: a faulty network, a model of Patroni, every promise checked.
 //!
-//! `PATRONIGLUE_SEEDS` is for another number of them.
+//! `PATRONIGLUE_SEEDS=N` runs N seeds instead of [`SEEDS`].
 
 use std::thread;
 
@@ -13,20 +13,24 @@ fn no_seed_breaks_a_promise() {
     thread::scope(|scope| {
         let halves = [0, 1].map(|half| scope.spawn(move || hold((half..seeds).step_by(2))));
         for half in halves {
-            half.join().expect("the simulator does not panic").expect("every seed holds");
+            let outcome = half.join().expect("the simulator does not panic");
+            outcome.unwrap_or_else(|report| panic!("{report}"));
         }
     });
 }
 
 fn hold(seeds: impl Iterator<Item = u64>) -> Result<(), String> {
     for seed in seeds {
-        if let Err(failed) = sim::run(seed) {
-            let (log, _) = sim::trace(seed);
-            let last = log[log.len().saturating_sub(LINES_SHOWN)..].join("\n");
-            return Err(format!("seed {}: {}\n{last}", failed.seed, failed.error));
-        }
+        sim::run(seed).map_err(|failed| report(&failed))?;
     }
     Ok(())
+}
+
+/// The failure, with the last lines of the seed's log.
+fn report(failed: &sim::Failed) -> String {
+    let (log, _) = sim::trace(failed.seed);
+    let last = log[log.len().saturating_sub(LINES_SHOWN)..].join("\n");
+    format!("{failed}\n{last}")
 }
 
 const SEEDS: u64 = 2_000;

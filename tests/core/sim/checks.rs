@@ -1,4 +1,5 @@
-//! What may be answered: an own memory of all that Patroni said, and the promises by it.
+//! The promises, checked against a record of all answers of Patroni. The rules and numbers here are
+//! written a second time on purpose, independent of the engine's.
 
 use std::collections::BTreeMap;
 
@@ -10,18 +11,18 @@ use super::patroni::{Clock, Intervals, Node, Patroni, Said};
 
 pub type Outcome = Result<(), String>;
 
-/// What the engine was told, so what it may say.
+/// What the engine knows, and so which answers it may give.
 pub struct Memory {
     targets: BTreeMap<String, Known>,
-    /// Connections that failed before it was known what for, the last of each kind.
+    /// Connections that failed before their target was known, the last of each kind.
     anonymous: Vec<Failed>,
-    /// Nothing that was asked up to here may be served old.
-    old_forbidden_ms: Option<u64>,
-    /// Patroni's intervals, as they were read last, and when.
+    /// No answer asked for up to here may be served stale.
+    stale_forbidden_ms: Option<u64>,
+    /// Patroni's intervals as last read, and when.
     intervals: Option<(Intervals, u64)>,
-    former: Option<Node>,
+    previous: Option<Node>,
     pub contradicted_step: u64,
-    /// An answer of whatever route said that the leader's word rests on no lease.
+    /// The last step at which an answer of any route showed a node without a lease.
     lapsed_step: u64,
 }
 
@@ -30,11 +31,11 @@ struct Known {
     latest: Option<Brought>,
     failed: Option<Failed>,
     wanted_ms: Option<u64>,
-    /// It has been asked for so steadily that its failure is remembered.
+    /// Whether it was asked for often enough that its failure is kept.
     holds: bool,
 }
 
-/// An answer that came.
+/// An answer that arrived.
 #[derive(Clone, Debug)]
 pub struct Brought {
     pub said: Said,
@@ -42,7 +43,7 @@ pub struct Brought {
     pub asked_step: u64,
     pub done: Clock,
     pub done_step: u64,
-    /// The intervals known when it came.
+    /// The intervals known when it arrived.
     pub intervals: Option<Intervals>,
 }
 
@@ -55,7 +56,7 @@ pub struct Failed {
     pub step: u64,
 }
 
-/// An answer that the engine gives, and to what.
+/// An answer of the engine, and the request.
 pub struct Given<'a> {
     pub clock: Clock,
     pub asked_step: u64,
@@ -64,9 +65,9 @@ pub struct Given<'a> {
     pub answer: &'a Answer,
     pub settings: &'a Settings,
     pub patroni: &'a Patroni,
-    /// A fetch that could be this target's has been on its way for long.
+    /// Whether a fetch that could be this target's has been in flight for `PATIENCE_MS`.
     pub slow: bool,
-    /// All connections to Patroni were taken not long ago.
+    /// Whether all connections to Patroni were in use recently.
     pub busy: bool,
 }
 
@@ -75,15 +76,15 @@ impl Memory {
         Memory {
             targets: BTreeMap::new(),
             anonymous: Vec::new(),
-            old_forbidden_ms: None,
+            stale_forbidden_ms: None,
             intervals: None,
-            former: None,
+            previous: None,
             contradicted_step: 0,
             lapsed_step: 0,
         }
     }
 
-    /// A fetch brought an answer. True: it contradicts what was said before.
+    /// Records the answer of a fetch. Returns whether it contradicts the previous status.
     pub fn fetched(&mut self, mut brought: Brought) -> bool {
         let ms = brought.done.ms;
         if brought.said.target == "/config" {
@@ -96,11 +97,11 @@ impl Memory {
         let step = brought.done_step;
         let mut contradicts = false;
         if let Some(node) = brought.said.node.clone() {
-            let former = self.former.replace(node.clone());
-            contradicts = former.as_ref().is_some_and(|former| contradict(former, &node));
-            if let (Some(known), false) = (&mut self.former, contradicts) {
-                // who says nothing of the timeline does not say that it has none
-                known.timeline = node.timeline.or(former.and_then(|former| former.timeline));
+            let previous = self.previous.replace(node.clone());
+            contradicts = previous.as_ref().is_some_and(|previous| contradict(previous, &node));
+            if let (Some(known), false) = (&mut self.previous, contradicts) {
+                // an answer without a timeline does not mean that the node has none
+                known.timeline = node.timeline.or(previous.and_then(|previous| previous.timeline));
             }
         }
         if contradicts {
@@ -115,7 +116,7 @@ impl Memory {
         contradicts
     }
 
-    /// A fetch failed; for what, may not be known.
+    /// Records a failed fetch, whose target may not be known.
     pub fn failed(&mut self, target: Option<&str>, failed: Failed) {
         let why = failed.why;
         if why != Failure::TimedOut {
@@ -128,15 +129,15 @@ impl Memory {
                 known.holds = known.wanted_ms.is_some_and(|ms| ms + WANTED_MS > failed.ms);
             }
             None => {
-                self.anonymous.retain(|former| former.why != why);
+                self.anonymous.retain(|previous| previous.why != why);
                 self.anonymous.push(failed);
             }
         }
     }
 
-    /// Patroni was gone, or the wall clock jumped.
+    /// Records that Patroni was gone, or that the wall clock jumped.
     pub fn forbid_stale(&mut self, ms: u64) {
-        self.old_forbidden_ms = Some(ms);
+        self.stale_forbidden_ms = Some(ms);
     }
 
     pub fn latest(&self, target: &str) -> Option<&Brought> {
@@ -148,29 +149,29 @@ impl Memory {
         self.targets.get(target).and_then(|known| known.failed)
     }
 
-    /// A client asks for the target. Is it known to fail, and so answered at once?
+    /// Records a request for the target. Returns whether it is known to fail, and so answered at
+    /// once.
     pub fn wanted(&mut self, target: &str, ms: u64) -> bool {
         let known = self.targets.entry(target.into()).or_default();
-        let former = known.wanted_ms.replace(ms);
-        known.holds &= former.is_some_and(|former| former + WANTED_MS > ms);
+        let previous = known.wanted_ms.replace(ms);
+        known.holds &= previous.is_some_and(|previous| previous + WANTED_MS > ms);
         known.failed.is_some() && known.holds
     }
 
-    /// When the old answer of a replica's route, asked for now, stops being one that may be
-    /// served; `None`: it may not be served at all.
-    pub fn old_until_ms(&self, target: &str, settings: &Settings) -> Option<u64> {
+    /// Until when the stale answer of a replica's route may be served; `None`: not at all.
+    pub fn stale_until_ms(&self, target: &str, settings: &Settings) -> Option<u64> {
         let brought = self.latest(target)?;
         let may = settings.cache.grace_ms > 0
             && !target.contains('?')
             && brought.said.status == 200
             && (is_replica_family(target) || is_health(target))
-            && self.old_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms)
+            && self.stale_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms)
             && brought.asked_step > self.contradicted_step;
         let until = brought.asked_ms + settings.cache.ttl_ms + settings.cache.grace_ms;
         may.then_some(until)
     }
 
-    /// Promises 2, 3 and 5: may this be answered?
+    /// Checks promises 2, 3 and 5 for an answer of the engine.
     pub fn check(&mut self, given: &Given<'_>) -> Outcome {
         let cache = given.answer.cache.as_deref().ok_or("no Cache-Status")?;
         if cache.contains("detail=failed") {
@@ -178,27 +179,29 @@ impl Memory {
         }
         let known = self.targets.get(given.target);
         let brought = known.and_then(|known| known.latest.as_ref());
-        let brought = brought.ok_or("Patroni has not said anything about this")?;
+        let brought = brought.ok_or("Patroni has not answered for this target")?;
         same(given, brought)?;
         let age_ms = given.clock.ms - brought.asked_ms;
         if given.answer.age != Some(age_ms / 1_000) {
-            return Err(format!("Age {:?}, but it is {age_ms} ms old", given.answer.age));
+            return Err(format!("Age {:?}, but the answer is {age_ms} ms old", given.answer.age));
         }
         let forgotten = brought.asked_step < self.contradicted_step
             && brought.done_step != self.contradicted_step;
         if forgotten {
-            return Err("promise 5: what contradicts the node's last word is served".into());
+            return Err(
+                "promise 5: served, although a later status of the node contradicts it".into()
+            );
         }
         if brought.done_step >= given.asked_step {
             let at_once = brought.done.ms == given.clock.ms;
-            return if at_once { Ok(()) } else { Err("a waiter was told late".into()) };
+            return if at_once { Ok(()) } else { Err("a waiting client was answered late".into()) };
         }
-        let is_old = age_ms >= given.settings.cache.ttl_ms;
-        if is_old {
-            self.check_old(given, brought, age_ms)?;
+        let is_stale = age_ms >= given.settings.cache.ttl_ms;
+        if is_stale {
+            self.check_stale(given, brought, age_ms)?;
         }
         if is_leader_family(given.target) && brought.said.status == 200 {
-            check_leader(given, brought, is_old, self.lapsed_step)?;
+            check_leader(given, brought, is_stale, self.lapsed_step)?;
         }
         Ok(())
     }
@@ -206,7 +209,7 @@ impl Memory {
     fn check_failure(&mut self, given: &Given<'_>) -> Outcome {
         let Given { answer, target, .. } = given;
         if answer.status != 503 {
-            return Err(format!("a failure with status {}", answer.status));
+            return Err(format!("a failure served with status {}", answer.status));
         }
         let known = self.targets.get(*target);
         let since = known.and_then(|known| known.latest.as_ref());
@@ -220,34 +223,34 @@ impl Memory {
         if truly || (given.busy && says(Failure::TimedOut)) {
             return Ok(());
         }
-        Err(format!("promise 7: {text:?}, but of {failed:?} that is not true"))
+        Err(format!("the failure served is {text:?}, but it was {failed:?}"))
     }
 
-    /// Promise 3, and 2 beyond the ttl.
-    fn check_old(&self, given: &Given<'_>, brought: &Brought, age_ms: u64) -> Outcome {
+    /// Promises 2 and 3 for a stale answer.
+    fn check_stale(&self, given: &Given<'_>, brought: &Brought, age_ms: u64) -> Outcome {
         let limits = given.settings.cache;
         if limits.grace_ms == 0 || age_ms >= limits.ttl_ms + limits.grace_ms {
-            return Err(format!("promise 2: it is {age_ms} ms old"));
+            return Err(format!("promise 2: the answer is {age_ms} ms old"));
         }
         let target = given.target;
         let may = is_leader_family(target) || is_replica_family(target) || is_health(target);
         if !may || brought.said.status != 200 {
-            return Err("promise 3: this may never be old".into());
+            return Err("promise 3: stale, although this target is never served stale".into());
         }
-        if self.old_forbidden_ms.is_some_and(|ms| brought.asked_ms <= ms) {
-            return Err("promise 3: old, although Patroni was gone since".into());
+        if self.stale_forbidden_ms.is_some_and(|ms| brought.asked_ms <= ms) {
+            return Err("promise 3: stale, although Patroni was gone since".into());
         }
         let timed_out = self.targets.get(target).and_then(|known| known.failed);
         let mut failed = timed_out.iter().chain(&self.anonymous);
         let silent = failed.any(|failed| failed.step > brought.done_step);
         if !silent && !given.slow && !given.busy {
-            return Err("promise 2: old, although Patroni is not silent".into());
+            return Err("promise 2: stale, although Patroni is not silent".into());
         }
         Ok(())
     }
 }
 
-/// Is it what Patroni said last, to the byte?
+/// Checks that the answer is Patroni's last one, to the byte.
 fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
     let (answer, said) = (given.answer, &brought.said);
     let options = given.method == "OPTIONS";
@@ -263,7 +266,7 @@ fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
         return Ok(());
     }
     Err(format!(
-        "it is not what Patroni said last: {} {:?} instead of {} {:?}",
+        "not Patroni's last answer: {} {:?} instead of {} {:?}",
         answer.status,
         String::from_utf8_lossy(&answer.body),
         said.status,
@@ -271,8 +274,8 @@ fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
     ))
 }
 
-/// Promise 3: a leader's 200 out of memory.
-fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool, lapsed_step: u64) -> Outcome {
+/// Promise 3 for a leader's cached 200.
+fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_step: u64) -> Outcome {
     let clock = given.clock;
     let age_ms = clock.ms - brought.asked_ms;
     let seen = brought.said.node.as_ref().and_then(|node| node.seen);
@@ -284,30 +287,34 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool, lapsed_step:
     let seen = seen.filter(|seen| seen * 1_000 <= brought.done.unix_ms);
     match seen {
         None if clock.ms >= brought.done.ms + 1_000 => {
-            return Err("promise 3: nothing is known of its lease, and a second is over".into());
+            return Err(
+                "promise 3: nothing is known of the lease, and the answer is past 1 s".into()
+            );
         }
         Some(seen) if over(seen * 1_000 + ttl_ms) => {
             return Err("promise 3: the ttl since dcs_last_seen is over".into());
         }
         _ => {}
     }
-    // Patroni has only just said that it leads: for a second that is believed, whoever moved it
+    // for 1 s the node's own word that it leads is served, whatever moved dcs_last_seen
     let aged = age_ms >= 1_000 && clock.ms >= brought.done.ms + 1_000;
     if aged && seen.is_some() && over(brought.said.loop_seen * 1_000 + ttl_ms) {
         return Err("promise 3: the ttl since the HA loop saw the DCS is over".into());
     }
-    if !is_old {
+    if !is_stale {
         return Ok(());
     }
     let (Some(seen), Some(intervals), Some(node)) = (seen, brought.intervals, &brought.said.node)
     else {
-        return Err("promise 3: old, with nothing known of the lease".into());
+        return Err("promise 3: stale, with nothing known of the lease".into());
     };
     if node.flags != [false; 3] || node.state != "running" {
-        return Err("promise 3: old, although its word does not rest on a lease".into());
+        return Err("promise 3: stale, although its status shows no lease".into());
     }
     if lapsed_step > brought.done_step {
-        return Err("promise 3: old, although the node says elsewhere that it has no lease".into());
+        return Err(
+            "promise 3: stale, although another route shows that the node has no lease".into()
+        );
     }
     let sure = intervals.ttl - intervals.loop_wait - intervals.retry_timeout;
     if over((seen + sure) * 1_000) {
@@ -316,20 +323,20 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_old: bool, lapsed_step:
     let patroni = given.patroni;
     let read_since = patroni.lowered_ms.is_none_or(|ms| brought.done.ms > ms + INTERVALS_MS_MAX);
     if read_since && patroni.is_split(clock.ms) {
-        return Err("promise 3: the lease is over, and the old primary takes writes".into());
+        return Err("promise 3: the lease is over, and the previous primary takes writes".into());
     }
     Ok(())
 }
 
-/// Another role, another timeline, or not running any more.
-fn contradict(former: &Node, node: &Node) -> bool {
-    let timelines = former.timeline.zip(node.timeline);
-    former.role != node.role
-        || timelines.is_some_and(|(former, now)| former != now)
-        || (former.state == "running" && node.state != "running")
+/// Whether the role, the timeline or `running` has changed.
+fn contradict(previous: &Node, node: &Node) -> bool {
+    let timelines = previous.timeline.zip(node.timeline);
+    previous.role != node.role
+        || timelines.is_some_and(|(previous, now)| previous != now)
+        || (previous.state == "running" && node.state != "running")
 }
 
-/// A little less than a failure is remembered without being asked for.
+/// A little less than the 10 s for which a failure is kept without requests.
 const WANTED_MS: u64 = 9_000;
-/// After so long an answer is judged by the present intervals, or by none.
+/// For how long intervals that were read count.
 const INTERVALS_MS_MAX: u64 = 75_000;

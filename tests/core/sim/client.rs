@@ -1,27 +1,27 @@
-//! What clients send, and what has to come back: an own little model of requests and answers.
+//! Requests of clients and the answers expected, by a model independent of the engine's.
 
 use super::faults::{Fault, Faults};
 use super::random::Random;
 
-/// A message, and what the answer must be.
+/// A request and the answer expected.
 #[derive(Clone, Debug)]
 pub struct Message {
     pub bytes: Vec<u8>,
     pub method: &'static str,
     pub expected: Expected,
-    /// `Connection` of the answer.
+    /// Expected `Connection` of the answer.
     pub persistence: Persistence,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// What Patroni says about this target.
+    /// Patroni's answer for this target.
     Patroni(String),
-    /// Our own answer.
+    /// A response of our own.
     Own(u16),
-    /// As `Own`, perhaps before the message is complete; and the end.
+    /// As `Own`, perhaps before the message is complete; the connection is closed after it.
     Refused(&'static [u16]),
-    /// Never complete.
+    /// The request is never complete.
     Never,
 }
 
@@ -32,7 +32,7 @@ pub enum Persistence {
     Persistent,
 }
 
-/// An answer, taken apart.
+/// A parsed answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -46,7 +46,7 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// Which routes a seed's clients mostly ask for.
+/// The routes that most clients of a seed ask for.
 pub struct Palette(Vec<String>);
 
 impl Palette {
@@ -84,7 +84,7 @@ impl Palette {
         request(random, faults, method, &target, Expected::Patroni(canonical))
     }
 
-    /// A target as a client spells it, and as Patroni is to be asked.
+    /// A target as a client spells it, and its canonical form that Patroni is asked for.
     fn target(&self, random: &mut Random, faults: &Faults) -> (String, String) {
         let any = faults.hit(random, Fault::AnyRoute);
         let path = if any {
@@ -151,7 +151,7 @@ fn request(
     Message { bytes: text.into_bytes(), method, expected, persistence }
 }
 
-/// What is not answered by Patroni.
+/// A request that Patroni does not answer.
 fn bad(random: &mut Random) -> Message {
     use Persistence::{Close, Persistent};
     if random.chance(400) {
@@ -168,7 +168,7 @@ fn bad(random: &mut Random) -> Message {
             ("HEAD", "/nothing", 404),
         ]);
         let bytes = format!("{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
-        // what follows a CONNECT was meant for its tunnel
+        // bytes after a CONNECT were meant for its tunnel
         let persistence = if method == "CONNECT" { Close } else { Persistent };
         return Message { bytes, method, expected: Expected::Own(status), persistence };
     }
@@ -199,7 +199,7 @@ fn bad(random: &mut Random) -> Message {
     }
 }
 
-/// The beginning of a request that never goes on.
+/// The beginning of a request that is never completed.
 pub fn unfinished(random: &mut Random) -> Message {
     let text = "GET /primary HTTP/1.1\r\nHost: x\r\nA: b\r\n";
     let end = random.between(1, text.len() as u64) as usize;
@@ -222,7 +222,7 @@ pub fn plain(target: &str) -> Message {
 }
 
 impl Message {
-    /// Up to the end of the empty line.
+    /// The length of the head, with the empty line.
     pub fn head_bytes(&self) -> usize {
         let end = self.bytes.windows(4).position(|four| four == b"\r\n\r\n");
         end.map_or(usize::MAX / 2, |end| end + 4)
@@ -230,10 +230,10 @@ impl Message {
 }
 
 impl Answer {
-    /// Takes a whole answer apart, strictly.
+    /// Parses a complete answer, strictly.
     pub fn parse(bytes: &[u8], method: &str) -> Result<Answer, String> {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or("no head")?;
-        let head = std::str::from_utf8(&bytes[..end]).map_err(|_| "a head that is no text")?;
+        let head = std::str::from_utf8(&bytes[..end]).map_err(|_| "the head is not UTF-8")?;
         let body = bytes[end + 4..].to_vec();
         let mut lines = head.split("\r\n");
         let status_line = lines.next().unwrap_or_default();
@@ -258,11 +258,11 @@ impl Answer {
             body,
         };
         if field("Cache-Control")? != Some("no-store") {
-            return Err("it may be stored".into());
+            return Err("Cache-Control is not no-store".into());
         }
         let expected = if method == "HEAD" { 0 } else { answer.content_length };
         if answer.body.len() != expected {
-            return Err(format!("{} bytes of body, not {expected}", answer.body.len()));
+            return Err(format!("the body has {} bytes instead of {expected}", answer.body.len()));
         }
         Ok(answer)
     }
@@ -282,7 +282,9 @@ const REPLICAS: [&str; 10] = [
 ];
 const LEADERS: [&str; 7] =
     ["/", "/primary", "/read-write", "/master", "/leader", "/standby-leader", "/standby_leader"];
-const ROUTES: [&str; 24] = [
+/// The routes of Patroni's REST API, written a second time: an oracle independent of the engine's
+/// table.
+pub const ROUTES: [&str; 24] = [
     "/",
     "/primary",
     "/read-write",

@@ -1,11 +1,11 @@
-//! What goes wrong in a seed, and how often: each seed has some faults off and others wild.
+//! The faults of a seed and their frequency: each seed turns some faults off and others up.
 
 use patroniglue::cache::CacheSettings;
 use patroniglue::engine::Settings;
 
 use super::random::Random;
 
-/// What may go wrong.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     // the network, both sides
@@ -54,15 +54,15 @@ pub enum Fault {
     Suspend,
     WallJumps,
     Drain,
-    Finish,
+    Shutdown,
     Capacity,
 }
 
 const FAULTS: usize = Fault::Capacity as usize + 1;
 
-/// How often each fault happens, in thousandths of its occasions.
+/// The frequency of each fault, in thousandths of its occasions.
 pub struct Faults {
-    /// Is this seed about a leader that is frozen while its lease runs out, and little else?
+    /// Whether this seed is mainly about a leader that is frozen while its lease expires.
     pub about_the_lease: bool,
     permille: [u64; FAULTS],
 }
@@ -76,7 +76,7 @@ impl Faults {
             if calm || !random.chance(wild) { 0 } else { random.pick(&[20, 100, 300, 600]) }
         });
         if about_the_lease {
-            for fault in BESIDE_THE_LEASE {
+            for fault in NOT_OF_THE_LEASE {
                 permille[fault as usize] = 0;
             }
             for fault in OF_THE_LEASE {
@@ -88,7 +88,7 @@ impl Faults {
         Faults { about_the_lease, permille }
     }
 
-    /// Nothing goes wrong any more.
+    /// Turns all faults off.
     pub fn heal(&mut self) {
         self.about_the_lease = false;
         self.permille = [0; FAULTS];
@@ -138,7 +138,7 @@ const OF_THE_LEASE: [Fault; 6] = [
     Fault::AnyRoute,
     Fault::Retiming,
 ];
-const BESIDE_THE_LEASE: [Fault; 13] = [
+const NOT_OF_THE_LEASE: [Fault; 13] = [
     Fault::Refused,
     Fault::NoDescriptor,
     Fault::Garbage,
@@ -150,6 +150,6 @@ const BESIDE_THE_LEASE: [Fault; 13] = [
     Fault::NoSeen,
     Fault::Switchover,
     Fault::Suspend,
-    Fault::Finish,
+    Fault::Shutdown,
     Fault::Capacity,
 ];

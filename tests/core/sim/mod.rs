@@ -1,4 +1,4 @@
-//! The simulator: the engine against a faulty network, from one seed; who uses it calls `run`.
+//! The simulator: runs the engine against a faulty network, from one seed. Its entry is `run`.
 
 mod checks;
 mod client;
@@ -10,4 +10,4 @@ mod shell;
 mod wire;
 mod world;
 
-pub use run::{run, trace};
+pub use run::{Failed, run, trace};

@@ -1,6 +1,6 @@
 //! A model of Patroni: one node of a cluster, its HA loop, its lease in the DCS, and its REST API.
 //!
-//! Knows the truth that a client of the API can only guess: who holds the lease, and until when.
+//! It knows what a client of the API can only guess: which node holds the lease, and until when.
 
 use super::faults::{Fault, Faults};
 use super::random::Random;
@@ -12,14 +12,14 @@ pub struct Clock {
     pub unix_ms: u64,
 }
 
-/// What happens in the cluster.
+/// An event in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happening {
-    /// The HA loop turns: it reads the DCS, then renews the lease.
+    /// A cycle of the HA loop begins: it reads the DCS, then renews the lease.
     Cycle,
     Read,
     Renew,
-    /// Has the lease run out?
+    /// The lease may have expired.
     LeaseEnd,
     Freeze(Freeze),
     Thaw(Freeze),
@@ -31,7 +31,7 @@ pub enum Happening {
     Down(bool),
 }
 
-/// What of Patroni stands still.
+/// The part of Patroni that is frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freeze {
     Api,
@@ -48,14 +48,14 @@ pub struct Intervals {
 }
 
 impl Intervals {
-    fn promises_less(self, former: Intervals) -> bool {
+    fn promises_less(self, previous: Intervals) -> bool {
         let sure =
             |intervals: Intervals| intervals.ttl - intervals.loop_wait - intervals.retry_timeout;
-        self.ttl < former.ttl || sure(self) < sure(former)
+        self.ttl < previous.ttl || sure(self) < sure(previous)
     }
 }
 
-/// What an answer says of the node.
+/// The node's status in an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     pub state: &'static str,
@@ -66,7 +66,7 @@ pub struct Node {
     pub flags: [bool; 3],
 }
 
-/// A whole answer, and what was true when it was made.
+/// A complete answer, and the truth when it was made.
 #[derive(Clone, Debug)]
 pub struct Said {
     pub target: String,
@@ -75,7 +75,7 @@ pub struct Said {
     pub body: Vec<u8>,
     pub node: Option<Node>,
     pub intervals: Option<Intervals>,
-    /// What the HA loop itself saw of the DCS last.
+    /// When the HA loop itself read the DCS last, in Unix seconds.
     pub loop_seen: u64,
 }
 
@@ -87,13 +87,13 @@ impl Node {
 
 pub struct Patroni {
     pub intervals: Intervals,
-    /// When intervals came that promise less than those before.
+    /// When intervals came into force that bound the lease more tightly than the previous ones.
     pub lowered_ms: Option<u64>,
     we_hold: bool,
     lease_until_ms: u64,
     standby_cluster: bool,
     leads: bool,
-    /// Patroni believes itself that it leads up to here, by the wall clock.
+    /// Until when Patroni itself believes that it leads, by the wall clock.
     leader_until_unix_ms: u64,
     state: &'static str,
     timeline: u64,
@@ -114,7 +114,7 @@ impl Patroni {
         let leads = random.chance(800);
         let intervals = random.pick(&TIMINGS);
         let lease_ms = intervals.ttl * 1_000;
-        // perhaps its HA loop has hung for some time when all begins
+        // the HA loop may have hung before the start
         let hung_ms = if random.chance(300) { random.below(lease_ms) } else { 0 };
         let seen = (clock.unix_ms - hung_ms) / 1_000;
         let mut patroni = Patroni {
@@ -143,7 +143,7 @@ impl Patroni {
         patroni
     }
 
-    /// The old primary still takes writes, and its lease is over: another may take them too.
+    /// Whether this node takes writes although its lease is over: another node may take them too.
     pub fn is_split(&self, ms: u64) -> bool {
         self.leads && self.state == "running" && (!self.we_hold || ms >= self.lease_until_ms)
     }
@@ -187,8 +187,8 @@ impl Patroni {
                 self.flags = if self.flags == none { some } else { none };
             }
             Happening::Retime => {
-                let former = std::mem::replace(&mut self.intervals, random.pick(&TIMINGS));
-                if self.intervals.promises_less(former) {
+                let previous = std::mem::replace(&mut self.intervals, random.pick(&TIMINGS));
+                if self.intervals.promises_less(previous) {
                     self.lowered_ms = Some(clock.ms);
                 } else if faults.about_the_lease && random.chance(500) {
                     self.freeze_the_wait(clock, random);
@@ -198,7 +198,7 @@ impl Patroni {
         }
     }
 
-    /// All is well again, and stays so.
+    /// Ends all faults of the cluster.
     pub fn heal(&mut self, clock: Clock) {
         self.down = false;
         self.flags = [false; 3];
@@ -241,14 +241,14 @@ impl Patroni {
         self.next_cycle(clock);
     }
 
-    /// A loop that hangs while it waits goes on with a read, and may hang again behind that.
+    /// A loop that hangs while it waits continues with a read, and may hang again after it.
     fn freeze_the_wait(&mut self, clock: Clock, random: &mut Random) {
         self.later(clock, 1, Happening::Freeze(Freeze::Loop));
         let lasting_ms = random.between(self.intervals.loop_wait, self.intervals.ttl) * 1_000;
         self.later(clock, lasting_ms, Happening::Thaw(Freeze::Loop));
     }
 
-    /// The worst moment: the DCS was read, the lease is not renewed yet.
+    /// The worst moment: after the read of the DCS, before the renewal of the lease.
     fn freeze_before(&mut self, clock: Clock, renewal_ms: u64, random: &mut Random) {
         let delay_ms = random.below(renewal_ms.max(1));
         self.later(clock, delay_ms, Happening::Freeze(Freeze::Process));
@@ -299,7 +299,7 @@ impl Patroni {
 
     // ---- the API
 
-    /// Answers now; some questions have the DCS read.
+    /// Answers now; some targets make Patroni read the DCS.
     pub fn say(
         &mut self,
         target: &str,
@@ -350,7 +350,7 @@ impl Patroni {
         if well { 200 } else { 503 }
     }
 
-    /// Every body is told from every other by its number, and by its length from its neighbours'.
+    /// Every body differs from every other by its number, and from its neighbours by its length.
     fn body(&self, path: &str, said: &mut Said, random: &mut Random, faults: &Faults) {
         let number = self.serial;
         let pad = "x".repeat((number % 509) as usize);

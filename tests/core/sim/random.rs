@@ -1,6 +1,6 @@
-//! Chance out of one seed: xoshiro256**, seeded by splitmix64; and the hash two runs agree in.
+//! Random numbers from one seed: xoshiro256** seeded by splitmix64; and the hash of a run.
 
-/// A stream of numbers that depends on nothing but its seed.
+/// A stream of numbers that depends on its seed alone.
 pub struct Random([u64; 4]);
 
 impl Random {
@@ -23,12 +23,12 @@ impl Random {
         result
     }
 
-    /// From 0 up to, but without, `limit`.
+    /// A number from 0 to `limit - 1`.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit.max(1)
     }
 
-    /// Both ends included.
+    /// A number from `least` to `most`, both included.
     pub fn between(&mut self, least: u64, most: u64) -> u64 {
         least + self.below(most - least + 1)
     }
@@ -41,7 +41,7 @@ impl Random {
         from[self.below(from.len() as u64) as usize]
     }
 
-    /// Mostly small, sometimes up to `most`: a logarithm's distribution.
+    /// A number up to `most`, mostly a small one: its logarithm is uniform.
     pub fn skewed(&mut self, most: u64) -> u64 {
         let bits = 64 - most.leading_zeros() as u64;
         let shift = self.between(0, bits);

@@ -1,6 +1,8 @@
-//! Runs a seed twice, and says what failed.
+//! Runs a seed twice and reports what failed.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 
 use super::world::World;
 
@@ -11,6 +13,23 @@ pub struct Failed {
     pub error: String,
 }
 
+/// The seed, the promise in words, the commit, and the command that replays the seed.
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let commit = Command::new("git").args(["rev-parse", "HEAD"]).output();
+        let commit = commit.ok().filter(|output| output.status.success());
+        let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let mut error = self.error.clone();
+        for (at, name) in PROMISES.iter().enumerate() {
+            let number = format!("promise {}:", at + 1);
+            error = error.replace(&number, &format!("promise {}, {name}:", at + 1));
+        }
+        writeln!(f, "seed {} fails: {error}", self.seed)?;
+        writeln!(f, "commit {}", commit.as_deref().map_or("unknown", str::trim))?;
+        write!(f, "replay: cargo run --release --example simulate -- -seed {}", self.seed)
+    }
+}
+
 /// Both runs of a seed must hold, and be the same.
 pub fn run(seed: u64) -> Result<u64, Failed> {
     let first = live(seed, false).0.map_err(|error| Failed { seed, error })?;
@@ -18,13 +37,13 @@ pub fn run(seed: u64) -> Result<u64, Failed> {
     if first == second {
         return Ok(first);
     }
-    Err(Failed { seed, error: "two runs of it differ".into() })
+    Err(Failed { seed, error: "two runs of this seed differ".into() })
 }
 
 /// Everything that happens in a seed, up to its end or failure.
-pub fn trace(seed: u64) -> (Vec<String>, Result<u64, String>) {
+pub fn trace(seed: u64) -> (Vec<String>, Result<u64, Failed>) {
     let (outcome, log) = live(seed, true);
-    (log, outcome)
+    (log, outcome.map_err(|error| Failed { seed, error }))
 }
 
 fn live(seed: u64, traced: bool) -> (Result<u64, String>, Vec<String>) {
@@ -40,3 +59,15 @@ fn live(seed: u64, traced: bool) -> (Result<u64, String>, Vec<String>) {
     };
     (outcome.map(|()| world.hash.0), world.log.take().unwrap_or_default())
 }
+
+/// The names of the promises, in their order.
+const PROMISES: [&str; 8] = [
+    "one fetch",
+    "never too old",
+    "never past the lease",
+    "bounded wait",
+    "no contradiction",
+    "read only",
+    "nobody waits for a silent peer",
+    "bounded memory",
+];

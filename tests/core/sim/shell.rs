@@ -1,4 +1,4 @@
-//! The shell's part: inputs go in by its rules, every action is carried out and judged.
+//! The shell's part: gives inputs by its rules, carries out every action and checks it.
 
 use patroniglue::VERSION;
 use patroniglue::engine::Action;
@@ -9,11 +9,11 @@ use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
 
 use super::checks::{Brought, Failed, Given, Outcome};
-use super::client::{Answer, Expected, Persistence};
+use super::client::{Answer, Expected, Persistence, ROUTES};
 use super::faults::Fault;
 use super::world::{Answering, End, Event, Fetch, Owner, World};
 
-/// What the engine is told.
+/// An input of the engine.
 #[derive(Debug)]
 pub enum Input {
     Receive(Vec<u8>),
@@ -24,7 +24,7 @@ pub enum Input {
     ConnectFailed(Failure),
 }
 
-/// Whose fault it is if something is closed now.
+/// The input that caused an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     Input(ConnId, &'static str, Option<Failure>),
@@ -36,7 +36,7 @@ pub enum Cause {
 impl World {
     // ---- in
 
-    /// One input, and all that it leads to.
+    /// Gives one input and carries out its actions.
     pub fn input(&mut self, id: ConnId, input: Input) -> Outcome {
         self.step += 1;
         self.trace(|| format!("{id:?} <- {}", brief(&input)));
@@ -80,7 +80,7 @@ impl World {
         self.act(Cause::Tick)
     }
 
-    /// Reads and writes as long as both sides want it, within a budget.
+    /// Reads and writes while both sides allow it, within a budget.
     pub fn serve(&mut self, id: ConnId) -> Outcome {
         for _ in 0..SERVE_BUDGET {
             if !self.owners.contains_key(&id) || !(self.read(id)? | self.write(id)?) {
@@ -101,11 +101,11 @@ impl World {
         let length = pipe.inbox.len();
         if length == 0 {
             let input = match pipe.end {
-                End::Open | End::Told => return Ok(false),
+                End::Open | End::Seen => return Ok(false),
                 End::Fin => Input::Eof,
                 End::Rst => Input::Broken(Failure::Reset),
             };
-            pipe.end = End::Told;
+            pipe.end = End::Seen;
             self.note_eof(id);
             self.input(id, input)?;
             return Ok(true);
@@ -134,7 +134,7 @@ impl World {
         let short = self.faults.hit(&mut self.random, Fault::ShortWrites);
         let Some(pipe) = self.pipe(id) else { return Ok(false) };
         if pipe.end == End::Rst {
-            pipe.end = End::Told;
+            pipe.end = End::Seen;
             self.input(id, Input::Broken(Failure::Reset))?;
             return Ok(true);
         }
@@ -157,7 +157,7 @@ impl World {
 
     // ---- out
 
-    /// Carries out all actions, in order. An input on the way adds to them, as in the shell.
+    /// Carries out all actions, in order. An input given meanwhile adds to them, as in the shell.
     pub fn act(&mut self, cause: Cause) -> Outcome {
         self.take_records()?;
         while let Some(action) = self.engine.poll_action() {
@@ -192,7 +192,7 @@ impl World {
                     return Err("a fetch was finished".into());
                 };
                 if !self.clients[at].ending() {
-                    return Err("a client was half-closed out of turn".into());
+                    return Err("a client was half-closed before its last answer".into());
                 }
                 self.queue.push_back(id);
             }
@@ -215,14 +215,14 @@ impl World {
     }
 
     fn alive(&self, id: ConnId, action: Action) -> Result<Owner, String> {
-        self.owners.get(&id).copied().ok_or_else(|| format!("{action:?} is about the dead"))
+        self.owners.get(&id).copied().ok_or_else(|| format!("{action:?} names a closed connection"))
     }
 
-    /// Every answer has a record, if they are wanted.
+    /// Takes the records; there is one for every answer, if the settings ask for them.
     fn take_records(&mut self) -> Outcome {
         while let Some(record) = self.engine.poll_record() {
             if !self.settings.records {
-                return Err("a record that nobody wants".into());
+                return Err("a record, although the settings ask for none".into());
             }
             self.records += 1;
             if record.elapsed_ms > self.settings.timeout_ms + self.now_ms {
@@ -232,14 +232,14 @@ impl World {
         Ok(())
     }
 
-    fn bury(&mut self, id: ConnId) -> Outcome {
+    fn remove(&mut self, id: ConnId) -> Outcome {
         self.owners.remove(&id);
-        if self.dead.len() >= 8 {
-            self.dead.remove(0);
+        if self.closed_ids.len() >= 8 {
+            self.closed_ids.remove(0);
         }
-        self.dead.push(id);
+        self.closed_ids.push(id);
         if !self.engine.output(id).is_empty() || self.engine.wants_read(id) {
-            return Err(format!("{id:?} was closed and goes on"));
+            return Err(format!("{id:?} was closed, and still has output or reads"));
         }
         Ok(())
     }
@@ -249,7 +249,7 @@ impl World {
     fn connect(&mut self, id: ConnId) -> Outcome {
         let at = self.fetches.len();
         if self.owners.insert(id, Owner::Fetch(at)).is_some() {
-            return Err(format!("{id:?} was given out twice"));
+            return Err(format!("{id:?} was assigned twice"));
         }
         self.fetches.push(Fetch::new(id, self.now_ms, self.step));
         self.open_fetches.push(at);
@@ -284,7 +284,7 @@ impl World {
         }
     }
 
-    /// Promise 6: nothing but a GET of a known route ever reaches Patroni.
+    /// Promise 6: only a GET of a known route reaches Patroni.
     pub fn read_request(&mut self, at: usize) -> Outcome {
         let text = String::from_utf8_lossy(&self.fetches[at].request).into_owned();
         if !text.ends_with("\r\n\r\n") {
@@ -315,7 +315,7 @@ impl World {
         Ok(())
     }
 
-    /// Promise 1: at most once per route and ttl, and a failing one not faster than is said.
+    /// Promise 1: at most one fetch per route and ttl, and pauses between those of a failing route.
     fn check_need(&self, at: usize, target: &str) -> Outcome {
         let (asked_ms, ttl_ms) = (self.fetches[at].connect_ms, self.settings.cache.ttl_ms);
         let ahead_ms = ttl_ms - ttl_ms / 4;
@@ -323,7 +323,7 @@ impl World {
         let failed =
             self.memory.failure(target).filter(|_| target != "/config" && !target.contains('?'));
         if failed.is_some_and(|failed| asked_ms < failed.asked_ms + pause_ms) {
-            return Err(format!("promise 1: {target} fails, and was asked for too soon"));
+            return Err(format!("promise 1: {target} fails, and was fetched again too soon"));
         }
         let plain = !target.contains('?') && !super::client::is_leader_family(target);
         if let Some(brought) = self.memory.latest(target).filter(|_| plain) {
@@ -331,7 +331,7 @@ impl World {
             let lives = brought.asked_step > self.memory.contradicted_step
                 || brought.done_step == self.memory.contradicted_step;
             if young && lives && self.memory.failure(target).is_none() {
-                return Err(format!("promise 1: {target} was asked for too soon"));
+                return Err(format!("promise 1: {target} was fetched again too soon"));
             }
         }
         Ok(())
@@ -341,27 +341,25 @@ impl World {
         self.open_fetches.retain(|open| *open != at);
         self.busy_ms = self.busy_ms.map(|_| self.now_ms);
         self.fetches[at].closed = true;
-        self.bury(id)?;
+        self.remove(id)?;
         let fetch = &mut self.fetches[at];
         let complete = fetch.delivered >= fetch.planned_bytes && fetch.pipe.inbox.is_empty();
         let outcome = match cause {
             Cause::Tick => Some(Err(Failure::TimedOut)),
-            Cause::Input(who, "broken" | "connect_failed", Some(why)) if who == id => {
-                Some(Err(why))
-            }
-            Cause::Input(who, ..) if who == id => fetch.plan.take(),
+            Cause::Input(of, "broken" | "connect_failed", Some(why)) if of == id => Some(Err(why)),
+            Cause::Input(of, ..) if of == id => fetch.plan.take(),
             _ if self.memory.contradicted_step == step => {
-                self.busy_ms = Some(self.now_ms); // it waits for its turn again
+                self.busy_ms = Some(self.now_ms); // the fetch is queued again
                 return Ok(());
             }
             _ => return Err(format!("a fetch was given up at {cause:?}")),
         };
         let Some(outcome) = outcome else {
-            return Err("a fetch ended before Patroni said anything".into());
+            return Err("a fetch ended before Patroni answered".into());
         };
         let by_itself = matches!(cause, Cause::Input(_, "receive", _));
         if outcome.is_ok() && by_itself && !complete {
-            return Err("a fetch ended before its answer".into());
+            return Err("a fetch ended before its answer was complete".into());
         }
         self.end_fetch(at, outcome, cause == Cause::Tick, step)
     }
@@ -408,7 +406,7 @@ impl World {
 
     // ---- the clients' side
 
-    /// Has the engine begun to answer this client?
+    /// Checks the answer of this client once the engine has begun it.
     pub fn look_at_client(&mut self, id: ConnId) -> Outcome {
         let Some(Owner::Client(at)) = self.owners.get(&id).copied() else { return Ok(()) };
         self.note_asked(at);
@@ -417,7 +415,7 @@ impl World {
             return Ok(());
         }
         let bytes = output.to_vec();
-        self.trace(|| format!("    {id:?} is told {:?}", String::from_utf8_lossy(&bytes)));
+        self.trace(|| format!("    {id:?} gets {:?}", String::from_utf8_lossy(&bytes)));
         self.check_answer(at, &bytes).map_err(|error| {
             format!("{error}; client {at} got {:?}", String::from_utf8_lossy(&bytes))
         })?;
@@ -431,7 +429,7 @@ impl World {
         Ok(())
     }
 
-    /// Is this the answer to that request?
+    /// Checks an answer against the client's request.
     fn check_answer(&mut self, at: usize, bytes: &[u8]) -> Outcome {
         let client = &self.clients[at];
         if client.ended_ms.is_some() {
@@ -439,7 +437,7 @@ impl World {
         }
         let message = client.script.get(client.answered);
         let message = message.ok_or("an answer to no request")?.clone();
-        // before the request is complete nobody looks at its method
+        // before the request is complete its method is not known
         let method = if client.asked.is_some() { message.method } else { "-" };
         let answer = Answer::parse(bytes, method)?;
         let date =
@@ -450,7 +448,7 @@ impl World {
         if answer.status == 408 {
             let late = client.first_byte_ms.is_some_and(|ms| self.now_ms >= ms + REQUEST_MS_MAX);
             if !late || client.asked.is_some() {
-                return Err("408, but it was not slow".into());
+                return Err("408, but the request was not late".into());
             }
             self.clients[at].closes_now = true;
             return Ok(());
@@ -468,13 +466,13 @@ impl World {
         match &expected {
             Expected::Own(status) if answer.status == *status => Ok(()),
             Expected::Patroni(target) => {
-                self.check_patronis(&answer, (asked_ms, asked_step), message.method, target)
+                self.check_patroni_answer(&answer, (asked_ms, asked_step), message.method, target)
             }
             _ => Err(format!("status {} instead of {expected:?}", answer.status)),
         }
     }
 
-    fn check_patronis(
+    fn check_patroni_answer(
         &mut self,
         answer: &Answer,
         (asked_ms, asked_step): (u64, u64),
@@ -486,11 +484,19 @@ impl World {
         let drained = of_a_role && self.is_draining;
         if answer.cache.is_none() != drained {
             let full = target.contains('?') && answer.cache.is_none() && answer.status == 503;
-            let why = if drained { "it is drained" } else { "an answer of our own" };
+            let why = if drained {
+                "not 503, although the node is drained"
+            } else {
+                "an answer of our own"
+            };
             return if full { Ok(()) } else { Err(why.into()) };
         }
         if drained {
-            return if answer.status == 503 { Ok(()) } else { Err("it is drained".into()) };
+            return if answer.status == 503 {
+                Ok(())
+            } else {
+                Err("not 503, although the node is drained".into())
+            };
         }
         let (now_ms, settings) = (self.now_ms, &self.settings);
         let slow = self.open_fetches.iter().any(|fetch| {
@@ -499,8 +505,8 @@ impl World {
             ours && now_ms >= fetch.connect_ms + PATIENCE_MS
         });
         let recent_ms = settings.timeout_ms + 1_100;
-        // at the end nothing is asked again, and failures grow old
-        let full = self.open_fetches.len() == settings.fetches_max || self.finish_ms.is_some();
+        // during shutdown nothing is fetched again, and failures age
+        let full = self.open_fetches.len() == settings.fetches_max || self.shutdown_ms.is_some();
         let busy =
             full || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
         let given = Given {
@@ -518,11 +524,11 @@ impl World {
     }
 
     fn check_persistence(&mut self, at: usize, wanted: Persistence, answer: &Answer) -> Outcome {
-        let finishing = self.finish_ms.is_some();
+        let shutting_down = self.shutdown_ms.is_some();
         let connection = answer.connection.as_deref();
         let right = match wanted {
             Persistence::Close => connection == Some("close"),
-            _ if finishing && connection == Some("close") => true,
+            _ if shutting_down && connection == Some("close") => true,
             Persistence::KeepAlive => connection == Some("keep-alive"),
             Persistence::Persistent => connection.is_none(),
         };
@@ -530,29 +536,29 @@ impl World {
         if right { Ok(()) } else { Err(format!("Connection: {connection:?} to {wanted:?}")) }
     }
 
-    /// Was there a reason to close this client?
+    /// Checks that there was a reason to close this client.
     fn close_client(&mut self, id: ConnId, at: usize, cause: Cause) -> Outcome {
         self.open_clients.retain(|open| *open != at);
-        self.bury(id)?;
+        self.remove(id)?;
         let (now_ms, capacity) = (self.now_ms, self.open_clients.len() + 1);
         let full = cause == Cause::Accept && capacity >= self.settings.clients_max;
-        let finishing = self.finish_ms;
-        let over = finishing.is_some_and(|ms| now_ms >= ms + SHUTDOWN_MS_MAX);
+        let shutting_down = self.shutdown_ms;
+        let over = shutting_down.is_some_and(|ms| now_ms >= ms + SHUTDOWN_MS_MAX);
         let client = &mut self.clients[at];
         client.gone = true;
-        let own = matches!(cause, Cause::Input(who, "broken", _) if who == id);
+        let own = matches!(cause, Cause::Input(of, "broken", _) if of == id);
         let after = |since_ms: Option<u64>, ms: u64| since_ms.is_some_and(|at| now_ms >= at + ms);
         let reasonable = if own || over {
             true
         } else if let Some(current) = &client.current {
             after(Some(current.since_ms), RESPONSE_MS_MAX)
-        } else if client.ended_ms.is_some() || client.pipe_ended_told() {
+        } else if client.ended_ms.is_some() || client.has_seen_end() {
             true
         } else if client.asked.is_some() {
             false
         } else if client.is_idle() {
             let most = if client.answered > 0 { IDLE_MS_MAX } else { REQUEST_MS_MAX };
-            full || finishing.is_some()
+            full || shutting_down.is_some()
                 || after(Some(client.since_ms), most)
                 || matches!(cause, Cause::Other)
         } else {
@@ -566,7 +572,7 @@ impl World {
 
     // ---- at the end of a turn
 
-    /// What has to be true whenever the loop sleeps.
+    /// Checks what has to hold whenever the loop sleeps.
     pub fn check_turn(&self) -> Outcome {
         self.open_clients.iter().try_for_each(|at| self.check_client(*at))?;
         self.open_fetches.iter().try_for_each(|at| self.check_fetch(*at))?;
@@ -577,11 +583,11 @@ impl World {
             && counts.waiters == waiting.count()
             && counts.stale_inputs == self.stale_expected;
         let bounded = counts.clients <= self.settings.clients_max
-            && counts.entries <= ROUTES + self.settings.cache.variants_max
+            && counts.entries <= ROUTES.len() + self.settings.cache.variants_max
             && counts.queued <= counts.entries + 1;
         if !exact || !bounded {
             return Err(format!(
-                "promise 8: {counts:?}, but {} clients and {} fetches are there",
+                "promise 8: {counts:?}, but there are {} clients and {} fetches",
                 self.open_clients.len(),
                 self.open_fetches.len()
             ));
@@ -592,7 +598,7 @@ impl World {
     fn check_fetch(&self, at: usize) -> Outcome {
         let fetch = &self.fetches[at];
         if self.is_over(fetch.connect_ms + self.settings.timeout_ms) {
-            return Err(format!("promise 1: the fetch of {:?} outlives its time", fetch.target));
+            return Err(format!("promise 1: the fetch of {:?} outlives the timeout", fetch.target));
         }
         let id = fetch.id;
         let forgotten = !self.queue.contains(&id)
@@ -608,7 +614,9 @@ impl World {
         let output = self.engine.output(id);
         let rest = client.current.as_ref().map_or(0, |answer| answer.bytes.len() - answer.sent);
         if output.len() != rest {
-            return Err(format!("client {at}'s answer changed on its way, or nobody was told"));
+            return Err(format!(
+                "client {at}'s answer changed while it was sent, or without a wake-up"
+            ));
         }
         let wakes = (!output.is_empty() && client.pipe.window > 0)
             || (self.engine.wants_read(id) && client.pipe.is_readable());
@@ -628,10 +636,10 @@ impl World {
             client.since_ms + if kept { IDLE_MS_MAX } else { REQUEST_MS_MAX }
         };
         if self.is_over(deadline_ms) {
-            return Err(format!("promise 7: client {at} stays longer than it may"));
+            return Err(format!("promise 7: client {at} stays past its deadline"));
         }
-        if client.is_idle() && self.finish_ms.is_some() {
-            return Err(format!("client {at} is idle, and the daemon is to end"));
+        if client.is_idle() && self.shutdown_ms.is_some() {
+            return Err(format!("client {at} is idle, and stays during the shutdown"));
         }
         Ok(())
     }
@@ -639,25 +647,27 @@ impl World {
     /// Promise 4.
     fn check_waiting(&self, at: usize, asked_ms: u64) -> Outcome {
         let Some(message) = self.clients[at].script.get(self.clients[at].answered) else {
-            return Err("somebody waits for nothing".into());
+            return Err("a client waits without a request".into());
         };
         let Expected::Patroni(target) = &message.expected else {
             return Err(format!("promise 4: client {at} waits for {:?}", message.expected));
         };
         if self.is_over(asked_ms + self.settings.timeout_ms) {
-            return Err(format!("promise 4: client {at} waits for {target} longer than it may"));
+            return Err(format!("promise 4: client {at} waits for {target} past the timeout"));
         }
         if self.clients[at].is_hopeless && !target.contains('?') {
             return Err(format!("client {at} waits for {target}, which fails"));
         }
-        let stale_until = self.memory.old_until_ms(target, &self.settings);
+        let stale_until = self.memory.stale_until_ms(target, &self.settings);
         if self.is_over(asked_ms + PATIENCE_MS) && stale_until.is_some_and(|ms| self.now_ms < ms) {
-            return Err(format!("promise 4: client {at} waits, and {target} could be told old"));
+            return Err(format!(
+                "promise 4: client {at} waits, although a stale {target} may be served"
+            ));
         }
         Ok(())
     }
 
-    /// Has this deadline come, rounded up to the tick?
+    /// Whether this deadline has passed, rounded up to the tick.
     fn is_over(&self, deadline_ms: u64) -> bool {
         self.now_ms >= deadline_ms.div_ceil(TICK_MS) * TICK_MS
     }
@@ -675,16 +685,16 @@ fn brief(input: &Input) -> String {
     }
 }
 
-const ROUTES: usize = 24;
+/// Numbers of this shell; the engine has to hold with any.
 const SERVE_BUDGET: u32 = 16;
 const READ_BYTES: usize = 16 * 1024;
 const ACTIONS_AT_ONCE_MAX: usize = 10_000;
-/// The promises' numbers.
+/// The promises' numbers, written a second time: an oracle independent of the engine's constants.
 const REQUEST_MS_MAX: u64 = 5_000;
 const IDLE_MS_MAX: u64 = 30_000;
 const RESPONSE_MS_MAX: u64 = 5_000;
 const LINGER_MS_MAX: u64 = 1_000;
-const SHUTDOWN_MS_MAX: u64 = 5_000;
+pub const SHUTDOWN_MS_MAX: u64 = 5_000;
 const PATIENCE_MS: u64 = 240;
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 1_000;

@@ -1,4 +1,4 @@
-//! An answer of Patroni's on its way: framed, cut, garbled; and what must come of it.
+//! Answers of Patroni as bytes: framed, cut or garbled, each with the outcome expected.
 
 use patroniglue::failure::Failure;
 
@@ -7,15 +7,15 @@ use super::patroni::Said;
 use super::random::Random;
 use super::world::End;
 
-/// Bytes, what follows them, and what the engine has to make of it.
+/// The bytes of an answer, the end of the connection, and the outcome expected of the engine.
 pub struct Wire {
     pub bytes: Vec<u8>,
     pub end: End,
-    /// `None`: that is never decided.
+    /// `None`: the answer is never complete.
     pub outcome: Option<Result<Said, Failure>>,
 }
 
-/// How an answer's end is told.
+/// How the end of an answer is marked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Framing {
     Eof,
@@ -83,7 +83,7 @@ fn framed(said: &Said, framing: Framing, interim: bool) -> (usize, Vec<u8>) {
     (head_bytes, bytes)
 }
 
-/// Only the end of a text that ends with the connection cannot be told from its cut.
+/// A cut goes unnoticed only in a text that the end of the connection ends.
 fn cut(mut said: Said, framing: Framing, head_bytes: usize, bytes: &[u8]) -> Wire {
     let is_json = said.content_type == Some("application/json");
     let outcome = if bytes.is_empty() {

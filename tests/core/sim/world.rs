@@ -1,4 +1,4 @@
-//! The world round the engine: time, events in their order, clients, and Patroni at the other end.
+//! The world around the engine: time, events in their order, clients, and the model of Patroni.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -8,11 +8,11 @@ use patroniglue::slots::ConnId;
 use patroniglue::time::Time;
 
 use super::checks::{Memory, Outcome};
-use super::client::{Expected, Message, Palette, plain, unfinished};
+use super::client::{Expected, Message, Palette, ROUTES, plain, unfinished};
 use super::faults::{Fault, Faults, settings};
 use super::patroni::{Clock, Freeze, Happening, Patroni, Said};
 use super::random::{Hash, Random};
-use super::shell::{Cause, Input};
+use super::shell::{Cause, Input, SHUTDOWN_MS_MAX};
 use super::wire::wire;
 
 pub struct World {
@@ -21,39 +21,39 @@ pub struct World {
     pub settings: Settings,
     pub engine: Engine,
     pub now_ms: u64,
-    /// How old the daemon is when all begins, and the wall clock then.
+    /// The daemon's age at the start of the seed.
     pub base_ms: u64,
     unix_base_ms: u64,
     jumped_ms: i64,
-    /// The wall clock against the other, as the engine saw it last.
+    /// The sum of the wall clock's jumps when the engine looked at it last.
     jumped_seen_ms: Option<i64>,
-    /// How many inputs there were.
+    /// The number of inputs.
     pub step: u64,
     events: BTreeMap<(u64, u64, u64), Event>,
     sequence: u64,
     pub owners: BTreeMap<ConnId, Owner>,
     pub queue: VecDeque<ConnId>,
-    /// What is to be done, why, and since which input.
+    /// Actions to carry out, their causes and steps.
     pub actions: VecDeque<(Action, Cause, u64)>,
     pub acting_step: Option<u64>,
-    pub dead: Vec<ConnId>,
+    pub closed_ids: Vec<ConnId>,
     pub clients: Vec<Client>,
     pub fetches: Vec<Fetch>,
     pub open_clients: Vec<usize>,
     pub open_fetches: Vec<usize>,
     pub patroni: Patroni,
-    /// Requests that Patroni has, and does not look at.
+    /// Requests that a frozen Patroni has received.
     pending: Vec<usize>,
     pub memory: Memory,
     palette: Palette,
     /// Targets that clients have asked for.
     pub asked_for: BTreeSet<String>,
-    /// When all connections to Patroni were taken last.
+    /// When all connections to Patroni were in use last.
     pub busy_ms: Option<u64>,
     pub overslept_ms: u64,
     sleep_ms: u64,
     pub is_draining: bool,
-    pub finish_ms: Option<u64>,
+    pub shutdown_ms: Option<u64>,
     pub stale_expected: u64,
     pub records: u64,
     pub answers: u64,
@@ -75,7 +75,7 @@ pub enum Event {
     Suspend(u64),
     Drain(bool),
     MakeRoom,
-    Finish,
+    Shutdown,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,21 +84,21 @@ pub enum Owner {
     Fetch(usize),
 }
 
-/// What follows the bytes on their way.
+/// The end of a direction, after its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Open,
     Fin,
     Rst,
-    /// The engine knows.
-    Told,
+    /// The engine has seen the end.
+    Seen,
 }
 
 pub struct Pipe {
-    /// On the way to the engine.
+    /// Bytes that the engine has not read.
     pub inbox: VecDeque<u8>,
     pub end: End,
-    /// How much the other side takes.
+    /// The number of bytes that the peer reads.
     pub window: usize,
 }
 
@@ -106,26 +106,26 @@ pub struct Client {
     pub id: ConnId,
     pub pipe: Pipe,
     pub script: Vec<Message>,
-    /// Bytes the engine has.
+    /// Bytes the engine has received.
     received: usize,
-    /// Bytes of the messages that are answered.
+    /// Bytes of the messages already answered.
     start: usize,
     pub answered: usize,
-    /// When the engine had the whole of the present request.
+    /// When, and at which step, the engine had the complete current request.
     pub asked: Option<(u64, u64)>,
-    /// What it asks for is known to fail.
+    /// Whether its target is known to fail.
     pub is_hopeless: bool,
-    /// When the time began that the present request has to come in.
+    /// When the time for the current request began.
     pub first_byte_ms: Option<u64>,
     head_done: bool,
     pub current: Option<Answering>,
     pub closes_now: bool,
     /// When its last answer was sent.
     pub ended_ms: Option<u64>,
-    /// When it connected, or had its last answer.
+    /// When it connected, or got its last answer.
     pub since_ms: u64,
     pub gone: bool,
-    /// It must have a true answer.
+    /// Whether it has to get Patroni's answer.
     is_probe: bool,
 }
 
@@ -179,7 +179,7 @@ impl World {
             queue: VecDeque::new(),
             actions: VecDeque::new(),
             acting_step: None,
-            dead: Vec::new(),
+            closed_ids: Vec::new(),
             clients: Vec::new(),
             fetches: Vec::new(),
             open_clients: Vec::new(),
@@ -193,7 +193,7 @@ impl World {
             overslept_ms: 0,
             sleep_ms: 0,
             is_draining: false,
-            finish_ms: None,
+            shutdown_ms: None,
             stale_expected: 0,
             records: 0,
             answers: 0,
@@ -201,7 +201,7 @@ impl World {
         }
     }
 
-    /// The whole of a seed: trouble, then health, then quiet.
+    /// Runs a seed: faults, then health, then quiet.
     pub fn live(&mut self) -> Outcome {
         let duration_ms = self.random.pick(&[3_000, 10_000, 30_000, 60_000, 100_000]);
         let duration_ms = if self.faults.about_the_lease { 100_000 } else { duration_ms };
@@ -212,12 +212,16 @@ impl World {
         self.engine.start(self.now());
         self.act(Cause::Other)?;
         self.pass(duration_ms)?;
-        if self.finish_ms.is_some() {
+        if self.shutdown_ms.is_some() {
             self.pass(SHUTDOWN_MS_MAX + 20)?;
-            return if self.engine.is_shut_down() { Ok(()) } else { Err("it does not end".into()) };
+            return if self.engine.is_shut_down() {
+                Ok(())
+            } else {
+                Err("the engine does not end".into())
+            };
         }
         self.heal()?;
-        self.be_quiet()
+        self.quiet()
     }
 
     fn plan_clients(&mut self, duration_ms: u64) {
@@ -236,14 +240,14 @@ impl World {
         }
         if self.faults.about_the_lease {
             self.plan_steady("/primary", duration_ms);
-            // which has Patroni read the DCS, so that hardly anything is a sign of renewal
+            // each makes Patroni read the DCS, so that few dcs_last_seen show a renewal
             if self.random.chance(500) {
                 self.plan_steady("/cluster", duration_ms);
             }
         }
     }
 
-    /// A load balancer's checks, as regular as a clock.
+    /// A load balancer's checks, at a fixed interval.
     fn plan_steady(&mut self, target: &'static str, duration_ms: u64) {
         let pause_ms = if self.faults.about_the_lease {
             self.random.pick(&[500, 1_000, 2_000])
@@ -288,11 +292,11 @@ impl World {
             Fault::WallJumps => Event::Jump(sign * (300 + self.random.skewed(100_000) as i64)),
             Fault::Drain => Event::Drain(self.random.chance(500)),
             Fault::Capacity => Event::MakeRoom,
-            _ => Event::Finish,
+            _ => Event::Shutdown,
         };
         match event {
-            Event::Finish if self.random.chance(700) => return,
-            Event::Finish => return self.at(at_ms.max(duration_ms / 2), event),
+            Event::Shutdown if self.random.chance(700) => return,
+            Event::Shutdown => return self.at(at_ms.max(duration_ms / 2), event),
             Event::Cluster(Happening::Freeze(what)) => {
                 self.at(at_ms + lasting_ms, Event::Cluster(Happening::Thaw(what)));
             }
@@ -304,7 +308,7 @@ impl World {
         self.at(at_ms, event);
     }
 
-    /// Nothing goes wrong any more: soon everybody has to be answered, and truly.
+    /// Ends all faults: soon each client has to get Patroni's answer.
     fn heal(&mut self) -> Outcome {
         self.trace(|| "healed".into());
         self.faults.heal();
@@ -323,7 +327,7 @@ impl World {
         self.flush_pending();
         self.take_todo();
         self.drain(false);
-        self.everybody_leaves()?;
+        self.all_clients_leave()?;
         let soon_ms = self.settings.timeout_ms + 1_300;
         for _ in 0..soon_ms / 300 {
             self.probe(false)?;
@@ -355,7 +359,7 @@ impl World {
         Ok(())
     }
 
-    fn everybody_leaves(&mut self) -> Outcome {
+    fn all_clients_leave(&mut self) -> Outcome {
         for at in self.open_clients.clone() {
             let id = self.clients[at].id;
             if self.owners.contains_key(&id) {
@@ -365,19 +369,19 @@ impl World {
         Ok(())
     }
 
-    /// Nobody asks, Patroni is no more: nothing may be left.
-    fn be_quiet(&mut self) -> Outcome {
+    /// Without clients and without Patroni nothing may be left after a while.
+    fn quiet(&mut self) -> Outcome {
         self.patroni.down = true;
-        self.everybody_leaves()?;
+        self.all_clients_leave()?;
         self.pass(QUIET_MS)?;
         let left = self.engine.counts();
         let stale_inputs = self.stale_expected;
-        let nothing = Counts { entries: ROUTES, stale_inputs, ..Counts::default() };
+        let nothing = Counts { entries: ROUTES.len(), stale_inputs, ..Counts::default() };
         if left != nothing || !self.owners.is_empty() {
-            return Err(format!("promise 8: when all is quiet there are left {left:?}"));
+            return Err(format!("promise 8: after all clients left there remain {left:?}"));
         }
         if self.settings.records && self.records != self.answers {
-            return Err(format!("{} records of {} answers", self.records, self.answers));
+            return Err(format!("{} records for {} answers", self.records, self.answers));
         }
         Ok(())
     }
@@ -408,7 +412,7 @@ impl World {
             self.overslept_ms = late_ms;
             turns_at_once = if next_ms + late_ms == self.now_ms { turns_at_once + 1 } else { 0 };
             if turns_at_once > TURNS_AT_ONCE_MAX {
-                return Err("the loop turns, and time stands still".into());
+                return Err("the loop turns without time passing".into());
             }
             self.now_ms = next_ms + late_ms;
             self.turn()?;
@@ -454,7 +458,7 @@ impl World {
 
     fn handle(&mut self, event: Event) -> Outcome {
         match event {
-            Event::Arrive => return self.somebody(),
+            Event::Arrive => return self.arrival(),
             Event::Steady(target) => return self.steady(target),
             Event::Bytes(id, bytes) => {
                 if let Some(pipe) = self.pipe(id) {
@@ -484,12 +488,12 @@ impl World {
                 self.engine.make_room(self.now());
                 return self.act(Cause::Other);
             }
-            Event::Finish if self.finish_ms.is_none() => {
-                self.finish_ms = Some(self.now_ms);
+            Event::Shutdown if self.shutdown_ms.is_none() => {
+                self.shutdown_ms = Some(self.now_ms);
                 self.engine.begin_shutdown(self.now());
                 return self.act(Cause::Other);
             }
-            Event::Finish => {}
+            Event::Shutdown => {}
         }
         Ok(())
     }
@@ -515,12 +519,12 @@ impl World {
         }
     }
 
-    /// Inputs for those who have gone.
+    /// Gives inputs for closed connections.
     fn stale(&mut self) -> Outcome {
-        if self.dead.is_empty() || !self.faults.hit(&mut self.random, Fault::StaleInputs) {
+        if self.closed_ids.is_empty() || !self.faults.hit(&mut self.random, Fault::StaleInputs) {
             return Ok(());
         }
-        let id = self.dead[self.random.below(self.dead.len() as u64) as usize];
+        let id = self.closed_ids[self.random.below(self.closed_ids.len() as u64) as usize];
         let input = match self.random.below(6) {
             0 => Input::Receive(b"GET / HTTP/1.1\r\n\r\n".to_vec()),
             1 => Input::Sent(0),
@@ -535,7 +539,7 @@ impl World {
 
     // ---- clients
 
-    fn somebody(&mut self) -> Outcome {
+    fn arrival(&mut self) -> Outcome {
         let messages = if self.faults.hit(&mut self.random, Fault::Silent) {
             if self.random.chance(500) { vec![] } else { vec![unfinished(&mut self.random)] }
         } else {
@@ -569,12 +573,16 @@ impl World {
         self.trace(|| format!("accept: {accepted:?}"));
         self.act(Cause::Accept)?;
         let Some(id) = accepted else {
-            let fair = self.finish_ms.is_some() || (full && !idle);
-            return if fair { Ok(None) } else { Err("promise 7: there was room".into()) };
+            let fair = self.shutdown_ms.is_some() || (full && !idle);
+            return if fair {
+                Ok(None)
+            } else {
+                Err("a client was turned away below the limit".into())
+            };
         };
         let at = self.clients.len();
         if self.owners.insert(id, Owner::Client(at)).is_some() {
-            return Err(format!("{id:?} was given out twice"));
+            return Err(format!("{id:?} was assigned twice"));
         }
         self.open_clients.push(at);
         self.clients.push(Client {
@@ -599,7 +607,7 @@ impl World {
         Ok(Some(at))
     }
 
-    /// Sends the messages from `first` on, and perhaps the connection's end.
+    /// Sends the messages from `first` on, and in some seeds the end of the connection.
     fn send(&mut self, at: usize, first: usize) -> Outcome {
         let id = self.clients[at].id;
         let messages = &self.clients[at].script[first..];
@@ -635,7 +643,7 @@ impl World {
             return Ok(());
         }
         if at_once {
-            pipe.end = End::Told;
+            pipe.end = End::Seen;
             return self.input(id, Input::Broken(Failure::Reset));
         }
         pipe.end = end;
@@ -655,7 +663,7 @@ impl World {
         self.trace(|| format!("{id:?} has ended"));
     }
 
-    /// Does the engine have a whole request now, or its beginning?
+    /// Records whether the engine has a complete request now, or its beginning.
     pub fn note_asked(&mut self, at: usize) {
         let (now_ms, step) = (self.now_ms, self.step);
         let client = &mut self.clients[at];
@@ -675,21 +683,21 @@ impl World {
         if complete && message.expected != Expected::Never {
             client.asked = Some((now_ms, step));
             if let Expected::Patroni(target) = &message.expected {
-                // a drained daemon does not look whether it knows
+                // a drained node does not look into its cache
                 client.is_hopeless = !self.is_draining && self.memory.wanted(target, now_ms);
                 self.asked_for.insert(target.clone());
             }
         }
     }
 
-    /// The other side took these bytes of the answer, or of the request.
+    /// Records bytes of an answer or a request that the peer has read.
     pub fn note_sent(&mut self, id: ConnId, bytes: &[u8]) -> Outcome {
         match self.owners.get(&id).copied() {
             Some(Owner::Client(at)) => {
                 let client = &mut self.clients[at];
-                let current = client.current.as_mut().ok_or("bytes of no answer")?;
+                let current = client.current.as_mut().ok_or("bytes without an answer")?;
                 if current.bytes[current.sent..][..bytes.len()] != *bytes {
-                    return Err(format!("client {at}'s answer changed on its way"));
+                    return Err(format!("client {at}'s answer changed while it was sent"));
                 }
                 current.sent += bytes.len();
                 if current.sent < current.bytes.len() {
@@ -705,7 +713,7 @@ impl World {
                 client.current = None;
             }
             Some(Owner::Fetch(at)) => self.fetches[at].request.extend_from_slice(bytes),
-            None => return Err("bytes of nobody".into()),
+            None => return Err("bytes of a closed connection".into()),
         }
         Ok(())
     }
@@ -718,7 +726,7 @@ impl World {
         }
     }
 
-    /// A kept client has its answers: it asks again, leaves, or stays idle.
+    /// A kept client that has its answers asks again, leaves, or stays idle.
     fn goes_on(&mut self, at: usize) -> Outcome {
         let client = &self.clients[at];
         let (id, first) = (client.id, client.script.len());
@@ -765,7 +773,7 @@ impl World {
         }
     }
 
-    /// Patroni looks at a request; who asked may have gone meanwhile.
+    /// Patroni answers a request, whose client may have left.
     fn execute(&mut self, at: usize) {
         let clock = self.clock();
         let fetch = &mut self.fetches[at];
@@ -802,18 +810,18 @@ impl World {
         }
     }
 
-    // ---- what everybody uses
+    // ---- helpers
 
     pub fn clock(&self) -> Clock {
         let unix_ms = (self.unix_base_ms + self.now_ms).saturating_add_signed(self.jumped_ms);
         Clock { ms: self.now_ms, unix_ms }
     }
 
-    /// The engine has looked at the clocks.
+    /// Records that the engine has looked at the clocks.
     pub fn note_clock(&mut self) {
-        let former = self.jumped_seen_ms.replace(self.jumped_ms);
-        // less is slewing, also when it is what two jumps come to
-        if former.is_some_and(|former| former.abs_diff(self.jumped_ms) > SLEWED_MS_MAX) {
+        let previous = self.jumped_seen_ms.replace(self.jumped_ms);
+        // a smaller difference counts as slewing, even as the sum of two jumps
+        if previous.is_some_and(|previous| previous.abs_diff(self.jumped_ms) > SLEWED_MS_MAX) {
             self.memory.forbid_stale(self.now_ms);
         }
     }
@@ -850,7 +858,7 @@ impl World {
 }
 
 impl Client {
-    /// Between requests, with nothing begun?
+    /// Whether it is between requests, with no request begun.
     pub fn is_idle(&self) -> bool {
         self.current.is_none()
             && self.ended_ms.is_none()
@@ -862,8 +870,8 @@ impl Client {
         self.ended_ms.is_some()
     }
 
-    pub fn pipe_ended_told(&self) -> bool {
-        self.pipe.end == End::Told
+    pub fn has_seen_end(&self) -> bool {
+        self.pipe.end == End::Seen
     }
 }
 
@@ -892,7 +900,7 @@ impl Pipe {
     }
 }
 
-/// What happens to the cluster or the machine by itself.
+/// Faults of the cluster and the machine.
 const TROUBLE: [Fault; 12] = [
     Fault::FreezeApi,
     Fault::FreezeLoop,
@@ -905,14 +913,12 @@ const TROUBLE: [Fault; 12] = [
     Fault::WallJumps,
     Fault::Drain,
     Fault::Capacity,
-    Fault::Finish,
+    Fault::Shutdown,
 ];
 const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
 const QUIET_MS: u64 = 130_000;
-const SHUTDOWN_MS_MAX: u64 = 5_000;
-const ROUTES: usize = 24;
 const QUEUE_ROUNDS: u32 = 8;
-/// What the engine takes for a wall clock that is set right.
+/// Up to this difference the wall clock counts as slewed. Written a second time, as an oracle.
 const SLEWED_MS_MAX: u64 = 250;
 const TURNS_AT_ONCE_MAX: u32 = 200;
 const EVENTS_MAX: usize = 500;

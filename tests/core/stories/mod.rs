@@ -1,8 +1,8 @@
 //! Stories in virtual time: reads `*.txt` of this folder and plays each against the engine alone.
 //!
-//! A story is lines of prose, one event or one expectation each; `script.rs` has the
-//! language. Whatever an event leads to has to be said before the next event, or the story
-//! fails. Every story is played three times: bytes in one piece, one by one, and in sevens.
+//! A story is a list of sentences, one event or one expectation each; `script.rs` documents them.
+//! All consequences of an event have to be expected before the next event, or the story fails.
+//! Every story is played three times: its bytes in one piece, one by one, and in sevens.
 
 mod player;
 mod script;
@@ -33,15 +33,15 @@ fn every_story_holds() {
             }
         }
     }
-    // past the harness, which keeps to itself what a passing test prints
+    // to stderr directly: the harness does not show the output of a passing test
     let _ = writeln!(io::stderr(), "{} stories, each in {} splits", titles.len(), SPLITS.len());
     assert!(failures.is_empty(), "{} failed\n\n{}\n", failures.len(), failures.join("\n\n"));
     assert!(titles.len() >= STORIES_MIN, "only {} stories were found", titles.len());
 }
 
-/// A runner that finds nothing wrong is worth nothing: each of these must fail, for its reason.
+/// Each of these wrong stories has to fail, for its reason.
 #[test]
-fn the_runner_fails_what_is_wrong() {
+fn a_wrong_story_fails_with_its_line() {
     let table = [
         ("A connects\nA asks GET /x HTTP/1.1\n", "A has a 404"),
         ("A connects\nA asks GET /x HTTP/1.1\nA gets 200\n", "A got 404"),
@@ -113,8 +113,8 @@ fn play(story: &Story) -> Result<(), String> {
     Ok(())
 }
 
-/// What a read brings and a write takes, at the most.
+/// The maximum of bytes of one read or write.
 const SPLITS: [(usize, &str); 3] =
     [(16 * 1024, "in one piece"), (1, "byte by byte"), (7, "in sevens")];
-/// Fewer would mean that files were not found.
+/// With fewer, some files were not found.
 const STORIES_MIN: usize = 45;

@@ -1,4 +1,4 @@
-//! Tells a story: makes its events happen, compares what it expects with what was seen.
+//! Plays a story: carries out its events and compares its expectations with the outcome.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::script::{Detail, Expectation, Step, Story, count};
 use super::world::{Seen, World};
 
-/// Plays the story; the error is the line where it went wrong, and what was seen instead.
+/// Plays the story. The error is the line that failed, and the actual outcome.
 pub fn play(story: &Story, piece_bytes: usize) -> Result<(), (usize, String)> {
     let line = Cell::new(0);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -26,14 +26,14 @@ pub fn play(story: &Story, piece_bytes: usize) -> Result<(), (usize, String)> {
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied());
-            Err((line.get(), format!("panicked: {}", text.unwrap_or("without a word"))))
+            Err((line.get(), format!("panicked: {}", text.unwrap_or("without a message"))))
         }
     }
 }
 
 struct Player {
     world: World,
-    /// Names that stand for many clients.
+    /// Names of groups of clients.
     groups: BTreeMap<String, Vec<String>>,
 }
 
@@ -175,7 +175,7 @@ impl Player {
         Ok(())
     }
 
-    /// The last fetch of `target`, which may be over, as Patroni may not know yet.
+    /// The last fetch of `target`, which may have ended without Patroni's notice.
     fn fetch(&self, target: &str) -> Result<usize, String> {
         let of_target = |fetch: &super::world::Fetch| fetch.target.as_deref() == Some(target);
         let fetches = &self.world.fetches;
@@ -183,7 +183,7 @@ impl Player {
         found.ok_or_else(|| format!("Patroni was never asked for {target}"))
     }
 
-    /// What happened and was not told makes a story wrong.
+    /// An outcome that the story does not expect makes it fail.
     fn no_unexpected_event(&self) -> Outcome {
         let world = &self.world;
         for (name, client) in &world.clients {
@@ -227,7 +227,7 @@ fn expect_seen(world: &mut World, name: &str, expectation: &Expectation) -> Outc
     }
 }
 
-/// An answer, as a client reads it.
+/// An answer as a client parses it.
 struct Answer<'a> {
     status: u16,
     fields: Vec<(&'a str, &'a str)>,
@@ -235,9 +235,9 @@ struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    /// Reads a whole answer, and checks what is true of every one.
+    /// Parses a complete answer, and checks the conditions on every answer.
     fn parse(bytes: &'a [u8]) -> Result<Answer<'a>, String> {
-        let wrong = || format!("that is no answer: {}", said(bytes));
+        let wrong = || format!("this is not an answer: {}", said(bytes));
         let head_bytes = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(wrong)?;
         let head = std::str::from_utf8(&bytes[..head_bytes]).map_err(|_| wrong())?;
         let mut lines = head.split("\r\n");
@@ -276,7 +276,7 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// The only field of this name.
+    /// The value of the field of this name; a second such field is an error.
     fn field(&self, name: &str) -> Option<&'a str> {
         let mut values = self.fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
         let value = values.next()?.1;
@@ -296,7 +296,7 @@ fn said_of(name: &str, seen: &Seen) -> String {
     }
 }
 
-/// The beginning of it, to be read by people.
+/// The beginning of some bytes, for a message.
 fn said(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SAID_BYTES_MAX)]).into_owned();
     text.replace("\r\n", " | ")

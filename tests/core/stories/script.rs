@@ -144,7 +144,7 @@ pub enum Connects {
     Fail(Failure),
 }
 
-/// What has to have happened.
+/// An expectation.
 #[derive(Clone)]
 pub enum Expectation {
     Asked(String),
@@ -160,7 +160,7 @@ pub enum Expectation {
     Nothing,
 }
 
-/// How a client's connection came to its end.
+/// The state of a client's connection at its close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
     Clean,
@@ -168,7 +168,7 @@ pub enum Closing {
     BytesUnread,
 }
 
-/// What is to be true of an answer.
+/// A condition on an answer.
 #[derive(Clone)]
 pub enum Detail {
     Field(String, String),
@@ -375,8 +375,8 @@ fn patroni_about(rest: &str) -> Option<Step> {
     rest.strip_prefix("resets ").map(|target| Step::PatroniResets(target.into()))
 }
 
-/// What Patroni's Python sends: with a body of JSON the head of it, without one a bare status
-/// line; the length is never told.
+/// The bytes that Patroni's Python server sends: with a body of JSON its head, without one a bare
+/// status line; never a length.
 fn patroni_answers(line: &str) -> Option<Vec<Step>> {
     let (target, answer) = line.split_once(" with ")?;
     let (status, body) = answer.split_once(' ').unwrap_or((answer, ""));
@@ -500,7 +500,7 @@ fn request(text: &str) -> Option<Vec<u8>> {
     Some(format!("{line}\r\n{fields}\r\n").into_bytes())
 }
 
-/// A literal, and how long each of its bytes takes.
+/// A literal, and the pause after each of its bytes.
 fn paced(text: &str) -> Option<(Vec<u8>, Option<u64>)> {
     match text.split_once(", a byte every ") {
         Some((bytes, span)) => Some((literal(bytes)?, Some(duration_ms(span)?))),
@@ -526,7 +526,7 @@ fn literal(text: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// The bytes up to the closing quote, and what follows it.
+/// The bytes up to the closing quote, and the text after it.
 fn unquoted(text: &str) -> Option<(Vec<u8>, &str)> {
     let mut bytes = Vec::new();
     let mut rest = text;
@@ -570,7 +570,7 @@ fn name(text: &str) -> Option<String> {
     (plain && text.starts_with(|first: char| first.is_ascii_uppercase())).then(|| text.to_owned())
 }
 
-/// Asked once, the route is fetched ahead of time once.
+/// After one request the route is fetched ahead of time once.
 const SEEN_AT_WORK: &str = r#"Z connects and asks GET /patroni HTTP/1.0
 Patroni is asked for /patroni
 Patroni answers /patroni with 200 {"state": "running", "role": "primary", "dcs_last_seen": @now}

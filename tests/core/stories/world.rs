@@ -1,8 +1,8 @@
-//! The network round the engine: what the shell would do, without sockets, in virtual time.
+//! The network around the engine: the shell's part, without sockets, in virtual time.
 //!
 //! Keeps to the shell's rules: a connection is served only after an input or an action for it,
-//! is read only while that is wanted, and after every input all actions are drained in order.
-//! Whatever breaks a rule that holds in every story is an error at once.
+//! is read only while the engine wants it, and after every input all actions are taken in order.
+//! A break of a rule that holds in every story is an error at once.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,23 +17,23 @@ use patroniglue::wheel::TICK_MS;
 
 use super::script::{Closing, Connects, ReadLimit};
 
-/// The engine, and everybody it speaks to.
+/// The engine, its clients and Patroni.
 pub struct World {
     engine: Engine,
     settings: Settings,
     now_ms: u64,
-    /// How far the wall clock has jumped, in all.
+    /// The sum of the wall clock's jumps.
     jumped_ms: i64,
-    /// What a read brings and a write takes, at the most.
+    /// The maximum of bytes of one read or write.
     piece_bytes: usize,
     pub clients: BTreeMap<String, Client>,
     pub fetches: Vec<Fetch>,
-    /// Whose the living connections are.
+    /// The owners of the open connections.
     owners: BTreeMap<ConnId, Owner>,
     /// Connections to serve.
     queue: VecDeque<ConnId>,
     pub connects: Connects,
-    /// Connections to Patroni that it did not accept, as long as no story has told of them.
+    /// Connections that Patroni did not accept, and the story has not expected yet.
     pub tried: usize,
     pub asked: VecDeque<String>,
     pub connections_closed: VecDeque<String>,
@@ -41,21 +41,21 @@ pub struct World {
     stale_expected: u64,
 }
 
-/// A client, and what it saw and was not told of yet.
+/// A client, and the outcomes that the story has not expected yet.
 pub struct Client {
     id: ConnId,
-    /// On the way to the engine.
+    /// Bytes that the engine has not read.
     inbox: VecDeque<u8>,
     end: End,
     read_limit: ReadLimit,
-    /// An answer that is not taken to its end, and how much of it is.
+    /// An answer that is partly read, and the number of bytes read.
     answer: Option<(Vec<u8>, usize)>,
     pub seen: VecDeque<Seen>,
-    /// Has the engine had its last word?
+    /// Whether the engine has closed it.
     gone: bool,
 }
 
-/// What a client saw.
+/// An outcome for a client.
 #[derive(Debug)]
 pub enum Seen {
     Answer(Vec<u8>),
@@ -76,14 +76,14 @@ pub struct Fetch {
     pub closed: bool,
 }
 
-/// What becomes of a direction of bytes.
+/// The end of a direction of bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Open,
-    /// FIN is behind the bytes on their way.
+    /// FIN follows the bytes in flight.
     Ended,
-    /// The engine knows.
-    Told,
+    /// The engine has seen the end.
+    Seen,
 }
 
 #[derive(Clone)]
@@ -115,7 +115,7 @@ impl World {
         }
     }
 
-    // ---- what clients do
+    // ---- clients
 
     pub fn connect(&mut self, name: &str) -> Outcome {
         let accepted = self.engine.accept(self.now(), Port::Checks);
@@ -130,14 +130,14 @@ impl World {
             seen: VecDeque::new(),
             gone: accepted.is_none(),
         };
-        let former = self.clients.insert(name.into(), client);
-        if former.is_some_and(|former| !former.gone) {
+        let previous = self.clients.insert(name.into(), client);
+        if previous.is_some_and(|previous| !previous.gone) {
             return Err(format!("{name} is connected already"));
         }
         if accepted.is_none() {
             self.client(name)?.seen.push_back(Seen::TurnedAway);
         } else if self.owners.insert(id, Owner::Client(name.into())).is_some() {
-            return Err(format!("{id:?} was given out twice"));
+            return Err(format!("{id:?} was assigned twice"));
         }
         self.queue.push_back(id);
         self.settle()
@@ -153,11 +153,11 @@ impl World {
         self.settle()
     }
 
-    /// Bytes that overtook nothing: the connection has gone, its slot may be somebody else's.
+    /// Bytes of a closed connection, whose slot may have a new client.
     pub fn send_late(&mut self, name: &str, bytes: &[u8]) -> Outcome {
         let client = self.client(name)?;
         if !client.gone {
-            return Err(format!("{name} has not gone"));
+            return Err(format!("{name} is not closed"));
         }
         let id = client.id;
         self.stale_expected += 1;
@@ -174,10 +174,10 @@ impl World {
         self.settle()
     }
 
-    /// The shell does not do this; the engine is to bear it all the same.
+    /// The shell never does this, but the engine has to handle it.
     pub fn half_close_seen(&mut self, name: &str) -> Outcome {
         let client = self.client(name)?;
-        client.end = End::Told;
+        client.end = End::Seen;
         let id = client.id;
         self.engine.eof(self.now(), id);
         self.act()?;
@@ -188,13 +188,13 @@ impl World {
     pub fn reset(&mut self, name: &str) -> Outcome {
         let client = self.client(name)?;
         if client.gone {
-            return Err(format!("{name} has gone already"));
+            return Err(format!("{name} is closed already"));
         }
         let id = client.id;
         client.inbox.clear();
         self.engine.broken(self.now(), id, Failure::Reset);
         self.act()?;
-        // its own doing: nobody is surprised
+        // the client's own reset: the story need not expect the close
         let client = self.client(name)?;
         match client.seen.back() {
             Some(Seen::Closed(_)) => drop(client.seen.pop_back()),
@@ -213,13 +213,13 @@ impl World {
 
     pub fn make_room(&mut self) -> Outcome {
         if !self.engine.make_room(self.now()) {
-            return Err("nobody could make room".into());
+            return Err("no client could be closed".into());
         }
         self.act()?;
         self.settle()
     }
 
-    // ---- what the operator and the machine do
+    // ---- the operator and the machine
 
     pub fn start(&mut self) -> Outcome {
         self.engine.start(self.now());
@@ -257,7 +257,7 @@ impl World {
         text.into_bytes()
     }
 
-    // ---- what Patroni does
+    // ---- Patroni
 
     pub fn accept_waiting(&mut self) -> Outcome {
         for at in 0..self.fetches.len() {
@@ -268,7 +268,7 @@ impl World {
         self.settle()
     }
 
-    /// Bytes of an answer; what comes after the engine's last word falls on the floor.
+    /// Bytes of an answer; those after the engine's close are lost.
     pub fn patroni_sends(&mut self, fetch: usize, bytes: &[u8]) -> Outcome {
         let fetch = &mut self.fetches[fetch];
         fetch.inbox.extend(bytes);
@@ -286,7 +286,7 @@ impl World {
 
     pub fn patroni_resets(&mut self, fetch: usize) -> Outcome {
         let fetch = &mut self.fetches[fetch];
-        fetch.end = End::Told;
+        fetch.end = End::Seen;
         let id = fetch.id;
         self.engine.broken(self.now(), id, Failure::Reset);
         self.act()?;
@@ -296,7 +296,7 @@ impl World {
 
     // ---- time
 
-    /// From deadline to deadline.
+    /// Advances the clock from deadline to deadline.
     pub fn pass(&mut self, ms: u64) -> Outcome {
         let until_ms = self.now_ms + ms;
         let mut firings_at_once = 0;
@@ -316,7 +316,7 @@ impl World {
         self.settle()
     }
 
-    /// Everybody goes and Patroni is no more: a minute later nothing may be left.
+    /// All clients leave and Patroni refuses: a minute later nothing may be left.
     pub fn end(&mut self) -> Outcome {
         self.connects = Connects::Fail(Failure::Refused);
         for id in self.owners.keys().copied().collect::<Vec<_>>() {
@@ -333,7 +333,7 @@ impl World {
             ..Counts::default()
         };
         if left != nothing || !self.owners.is_empty() {
-            return Err(format!("when all is quiet there are left {left:?}"));
+            return Err(format!("after all clients left there remain {left:?}"));
         }
         Ok(())
     }
@@ -348,7 +348,7 @@ impl World {
 
     // ---- the shell's part
 
-    /// A turn: serve what is queued, tick, serve what arose.
+    /// One turn: serves the queue, ticks, serves the queue again.
     fn settle(&mut self) -> Outcome {
         self.serve_queue()?;
         self.engine.tick(self.now());
@@ -382,7 +382,7 @@ impl World {
             let piece = taken(&mut client.inbox, count);
             self.engine.receive(now, id, &piece);
         } else if ended {
-            client.end = End::Told;
+            client.end = End::Seen;
             self.engine.eof(now, id);
         }
         self.act()?;
@@ -405,7 +405,7 @@ impl World {
             return Ok(false);
         }
         if answer.len() - *sent != output.len() || answer[*sent..][..count] != output[..count] {
-            return Err(format!("the rest of {name}'s answer changed on its way"));
+            return Err(format!("the rest of {name}'s answer changed while it was sent"));
         }
         if let ReadLimit::Bytes(left) = &mut client.read_limit {
             *left -= count;
@@ -443,7 +443,7 @@ impl World {
             let piece = taken(&mut fetch.inbox, self.piece_bytes);
             self.engine.receive(now, id, &piece);
         } else if fetch.end == End::Ended {
-            fetch.end = End::Told;
+            fetch.end = End::Seen;
             self.engine.eof(now, id);
         } else {
             return Ok(false);
@@ -452,7 +452,7 @@ impl World {
         Ok(true)
     }
 
-    /// Promise 6: a GET of a target, and nothing else ever.
+    /// Promise 6, read only: Patroni gets a GET of a target and nothing else.
     fn read_request(&mut self, at: usize) -> Outcome {
         let fetch = &mut self.fetches[at];
         let text = String::from_utf8_lossy(&fetch.request).into_owned();
@@ -473,13 +473,13 @@ impl World {
         Ok(())
     }
 
-    /// Drains the actions, in order, to the last.
+    /// Takes all actions, in order.
     fn act(&mut self) -> Outcome {
         let mut actions = 0;
         while let Some(action) = self.engine.poll_action() {
             actions += 1;
             if actions > ACTIONS_AT_ONCE_MAX {
-                return Err(format!("the actions have no end: {action:?}"));
+                return Err(format!("endless actions: {action:?}"));
             }
             match action {
                 Action::Connect(id, _) => self.connect_fetch(id)?,
@@ -501,13 +501,13 @@ impl World {
     }
 
     fn alive(&self, id: ConnId, action: Action) -> Result<Owner, String> {
-        self.owners.get(&id).cloned().ok_or_else(|| format!("{action:?} is about the dead"))
+        self.owners.get(&id).cloned().ok_or_else(|| format!("{action:?} names a closed connection"))
     }
 
     fn connect_fetch(&mut self, id: ConnId) -> Outcome {
         let at = self.fetches.len();
         if self.owners.insert(id, Owner::Fetch(at)).is_some() {
-            return Err(format!("{id:?} was given out twice"));
+            return Err(format!("{id:?} was assigned twice"));
         }
         self.fetches.push(Fetch {
             id,
@@ -523,7 +523,7 @@ impl World {
             Connects::Accepted => return self.accept_fetch(at),
             Connects::Pending => {}
             Connects::Fail(why) => {
-                self.fetches[at].end = End::Told;
+                self.fetches[at].end = End::Seen;
                 self.engine.connect_failed(self.now(), id, why);
             }
         }
@@ -543,7 +543,7 @@ impl World {
         let owner = self.alive(id, action)?;
         self.owners.remove(&id);
         if !self.engine.output(id).is_empty() || self.engine.wants_read(id) {
-            return Err(format!("{id:?} was closed and goes on"));
+            return Err(format!("{id:?} was closed, and still has output or reads"));
         }
         match owner {
             Owner::Client(name) => {
@@ -560,7 +560,7 @@ impl World {
                 let fetch = &mut self.fetches[at];
                 fetch.closed = true;
                 match (&fetch.target, fetch.end) {
-                    (_, End::Told) => {}
+                    (_, End::Seen) => {}
                     (Some(target), _) => self.connections_closed.push_back(target.clone()),
                     (None, _) => self.given_up += 1,
                 }
@@ -569,22 +569,22 @@ impl World {
         Ok(())
     }
 
-    /// What has to be true at any time (promise 1).
+    /// Checks what has to hold at any time (promise 1, one fetch).
     fn check(&self) -> Outcome {
         let open: Vec<&Fetch> = self.fetches.iter().filter(|fetch| !fetch.closed).collect();
         if open.len() > self.settings.fetches_max || open.len() != self.counts().fetches {
             return Err(format!("{} connections to Patroni are open", open.len()));
         }
         if self.counts().stale_inputs != self.stale_expected {
-            return Err("an input was taken for a stale one".into());
+            return Err("an input was counted as late".into());
         }
         for (at, fetch) in open.iter().enumerate() {
             let same = |other: &&Fetch| other.target == fetch.target && fetch.target.is_some();
             if open[..at].iter().any(same) {
-                return Err(format!("Patroni is asked for {:?} twice at once", fetch.target));
+                return Err(format!("{:?} is fetched twice at once", fetch.target));
             }
             if self.now_ms > fetch.begun_ms + self.settings.timeout_ms + TICK_MS {
-                return Err(format!("the fetch of {:?} outlives its timeout", fetch.target));
+                return Err(format!("the fetch of {:?} outlives the timeout", fetch.target));
             }
         }
         Ok(())
@@ -612,7 +612,7 @@ fn taken(bytes: &mut VecDeque<u8>, count: usize) -> Vec<u8> {
 
 /// The example of RFC 9110, section 5.6.7: every story begins on Sun, 06 Nov 1994 08:49:37 GMT.
 const UNIX_MS_AT_START: u64 = 784_111_777_000;
-/// How often a deadline may turn out to be due at the time it is looked at.
+/// How often a deadline may be due at the same time.
 const FIRINGS_AT_ONCE_MAX: u32 = 100;
-/// More than a crowd of clients that is answered in one go needs.
+/// More than a group of clients that is answered at once needs.
 const ACTIONS_AT_ONCE_MAX: u32 = 10_000;
