@@ -1,6 +1,6 @@
-//! A first look: a stand-in Patroni with its moods, the daemon in front of it, 300 clients.
+//! A first look: a stand-in for Patroni with changing behaviour, the daemon, 300 clients.
 //!
-//! `cargo run --release --example demo` ends by itself after 20 seconds, or so many as it is told.
+//! `cargo run --release --example demo -- [SECONDS]` ends by itself, after 20 s by default.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -22,7 +22,9 @@ fn main() {
         thread::spawn(move || ask_for_ever(glue, thread, &seen));
     }
     println!("{CLIENTS} clients ask the daemon once a second each: curl -i http://{glue}/primary");
-    println!("Patroni's moods change every few seconds; it is asked as seldom as this:\n");
+    println!(
+        "Patroni's behaviour changes every few seconds; the last column counts its requests:\n"
+    );
     println!("   s  Patroni          clients got            p50      p99   Patroni was asked");
     let mut total = Seen::default();
     for second in 1..=seconds {
@@ -36,8 +38,8 @@ fn main() {
     println!("\n{} answers; Patroni was asked {} times.", total.answers(), total.asked);
 }
 
-/// One thread's share of the clients: every other one keeps its connection, as a proxy does, the
-/// others come anew each time, as HAProxy's checks do.
+/// One thread's share of the clients: every second one keeps its connection, as a proxy does, the
+/// others connect for each request, as HAProxy's checks do.
 fn ask_for_ever(glue: SocketAddr, thread: usize, seen: &Mutex<Seen>) {
     let share = CLIENTS / CLIENT_THREADS;
     let mut kept: Vec<Option<TcpStream>> = (0..share).map(|_| None).collect();
@@ -51,12 +53,12 @@ fn ask_for_ever(glue: SocketAddr, thread: usize, seen: &Mutex<Seen>) {
         } else {
             check_kept(glue, &mut kept[client])
         };
-        seen.lock().expect("no client panics").note(status, begun.elapsed());
+        seen.lock().expect("no client panics").record(status, begun.elapsed());
         thread::sleep(pause.saturating_sub(begun.elapsed()));
     }
 }
 
-/// What HAProxy's `option httpchk OPTIONS /primary` sends.
+/// Sends a check as HAProxy's `option httpchk OPTIONS /primary` does.
 fn check(glue: SocketAddr) -> Option<u16> {
     let mut stream = TcpStream::connect(glue).ok()?;
     stream.write_all(b"OPTIONS /primary HTTP/1.0\r\n\r\n").ok()?;
@@ -89,7 +91,7 @@ fn start_daemon(patroni: SocketAddr) -> SocketAddr {
         patroni.port()
     );
     let (sender, receiver) = mpsc::channel();
-    // the daemon is made where it runs: it is one thread's own
+    // the daemon is created in its thread, since it is not Send
     thread::spawn(move || {
         let config = Config::from_yaml(&text).expect("a configuration");
         let daemon = Daemon::new(config, Options::default()).expect("a free port");
@@ -99,7 +101,7 @@ fn start_daemon(patroni: SocketAddr) -> SocketAddr {
     receiver.recv().ok().flatten().expect("the daemon listens")
 }
 
-/// What clients got in one second, or in all.
+/// The answers of one second, or of all.
 #[derive(Default)]
 struct Seen {
     ok: u64,
@@ -110,7 +112,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn note(&mut self, status: Option<u16>, time: Duration) {
+    fn record(&mut self, status: Option<u16>, time: Duration) {
         match status {
             Some(200) => self.ok += 1,
             Some(_) => self.unavailable += 1,
@@ -145,14 +147,14 @@ impl Seen {
     }
 }
 
-/// A stand-in for Patroni: one thread per connection, as many as come, as Patroni had it.
+/// A stand-in for Patroni with a thread per connection, like Patroni's.
 struct Patroni {
     address: SocketAddr,
     begun: Instant,
     asked: Arc<AtomicU64>,
 }
 
-/// How it behaves for a while.
+/// Its behaviour for some seconds.
 #[derive(Clone, Copy)]
 struct Mood {
     name: &'static str,
@@ -193,7 +195,7 @@ fn mood_at(elapsed: Duration) -> Mood {
     MOODS[0]
 }
 
-/// HTTP/1.0, head and body as two writes, no length, the end closes: as Patroni does it.
+/// Answers as Patroni does: HTTP/1.0, head and body as two writes, without a length, then closes.
 fn answer(mut stream: TcpStream, mood: Mood) -> Option<()> {
     let mut request = [0; 1024];
     let count = stream.read(&mut request).ok()?;

@@ -1,4 +1,4 @@
-//! What a hit costs: allocations counted in the engine, system calls counted under strace.
+//! The cost of a hit: allocations in the engine, system calls under strace.
 
 mod common;
 
@@ -18,7 +18,7 @@ use patroniglue::fetch::Progress;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
-/// The system's allocator, which counts for each thread.
+/// The system's allocator with a counter for each thread.
 struct Counting;
 
 thread_local! {
@@ -45,8 +45,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Virtual time, on a wall clock that fits what the stand-in says of the DCS and begins with a
-/// second, since an answer is rendered anew in each.
+/// Virtual time. The wall clock fits the stand-in's `dcs_last_seen`, and begins with a full second,
+/// since an answer is rendered again in each second.
 fn now(ms: u64) -> Now {
     static START: LazyLock<u64> = LazyLock::new(|| {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -55,7 +55,7 @@ fn now(ms: u64) -> Now {
     Now { time: Time::from_ms(ms), unix_ms: *START + ms }
 }
 
-/// Asks, and takes the whole answer.
+/// Sends a request and reads the complete answer.
 fn hit(engine: &mut Engine, at: Now, id: ConnId, request: &[u8]) -> usize {
     engine.receive(at, id, request);
     let bytes = engine.output(id).len();
@@ -64,7 +64,7 @@ fn hit(engine: &mut Engine, at: Now, id: ConnId, request: &[u8]) -> usize {
     bytes
 }
 
-/// Carries out one fetch, with an answer.
+/// Carries out one fetch.
 fn feed(engine: &mut Engine, at: Now) {
     let mut fetch = None;
     while let Some(action) = engine.poll_action() {
@@ -105,7 +105,7 @@ fn a_hit_allocates_nothing_and_arms_nothing() {
         let bytes = engine.output(id).len();
         assert!(bytes > 0);
         engine.sent(now(0), id, bytes);
-        hit(&mut engine, now(100), id, request); // renders the hit's own form
+        hit(&mut engine, now(100), id, request); // renders the form of a hit
     }
     let timers = engine.counts().timers;
     for request in requests {
@@ -118,7 +118,7 @@ fn a_hit_allocates_nothing_and_arms_nothing() {
     assert_eq!(engine.counts().timers, timers);
 }
 
-/// How often each system call was made by the daemon while `work` ran.
+/// The number of each system call of the daemon while `work` ran.
 fn system_calls(glue: &Glue, work: impl FnOnce()) -> Option<BTreeMap<String, u64>> {
     let text = trace(glue, work)?;
     let mut counts = BTreeMap::new();
@@ -155,17 +155,20 @@ fn a_hit_is_one_receive_and_one_send() {
     let counts = system_calls(&glue, || (0..HITS).for_each(|_| anew())).expect("as before");
     println!("anew: {counts:?}");
     assert_eq!((of(&counts, "sendto"), of(&counts, "close")), (HITS, HITS));
-    // the request may come a moment after the connection: then a second read, and the poll is told
+    // if the request comes after the connection there is a second read, and an epoll_ctl
     let late = of(&counts, "epoll_ctl");
     assert!(late <= HITS, "{counts:?}");
     assert_eq!(of(&counts, "recvfrom"), HITS + late, "{counts:?}");
     let accepts = of(&counts, "accept4");
-    assert!((HITS..=2 * HITS).contains(&accepts), "each turn ends with an accept in vain");
+    assert!(
+        (HITS..=2 * HITS).contains(&accepts),
+        "each turn ends with an accept that returns EAGAIN"
+    );
     assert!(all_but_waiting(&counts) <= 5 * HITS + 2 * late + SURPLUS, "{counts:?}");
 }
 
-/// Waiting is shared by all who are ready; and where assertions are on, the standard library
-/// looks with fcntl whether what it closes is open.
+/// All calls but epoll_wait, which all ready connections share, and fcntl in debug builds, by which
+/// the standard library checks that a descriptor it closes is open.
 fn all_but_waiting(counts: &BTreeMap<String, u64>) -> u64 {
     let of_debug = if cfg!(debug_assertions) { "fcntl" } else { "" };
     let counted = counts.iter().filter(|(call, _)| *call != "epoll_wait" && *call != of_debug);
@@ -173,5 +176,5 @@ fn all_but_waiting(counts: &BTreeMap<String, u64>) -> u64 {
 }
 
 const HITS: u64 = 200;
-/// Whatever else may happen in a second: a sweep, a signal of strace's.
+/// For calls of a sweep, or of strace's signals.
 const SURPLUS: u64 = 10;

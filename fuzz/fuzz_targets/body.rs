@@ -1,4 +1,4 @@
-//! The body decoder: any split gives the same body, and takes the same bytes.
+//! The body decoder: any split gives the same body and takes the same number of bytes.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -16,7 +16,7 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
     assert_eq!(whole, decoded(framing, bytes, usize::from(step) + 1));
     if let Ok((body, taken)) = whole {
         assert!(body.len() <= taken && taken <= bytes.len());
-        // written anew as chunks, and as a length: the same, to the last byte
+        // encoded again in chunks and with a length it decodes to the same bytes
         let mut chunked = Vec::new();
         for chunk in body.chunks(usize::from(step) + 1) {
             chunked.extend_from_slice(format!("{:x};a=\"b\"\r\n", chunk.len()).as_bytes());

@@ -1,4 +1,4 @@
-//! The engine, driven by the fuzzer's decisions as a shell would drive it, and as none would.
+//! The engine, driven by the fuzzer's decisions, by the shell's rules and against them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

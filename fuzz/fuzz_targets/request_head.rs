@@ -1,5 +1,5 @@
-//! Request heads: any split is understood the same, and what is accepted is accepted again when
-//! it is written anew with nothing but what was understood.
+//! Request heads: any split is parsed the same, and an accepted head is accepted again when it is
+//! written from its parsed parts.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -20,7 +20,7 @@ fuzz_target!(|input: (u8, &[u8])| {
             break;
         }
     }
-    // bytes beyond every limit may be refused for another reason when they come in one piece
+    // bytes beyond all limits may be refused for another reason if they come in one piece
     if bytes.len() < 4096 {
         assert_eq!(whole, split);
         if let Step::Ask(_) = whole {

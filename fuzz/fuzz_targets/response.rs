@@ -17,7 +17,7 @@ fuzz_target!(|input: (u8, &[u8])| {
     if let Ok(answer) = whole {
         assert!((200..=599).contains(&answer.status));
         assert!(answer.body.len() <= RESPONSE_BODY_BYTES_MAX);
-        // what a client gets of it is understood as the same answer
+        // the response to a client parses as the same answer
         let form = Form {
             method: Method::Get,
             persistence: Persistence::Close,

@@ -1,4 +1,4 @@
-//! The wall clock is stepped under the real binary: everybody is answered, and nothing old is.
+//! The wall clock is stepped under the real binary: all clients are answered, with no stale answer.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use crate::common::standin::{Mood, StandIn, unix_ms};
 use crate::common::{Glue, config, header, status_of, wait_for};
 
-/// A library that fakes the wall clock alone, as a file says; Debian's package faketime.
+/// The library that fakes the wall clock alone, by a file; from Debian's package faketime.
 fn faketime() -> Option<PathBuf> {
     let triple = format!("{}-linux-gnu", std::env::consts::ARCH);
     let library = Path::new("/usr/lib").join(triple).join("faketime/libfaketime.so.1");
@@ -15,22 +15,22 @@ fn faketime() -> Option<PathBuf> {
         return Some(library);
     }
     assert!(std::env::var_os("CI").is_none(), "CI has faketime");
-    eprintln!("skipped: faketime is not here");
+    eprintln!("skipped: faketime is not installed");
     None
 }
 
-/// A fetch in vain is over soon.
+/// With a short timeout, so that fetches from a silent Patroni end soon.
 const LINES: [(&str, &str); 2] = [("cache", "grace: 20"), ("backend", "timeout: 1")];
 
-struct House {
+struct Setup {
     glue: Glue,
     patroni: StandIn,
-    /// How far the clock is off.
+    /// The file with the offset of the wall clock.
     offset: PathBuf,
 }
 
-impl House {
-    fn new(library: &Path, name: &str) -> House {
+impl Setup {
+    fn new(library: &Path, name: &str) -> Setup {
         let patroni = StandIn::start(Mood::Stamps(Duration::ZERO));
         let backend = patroni.address;
         let text = config(&backend.ip().to_string(), backend.port(), &LINES);
@@ -42,17 +42,17 @@ impl House {
             library.display(),
             offset.display()
         );
-        House { glue: Glue::start_with(&text, &[], Some(&environment)), patroni, offset }
+        Setup { glue: Glue::start_with(&text, &[], Some(&environment)), patroni, offset }
     }
 
-    /// In one go: the daemon reads the file at each look at its clock.
+    /// Replaces the file atomically: the daemon reads it each time it asks for the time.
     fn step(&self, offset: &str) {
         let next = self.offset.with_extension("next");
         fs::write(&next, offset).expect("a folder to write to");
         fs::rename(&next, &self.offset).expect("the same folder");
     }
 
-    /// Seconds between the daemon's Date and the truth.
+    /// Seconds between the daemon's Date and the real time.
     fn is_off_by(&self) -> u64 {
         let (status, text) = self.glue.get("/liveness");
         assert!(status == 200 || status == 503, "{text}");
@@ -70,39 +70,39 @@ impl House {
 
 fn stepped(name: &str, offset: &str) {
     let Some(library) = faketime() else { return };
-    let house = House::new(&library, name);
-    // the daemon's own look at the intervals, and what Patroni says in that second, lie behind
-    let known = || house.primary().0 == 200 && house.patroni.requests().len() > 3;
+    let setup = Setup::new(&library, name);
+    // wait until the intervals are read, and dcs_last_seen has moved on after that
+    let known = || setup.primary().0 == 200 && setup.patroni.requests().len() > 3;
     wait_for("a leader that is known", || known().then_some(()));
-    house.patroni.set(Mood::Silent);
-    let old = || Some(house.primary()).filter(|(_, cache)| cache.contains("silent"));
-    let old = wait_for("an old answer", old);
-    assert_eq!(old.0, 200, "{old:?}");
-    house.step(offset);
-    // the turn that is under way still has the former time
-    wait_for("the clock's step", || (house.is_off_by() > 20).then_some(()));
-    assert_eq!(house.primary().0, 503);
-    // and not again when the clock is right again
-    house.step("+0");
-    wait_for("the clock's return", || (house.is_off_by() < 2).then_some(()));
-    assert_eq!(house.primary().0, 503);
-    house.patroni.set(Mood::Stamps(Duration::ZERO));
-    let back = || Some(house.glue.get("/primary").1).filter(|text| status_of(text) == 200);
+    setup.patroni.set(Mood::Silent);
+    let stale = || Some(setup.primary()).filter(|(_, cache)| cache.contains("silent"));
+    let stale = wait_for("a stale answer", stale);
+    assert_eq!(stale.0, 200, "{stale:?}");
+    setup.step(offset);
+    // the current turn still has the previous time
+    wait_for("the clock's step", || (setup.is_off_by() > 20).then_some(()));
+    assert_eq!(setup.primary().0, 503);
+    // nor when the clock is right again
+    setup.step("+0");
+    wait_for("the clock's return", || (setup.is_off_by() < 2).then_some(()));
+    assert_eq!(setup.primary().0, 503);
+    setup.patroni.set(Mood::Stamps(Duration::ZERO));
+    let back = || Some(setup.glue.get("/primary").1).filter(|text| status_of(text) == 200);
     let back = wait_for("Patroni's return", back);
     assert!(header(&back, "Age") == Some("0"), "{back}");
 }
 
 #[test]
-fn a_day_back() {
+fn after_a_step_of_a_day_back_no_stale_answer_is_served() {
     stepped("back", "-1d");
 }
 
 #[test]
-fn years_ahead() {
+fn after_a_step_of_years_ahead_no_stale_answer_is_served() {
     stepped("ahead", "+3650d");
 }
 
 #[test]
-fn half_a_minute_ahead() {
+fn after_a_step_of_30_s_ahead_no_stale_answer_is_served() {
     stepped("half", "+30");
 }

@@ -1,4 +1,4 @@
-//! The real binary between real sockets: what it answers, and what Patroni sees of it.
+//! The real binary between real sockets: answers to clients, requests to Patroni, signals, log.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
@@ -13,7 +13,7 @@ use crate::common::{
 use socket2::SockRef;
 
 #[test]
-fn five_hundred_clients_on_a_cold_route_are_one_fetch() {
+fn five_hundred_clients_of_an_uncached_route_cause_one_fetch() {
     let patroni = StandIn::start(Mood::Delays(Duration::from_millis(300), primary()));
     let glue = Glue::start(patroni.address, &[]);
     let mut clients: Vec<_> = (0..500).map(|_| glue.connect()).collect();
@@ -37,7 +37,7 @@ fn five_hundred_clients_on_a_cold_route_are_one_fetch() {
 }
 
 #[test]
-fn steady_checkers_cost_patroni_at_most_four_fetches_in_three_seconds() {
+fn steady_checks_cost_at_most_one_fetch_per_750_ms() {
     let patroni = StandIn::start(at_once(primary()));
     let glue = Glue::start(patroni.address, &[]);
     let begun = Instant::now();
@@ -50,13 +50,13 @@ fn steady_checkers_cost_patroni_at_most_four_fetches_in_three_seconds() {
     let seconds = begun.elapsed().as_secs_f64();
     let asked = patroni.requests().len();
     println!("{checks} checks, {asked} fetches in {seconds:.1} s");
-    // one per three quarters of the ttl, and the first
+    // one per three quarters of the ttl, and one more at the start
     assert!(asked as f64 <= seconds / 0.75 + 1.0, "{asked} in {seconds} s");
     assert!(checks > 20 * asked);
 }
 
 #[test]
-fn a_frozen_patroni_costs_the_first_clients_the_timeout_and_the_later_ones_nothing() {
+fn with_a_frozen_patroni_only_the_first_clients_wait() {
     let patroni = StandIn::start(Mood::Silent);
     let glue = Glue::start(patroni.address, &[("backend", "timeout: 1")]);
     let routes = ["/primary", "/replica", "/leader", "/health", "/patroni", "/sync"];
@@ -80,13 +80,13 @@ fn a_frozen_patroni_costs_the_first_clients_the_timeout_and_the_later_ones_nothi
         assert_eq!(glue.get("/primary").0, 503);
     }
     let later = begun.elapsed();
-    assert!(later < waited, "fifty later ones took {later:?}");
+    assert!(later < waited, "fifty later clients took {later:?}");
     patroni.set(at_once(primary()));
     wait_for("Patroni's return", || (glue.get("/primary").0 == 200).then_some(()));
 }
 
 #[test]
-fn every_way_of_having_no_answer_is_named() {
+fn every_failure_of_a_fetch_is_named() {
     let refusing = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it");
     let glue = Glue::start(refusing, &[]);
     let begun = Instant::now();
@@ -115,7 +115,7 @@ fn every_way_of_having_no_answer_is_named() {
 }
 
 #[test]
-fn every_framing_is_understood_and_given_on_byte_for_byte() {
+fn every_framing_is_served_byte_for_byte() {
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: a/b\r\n\r\n\
         2;x=y\r\nbo\r\n2\r\ndy\r\n0\r\nA: b\r\n\r\n";
     let table = [
@@ -169,7 +169,7 @@ fn a_request_in_any_split_has_the_same_answer() {
 }
 
 #[test]
-fn a_thousand_pipelined_requests_are_a_thousand_answers_in_order() {
+fn a_thousand_pipelined_requests_are_answered_in_order() {
     let patroni = StandIn::start(at_once(primary()));
     let glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
     glue.get("/primary");
@@ -190,7 +190,7 @@ fn a_thousand_pipelined_requests_are_a_thousand_answers_in_order() {
 }
 
 #[test]
-fn nothing_but_a_get_of_a_known_route_reaches_patroni() {
+fn only_a_get_of_a_known_route_reaches_patroni() {
     let patroni = StandIn::start(at_once(primary()));
     let glue = Glue::start(patroni.address, &[]);
     let evil = "GET /secret HTTP/1.1\r\n\r\n";
@@ -207,7 +207,7 @@ fn nothing_but_a_get_of_a_known_route_reaches_patroni() {
         ("GET /config HTTP/1.0\r\n\r\n".to_owned(), vec![404]),
         ("GET /failsafe HTTP/1.0\r\n\r\n".to_owned(), vec![404]),
         ("GET /%70rimary HTTP/1.0\r\n\r\n".to_owned(), vec![404]),
-        // a request within a body is a body
+        // a request within a body is part of the body
         (
             format!(
                 "POST /primary HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{evil}"
@@ -260,7 +260,7 @@ fn nothing_but_a_get_of_a_known_route_reaches_patroni() {
 }
 
 #[test]
-fn head_and_options_ask_by_get() {
+fn head_and_options_cause_a_get() {
     let patroni = StandIn::start(at_once(primary()));
     let glue = Glue::start(patroni.address, &[]);
     let head = glue.send(b"HEAD /primary HTTP/1.1\r\nconnection: close\r\n\r\n").1;
@@ -296,7 +296,7 @@ fn connections_are_kept_half_closed_and_closed_as_asked() {
 }
 
 #[test]
-fn who_says_more_than_is_read_has_the_answer_and_a_clean_end() {
+fn a_client_that_sends_too_much_gets_its_answer_and_fin() {
     let patroni = StandIn::start(Mood::Delays(Duration::from_millis(300), primary()));
     let glue = Glue::start(patroni.address, &[]);
     let mut client = glue.connect();
@@ -310,18 +310,18 @@ fn who_says_more_than_is_read_has_the_answer_and_a_clean_end() {
 }
 
 #[test]
-fn nobody_waits_for_somebody_silent() {
+fn silent_clients_delay_no_other_client() {
     let body = "x".repeat(900 * 1024);
     let patroni = StandIn::start(at_once(json(200, &format!("\"{body}\""))));
     let glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
     glue.get("/metrics");
-    // two hundred that say nothing, two hundred half a head, some that never read their answer
+    // 200 silent clients, 200 with half a head, 20 that never read their answer
     let silent: Vec<_> = (0..200).map(|_| glue.connect()).collect();
     let mut half: Vec<_> = (0..200).map(|_| glue.connect()).collect();
     half.iter_mut().for_each(|client| client.write_all(b"GET /pri").expect("it reads"));
-    let mut deaf: Vec<_> = (0..20).map(|_| glue.connect()).collect();
+    let mut unread: Vec<_> = (0..20).map(|_| glue.connect()).collect();
     let three = "GET /metrics HTTP/1.1\r\n\r\n".repeat(3);
-    deaf.iter_mut().for_each(|client| client.write_all(three.as_bytes()).expect("it reads"));
+    unread.iter_mut().for_each(|client| client.write_all(three.as_bytes()).expect("it reads"));
     let mut times = Vec::new();
     for client in &mut half {
         let begun = Instant::now();
@@ -332,12 +332,12 @@ fn nobody_waits_for_somebody_silent() {
     times.sort_unstable();
     println!("p50 {:?}, p99 {:?}, max {:?}", times[100], times[198], times[199]);
     assert!(times[100] < Duration::from_millis(100), "{:?}", times[100]);
-    drop((silent, half, deaf));
+    drop((silent, half, unread));
     assert_eq!(glue.get("/nowhere").0, 404);
 }
 
 #[test]
-fn who_breaks_off_while_waiting_makes_room_at_once() {
+fn a_reset_while_waiting_frees_the_slot_at_once() {
     let patroni = StandIn::start(Mood::Silent);
     let more = [("frontend", "connections: 2"), ("backend", "timeout: 15")];
     let mut glue = Glue::start(patroni.address, &more);
@@ -353,7 +353,7 @@ fn who_breaks_off_while_waiting_makes_room_at_once() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_delays_nobody() {
+fn a_host_that_does_not_resolve_delays_no_other_client() {
     let text = config("does-not-exist.invalid", 8008, &[("backend", "timeout: 1")]);
     let glue = Glue::start_with(&text, &[], None);
     let mut waiting = glue.connect();
@@ -368,7 +368,7 @@ fn a_name_that_does_not_resolve_delays_nobody() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_or_that_is_closed_stops_nothing() {
+fn a_stuck_or_closed_log_stops_nothing() {
     let patroni = StandIn::start(at_once(primary()));
     let backend = patroni.address;
     let text = config(&backend.ip().to_string(), backend.port(), &[("cache", "ttl: 60")]);
@@ -382,7 +382,7 @@ fn a_log_that_nobody_reads_or_that_is_closed_stops_nothing() {
 }
 
 #[test]
-fn a_signal_ends_it_with_everybody_answered() {
+fn after_sigterm_or_sigint_waiting_clients_are_answered() {
     for signal in ["TERM", "INT"] {
         let patroni = StandIn::start(Mood::Delays(Duration::from_millis(500), primary()));
         let mut glue = Glue::start(patroni.address, &[]);
@@ -395,27 +395,27 @@ fn a_signal_ends_it_with_everybody_answered() {
         glue.signal(signal);
         let text = read_to_end(&mut waiting);
         assert_eq!((status_of(&text), header(&text, "Connection")), (200, Some("close")));
-        assert_eq!(idle.read(&mut [0; 8]).ok(), Some(0), "the idle one was closed");
+        assert_eq!(idle.read(&mut [0; 8]).ok(), Some(0), "the idle client was closed");
         assert_eq!(glue.wait().code(), Some(0));
     }
 }
 
 #[test]
-fn who_has_asked_when_it_is_to_end_is_answered() {
+fn requests_that_arrive_with_sigterm_are_answered() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
     let mut kept = glue.connect();
     kept.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
     assert_eq!(status_of(&read_response(&mut kept)), 200);
-    // so that it finds both requests and the signal in one turn
+    // stopped, so that one turn sees both requests and the signal
     glue.signal("STOP");
     let state = format!("/proc/{}/stat", glue.process_id());
     wait_for("its standstill", || {
         std::fs::read_to_string(&state).is_ok_and(|text| text.contains(") T ")).then_some(())
     });
-    kept.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("its kernel reads");
+    kept.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("the kernel buffers it");
     let mut fresh = glue.connect();
-    fresh.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("its kernel reads");
+    fresh.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("the kernel buffers it");
     glue.signal("TERM");
     glue.signal("CONT");
     for client in [&mut kept, &mut fresh] {
@@ -425,7 +425,7 @@ fn who_has_asked_when_it_is_to_end_is_answered() {
 }
 
 #[test]
-fn a_reload_changes_what_it_can_and_keeps_what_it_must() {
+fn a_reload_applies_a_valid_file_and_ignores_a_broken_one() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
     glue.get("/primary");
@@ -435,7 +435,7 @@ fn a_reload_changes_what_it_can_and_keeps_what_it_must() {
     let line = glue.wait_for_line("not reloaded");
     assert!(line.contains(".yml:3: cache: unknown field `tlt`"), "{line}");
     assert_eq!(glue.get("/primary").0, 200);
-    assert_eq!(patroni.requests().len(), 1, "the former ttl is in force");
+    assert_eq!(patroni.requests().len(), 1, "the previous ttl is in force");
     std::fs::write(&glue.config, good.replace("ttl: 60", "ttl: 0")).expect("written");
     glue.signal("HUP");
     glue.wait_for_line("reloaded ");
@@ -447,28 +447,34 @@ fn a_reload_changes_what_it_can_and_keeps_what_it_must() {
 }
 
 #[test]
-fn another_patroni_is_asked_anew() {
-    let former = StandIn::start(at_once(primary()));
+fn after_a_change_of_patroni_nothing_of_the_previous_is_served() {
+    let previous = StandIn::start(at_once(primary()));
     let next = StandIn::start(at_once(json(503, "{\"state\": \"running\"}")));
-    let glue = Glue::start(former.address, &[("cache", "ttl: 60")]);
+    let glue = Glue::start(previous.address, &[("cache", "ttl: 60")]);
     assert_eq!(glue.get("/primary").0, 200);
-    former.set(Mood::Silent);
+    previous.set(Mood::Silent);
     let mut waiting = glue.connect();
     waiting.write_all(b"GET /health HTTP/1.0\r\n\r\n").expect("it reads");
-    wait_for("its fetch", || former.requests().iter().any(|r| r.contains("/health")).then_some(()));
-    let ports = [&former, &next].map(|patroni| format!("port: {}\n", patroni.address.port()));
+    wait_for("its fetch", || {
+        previous.requests().iter().any(|r| r.contains("/health")).then_some(())
+    });
+    let ports = [&previous, &next].map(|patroni| format!("port: {}\n", patroni.address.port()));
     let text = std::fs::read_to_string(&glue.config).expect("its configuration");
     std::fs::write(&glue.config, text.replace(&ports[0], &ports[1])).expect("written");
     glue.signal("HUP");
-    assert_eq!(status_of(&read_to_end(&mut waiting)), 503, "by the new one, before the timeout");
-    assert_eq!(glue.get("/primary").0, 503, "what the former one said is forgotten");
-    assert_eq!((former.requests().len(), next.requests().len()), (2, 2));
+    assert_eq!(
+        status_of(&read_to_end(&mut waiting)),
+        503,
+        "from the new Patroni, before the timeout"
+    );
+    assert_eq!(glue.get("/primary").0, 503, "answers of the previous Patroni are dropped");
+    assert_eq!((previous.requests().len(), next.requests().len()), (2, 2));
     let host = format!("Host: {}\r\n", next.address);
     assert!(next.requests().iter().all(|request| request.contains(&host)));
 }
 
 #[test]
-fn drained_it_sends_load_balancers_elsewhere() {
+fn while_drained_leader_and_replica_routes_are_503() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[]);
     assert_eq!(glue.get("/primary").0, 200);
@@ -491,7 +497,7 @@ fn with_few_descriptors_checks_are_still_answered() {
         let glue = Glue::start_with(&text, &[], Some(&format!("ulimit -n {limit}")));
         let mut kept: Vec<_> = (0..limit * 2).map(|_| glue.connect()).collect();
         for client in &mut kept {
-            // some are turned away with an answer, the others are idle from now on
+            // some are refused with an answer, the others are idle from now on
             client.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
             assert!([200, 503].contains(&status_of(&read_response(client))));
         }
@@ -502,17 +508,17 @@ fn with_few_descriptors_checks_are_still_answered() {
 }
 
 #[test]
-fn what_is_served_old_is_said_once_and_since_when() {
+fn stale_answers_are_logged_once_with_their_age() {
     let patroni = StandIn::start(Mood::Stamps(Duration::ZERO));
     let more = [("cache", "grace: 60"), ("backend", "timeout: 1")];
     let mut glue = Glue::start(patroni.address, &more);
     let silent = |text: &str| header(text, "Cache-Status").is_some_and(|it| it.contains("silent"));
-    // its HA loop moves on each second, and has to be seen to
+    // dcs_last_seen moves on each second, and has to be seen twice
     wait_for("a leader whose lease is known", || {
         (glue.get("/primary").0 == 200 && patroni.requests().len() > 4).then_some(())
     });
     patroni.set(Mood::Silent);
-    let age = wait_for("an old answer", || {
+    let age = wait_for("a stale answer", || {
         let (status, text) = glue.get("/primary");
         let age = header(&text, "Age").and_then(|age| age.parse::<u64>().ok());
         (status == 200 && silent(&text)).then_some(age?)
@@ -528,7 +534,7 @@ fn what_is_served_old_is_said_once_and_since_when() {
 }
 
 #[test]
-fn the_log_says_what_changed_once_and_what_fails_once_a_second() {
+fn changes_are_logged_once_and_failures_once_a_second() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 0")]);
     glue.get("/primary");
@@ -548,7 +554,7 @@ fn the_log_says_what_changed_once_and_what_fails_once_a_second() {
 }
 
 #[test]
-fn many_clients_at_once_all_get_the_same() {
+fn concurrent_clients_all_get_the_same_answer() {
     let patroni = StandIn::start(at_once(primary()));
     let glue = Arc::new(Glue::start(patroni.address, &[]));
     let barrier = Arc::new(Barrier::new(8));

@@ -1,4 +1,4 @@
-//! What one turn of the loop lets a single client have, counted in system calls.
+//! The share of one turn of the loop that a single client gets, counted in system calls.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -8,7 +8,7 @@ use crate::common::Glue;
 use crate::common::standin::{StandIn, at_once, json, primary};
 use crate::common::strace::{name_of_call, trace};
 
-/// Writes one turn made: how many, and how many bytes.
+/// The writes of one turn: their number and their bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Turn {
     writes: usize,
@@ -36,7 +36,7 @@ fn most(turns: &[Turn], what: impl Fn(&Turn) -> usize) -> usize {
     turns.iter().map(what).max().unwrap_or(0)
 }
 
-/// Writes until the other side takes no more.
+/// Writes until the daemon reads no more.
 fn write_all_it_takes(client: &mut TcpStream, requests: &[u8], times: usize) {
     client.set_write_timeout(Some(Duration::from_millis(300))).expect("a timeout");
     for _ in 0..times {
@@ -47,7 +47,7 @@ fn write_all_it_takes(client: &mut TcpStream, requests: &[u8], times: usize) {
     }
 }
 
-/// Reads until the other side closes, which it does behind the last request.
+/// Reads until the daemon closes, after the last request.
 fn read_to_the_end(client: &mut TcpStream) -> Vec<u8> {
     client.shutdown(Shutdown::Write).expect("it is open");
     let mut bytes = Vec::new();
@@ -56,14 +56,14 @@ fn read_to_the_end(client: &mut TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn who_never_reads_takes_a_small_piece_of_each_turn() {
+fn a_client_that_never_reads_takes_a_small_part_of_a_turn() {
     let patroni = StandIn::start(at_once(json(200, &format!("[\"{}\"]", "x".repeat(900_000)))));
     let glue = Glue::start(patroni.address, &[("cache", "ttl: 600")]);
     glue.get("/history");
-    let mut deaf: Vec<TcpStream> = (0..3).map(|_| glue.connect()).collect();
+    let mut unread: Vec<TcpStream> = (0..3).map(|_| glue.connect()).collect();
     let requests = "GET /history HTTP/1.1\r\n\r\n".repeat(5);
     let text = trace(&glue, || {
-        for client in &mut deaf {
+        for client in &mut unread {
             write_all_it_takes(client, requests.as_bytes(), 1);
         }
         assert_eq!(glue.get("/patroni").0, 200);
@@ -78,11 +78,11 @@ fn who_never_reads_takes_a_small_piece_of_each_turn() {
         most(&turns, |turn| turn.bytes)
     );
     assert!(total > 300_000, "the kernel takes some of it: {total}");
-    assert!(most(&turns, |turn| turn.bytes) <= deaf.len() * 2 * BYTES_EACH + SURPLUS_BYTES);
+    assert!(most(&turns, |turn| turn.bytes) <= unread.len() * 2 * BYTES_EACH + SURPLUS_BYTES);
 }
 
 #[test]
-fn who_asks_without_end_takes_a_small_piece_of_each_turn() {
+fn a_client_that_pipelines_takes_a_small_part_of_a_turn() {
     let patroni = StandIn::start(at_once(primary()));
     let glue = Glue::start(patroni.address, &[("cache", "ttl: 600")]);
     glue.get("/health");
@@ -102,7 +102,7 @@ fn who_asks_without_end_takes_a_small_piece_of_each_turn() {
     assert!(most <= 2 * WRITES_EACH, "{most}");
 }
 
-/// The loop's budget for one stream; it may be served twice in a turn.
+/// The shell's budget for one stream, written a second time; it may be served twice in a turn.
 const BYTES_EACH: usize = 64 * 1024;
 const WRITES_EACH: usize = 16;
 const SURPLUS_BYTES: usize = 20_000;

@@ -1,5 +1,5 @@
-//! The real binary on a free port, and small clients for it.
-#![allow(dead_code)] // each test file uses its own part
+//! The real binary on a free port, and small clients.
+#![allow(dead_code)] // each target uses its own part
 
 pub mod standin;
 pub mod strace;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A running daemon; killed when it is dropped.
+/// A running daemon, killed when dropped.
 pub struct Glue {
     pub address: SocketAddr,
     pub config: PathBuf,
@@ -22,29 +22,29 @@ pub struct Glue {
     log: Arc<Mutex<Vec<String>>>,
 }
 
-/// What becomes of the daemon's log once it listens.
+/// The fate of the daemon's log once it listens.
 #[derive(Clone, Copy, Debug)]
 pub enum Stderr {
-    /// It is read to the end.
+    /// The pipe is read to the end.
     Read,
-    /// Nobody reads the pipe, so that it fills.
+    /// The pipe is not read, so that it fills.
     Stuck,
     /// The pipe's other end is closed.
     Closed,
 }
 
 impl Glue {
-    /// In front of `backend`, with further lines of configuration: `("cache", "ttl: 2")`.
+    /// Starts it in front of `backend`, with further lines of configuration: `("cache", "ttl: 2")`.
     pub fn start(backend: SocketAddr, more: &[(&str, &str)]) -> Glue {
         Glue::start_with(&config(&backend.ip().to_string(), backend.port(), more), &[], None)
     }
 
-    /// With this configuration, these flags, and behind this shell command (`ulimit -n 32`).
+    /// Starts it with this configuration and these flags, after a shell command (`ulimit -n 32`).
     pub fn start_with(text: &str, flags: &[&str], shell: Option<&str>) -> Glue {
         Glue::start_saying(text, flags, shell, Stderr::Read)
     }
 
-    /// The same, with another fate of its log.
+    /// The same, with a choice of the log's fate.
     pub fn start_saying(text: &str, flags: &[&str], shell: Option<&str>, fate: Stderr) -> Glue {
         let config = config_file(text);
         let binary = env!("CARGO_BIN_EXE_patroniglue");
@@ -97,14 +97,14 @@ impl Glue {
         self.child.id()
     }
 
-    /// Sends a signal, by its name.
+    /// Sends the signal of this name.
     pub fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         let status = Command::new("kill").args(["-s", name, &id]).status();
         assert!(status.is_ok_and(|status| status.success()));
     }
 
-    /// Clients, fetches, queued, waiters, timers, entries, stale inputs: as SIGHUP has it logged.
+    /// Clients, fetches, queued, waiters, timers, entries, late inputs, as logged after SIGHUP.
     pub fn counts(&mut self) -> Vec<u64> {
         let seen = self.lines_with("holding: ").len();
         self.signal("HUP");
@@ -116,7 +116,7 @@ impl Glue {
         numbers
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the process.
     pub fn wait(&mut self) -> ExitStatus {
         wait_for("the daemon's end", || self.child.try_wait().expect("a child"))
     }
@@ -125,24 +125,24 @@ impl Glue {
         self.child.try_wait().expect("a child").is_none()
     }
 
-    /// Resident memory in KiB, where /proc tells it.
+    /// Resident memory in KiB, where there is /proc.
     pub fn resident_kib(&self) -> Option<u64> {
         self.memory_kib("VmRSS:")
     }
 
-    /// What /proc tells of its memory under that name.
+    /// A line of /proc's status, in KiB.
     pub fn memory_kib(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find(|line| line.starts_with(name))?;
         line.split_whitespace().nth(1)?.parse().ok()
     }
 
-    /// One request on a connection of its own: status, and all that came.
+    /// Sends a request on a new connection; returns status and text of the answer.
     pub fn get(&self, target: &str) -> (u16, String) {
         self.send(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes())
     }
 
-    /// Sends bytes, reads to the end.
+    /// Sends bytes on a new connection, reads to the end.
     pub fn send(&self, bytes: &[u8]) -> (u16, String) {
         let mut stream = self.connect();
         stream.write_all(bytes).expect("it reads");
@@ -182,7 +182,7 @@ pub fn config(host: &str, port: u16, more: &[(&str, &str)]) -> String {
     text
 }
 
-/// A file with this text, in the folder cargo keeps for tests.
+/// A new file with this text, in cargo's folder for tests.
 pub fn config_file(text: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -192,7 +192,7 @@ pub fn config_file(text: &str) -> PathBuf {
     path
 }
 
-/// Runs the binary to its end: exit code, stdout, stderr.
+/// Runs the binary to its end; returns exit code, stdout and stderr.
 pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_patroniglue")).args(arguments).output();
     let output = output.expect("the binary starts");
@@ -200,7 +200,7 @@ pub fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// Asks until there is an answer, for as long as a noisy machine may need.
+/// Asks until there is an answer, for at most [`PATIENCE`].
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -212,7 +212,7 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// What comes until the end; an RST counts as one.
+/// Reads until FIN or RST.
 pub fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes);
@@ -252,5 +252,5 @@ pub fn body(text: &str) -> &str {
     text.split_once("\r\n\r\n").map_or("", |(_, body)| body)
 }
 
-/// Nothing in these tests takes as long on any machine.
+/// Longer than anything in these tests takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);

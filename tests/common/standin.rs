@@ -1,4 +1,4 @@
-//! A stand-in for Patroni that does as it is told, and remembers what it was asked.
+//! A stand-in for Patroni with a choice of behaviour, which records its requests.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,34 +6,34 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A server of one thread per connection, as Patroni had it.
+/// A server with a thread per connection, like Patroni's.
 pub struct StandIn {
     pub address: SocketAddr,
     shared: Arc<Mutex<Shared>>,
 }
 
-/// What it does with a request.
+/// The behaviour after a request.
 #[derive(Clone)]
 pub enum Mood {
-    /// These pieces, each followed by a pause, then the end.
+    /// Sends these pieces, each followed by a pause, then closes.
     Says(Vec<Vec<u8>>, Duration),
-    /// After the pause, this; then the end.
+    /// Sends this after the pause, then closes.
     Delays(Duration, Vec<u8>),
-    /// After the pause, a primary's answer that says when it was asked for, in Unix milliseconds.
+    /// Sends, after the pause, a primary's answer with the request's time in Unix milliseconds.
     Stamps(Duration),
-    /// Nothing, and no end, while this mood lasts.
+    /// Sends nothing and does not close, until the mood changes.
     Silent,
-    /// These bytes, and then nothing and no end.
+    /// Sends these bytes and does not close, until the mood changes.
     Hangs(Vec<u8>),
-    /// The end without a byte.
+    /// Closes without a byte.
     Closes,
-    /// RST without a byte.
+    /// Resets without a byte.
     Resets,
 }
 
 struct Shared {
     mood: Mood,
-    /// Counts the changes of mood.
+    /// The number of changes of mood.
     season: u64,
     requests: Vec<String>,
     hanging: usize,
@@ -66,14 +66,14 @@ impl StandIn {
         shared.season += 1;
     }
 
-    /// Every request so far, but for those of Patroni's intervals, which the daemon reads itself.
+    /// Every request so far, without those for Patroni's intervals (/config).
     pub fn requests(&self) -> Vec<String> {
         let shared = self.shared.lock().expect("no panic");
         let asked = shared.requests.iter().filter(|text| !text.starts_with("GET /config "));
         asked.cloned().collect()
     }
 
-    /// How many connections hung at once, at the most.
+    /// The maximum of connections that hung at once.
     pub fn hanging_most(&self) -> usize {
         self.shared.lock().expect("no panic").hanging_most
     }
@@ -130,8 +130,8 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> std::io::Result<()> {
     }
 }
 
-/// Until the peer ends, or the mood changes. Counts as hanging after a while: a connection that
-/// the peer has closed is not seen as such before its successor comes.
+/// Waits until the peer closes or the mood changes. Counts as hanging after 100 ms, since a close
+/// by the peer may be seen only after its next connection.
 fn wait_for_end(
     stream: &mut TcpStream,
     shared: &Mutex<Shared>,
@@ -156,7 +156,7 @@ fn wait_for_end(
     Ok(())
 }
 
-/// An answer as Patroni writes it: no length, the end ends it.
+/// An answer as Patroni writes it: without a length, ended by the close.
 pub fn json(status: u16, body: &str) -> Vec<u8> {
     let head = "Server: BaseHTTP/0.6 Python/3.11.2\r\nContent-Type: application/json";
     format!("HTTP/1.0 {status} X\r\n{head}\r\n\r\n{body}").into_bytes()

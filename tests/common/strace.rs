@@ -1,12 +1,12 @@
-//! The daemon's system calls, as strace sees them.
+//! The daemon's system calls, by strace.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
 use super::{Glue, wait_for};
 
-/// A line per system call the daemon made while `work` ran. `None`: strace is not here, or may
-/// not trace; then `work` did not run.
+/// A line per system call of the daemon while `work` ran. `None`: strace is not installed or may
+/// not trace, and `work` did not run.
 pub fn trace(glue: &Glue, work: impl FnOnce()) -> Option<String> {
     let output = glue.config.with_extension("strace");
     let id = glue.process_id().to_string();
@@ -26,7 +26,7 @@ pub fn trace(glue: &Glue, work: impl FnOnce()) -> Option<String> {
     });
     let Some(mut strace) = attached else {
         assert!(std::env::var_os("CI").is_none(), "CI has strace");
-        eprintln!("skipped: strace is not here, or may not trace");
+        eprintln!("skipped: strace is not installed, or may not trace");
         return None;
     };
     work();

@@ -1,4 +1,4 @@
-//! Ten thousand idle clients: what they weigh, and that nobody notices them.
+//! Ten thousand idle clients: their memory, and that they delay no other client.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -7,14 +7,14 @@ use crate::alone;
 use crate::common::standin::{StandIn, at_once, primary};
 use crate::common::{Glue, read_response, read_to_end, status_of};
 
-/// Raises this process' descriptor limit; `None`: not far enough for so many.
+/// Raises this process's descriptor limit; `None`: not enough for the `wanted` number.
 fn clients_possible(wanted: u64) -> Option<u64> {
     let limit = rlimit::increase_nofile_limit(wanted + 500).ok()?;
     (limit >= wanted + 500).then_some(wanted)
 }
 
 #[test]
-fn ten_thousand_idle_clients_weigh_under_300_bytes_each_and_delay_nobody() {
+fn ten_thousand_idle_clients_cost_under_300_bytes_each() {
     let _alone = alone();
     let Some(count) = clients_possible(10_000) else {
         assert!(std::env::var_os("CI").is_none(), "CI has descriptors enough");
@@ -46,13 +46,13 @@ fn ten_thousand_idle_clients_weigh_under_300_bytes_each_and_delay_nobody() {
         assert!(bytes < 300, "{bytes} bytes each");
     }
     let (before, after) = (median(before), median(after));
-    println!("a check took {before:?} before them and {after:?} beside them");
+    println!("a check took {before:?} before them and {after:?} with them");
     assert!(after < 3 * before + Duration::from_millis(1), "{before:?}, then {after:?}");
     drop(idle);
     assert!(check() < Duration::from_secs(5));
 }
 
-/// A HEAD's answer ends with its head.
+/// Reads the answer of a HEAD, which ends with its head.
 fn read_head(client: &mut std::net::TcpStream) -> String {
     use std::io::Read;
     let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! A steady load on a slow Patroni: nobody waits for it, and nothing is older than its `ttl`.
+//! A steady load with a slow Patroni: no client waits for it, and no answer is older than `ttl`.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use crate::common::{Glue, body, read_response, status_of, wait_for};
 #[derive(Clone, Copy)]
 struct Seen {
     took: Duration,
-    /// From Patroni's being asked to the question that this answers, in milliseconds.
+    /// From the request to Patroni to the client's request, in milliseconds.
     age_ms: u64,
 }
 
@@ -28,12 +28,12 @@ fn ask(client: &mut TcpStream) -> Seen {
 }
 
 #[test]
-fn steady_clients_never_wait_for_patroni_and_see_nothing_old() {
+fn steady_clients_never_wait_and_get_no_stale_answer() {
     let _alone = alone();
     let patroni = StandIn::start(Mood::Stamps(PATRONI));
     let glue = Glue::start(patroni.address, &[]);
     assert_eq!(glue.get("/primary").0, 200);
-    // until the route counts as one that is asked for steadily
+    // until the route counts as steadily asked for
     let mut first = glue.connect();
     let before = patroni.requests().len();
     wait_for("a fetch ahead", || {
@@ -73,19 +73,18 @@ fn steady_clients_never_wait_for_patroni_and_see_nothing_old() {
     );
     let waited = seen.iter().filter(|one| one.took > PATRONI / 2).count();
     assert!(waited <= WAITED_MAX, "{waited} of {} waited for Patroni", seen.len());
-    // the two clocks round
+    // both clocks are rounded
     assert!(oldest <= TTL_MS + 1, "{oldest} ms");
     assert!(fetches as f64 <= seconds / 0.75 + 2.0, "{fetches} in {seconds} s");
 }
 
-/// What Patroni takes for each answer.
+/// Patroni's delay of each answer.
 const PATRONI: Duration = Duration::from_millis(200);
 /// The default.
 const TTL_MS: u64 = 1_000;
-/// Together five hundred requests a second.
+/// Together 500 requests a second.
 const CLIENTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(10);
 const ASKED: u32 = 500;
-/// For a machine that does something else for a moment. Without a fetch ahead each client waits
-/// once a second: five times as many.
+/// For a busy machine. Without a fetch ahead each client waits once a second: five times this.
 const WAITED_MAX: usize = 5;

@@ -1,7 +1,7 @@
 //! The known attacks on HTTP/1.1, each sent whole, byte by byte and alone to the real binary.
 //!
-//! The tables are `*.txt` of this folder. Behind each attack follows an ordinary request: where the
-//! connection is kept exactly that is answered next, where it is closed nothing more is.
+//! The tables are `*.txt` of this folder. An ordinary request follows each attack: on a kept
+//! connection it is the next to be answered, on a closed one no more answers come.
 
 mod table;
 
@@ -13,19 +13,19 @@ use crate::common::standin::{StandIn, at_once, primary};
 use crate::common::{Glue, header, status_of};
 use table::{Case, EVIL};
 
-/// How an attack is sent; the error says what came of it instead.
+/// A way to send an attack. The error is the actual outcome.
 type Send = fn(&Glue, &Case) -> Result<(), String>;
 const WAYS: [(&str, Send); 3] =
     [("whole", whole), ("byte by byte", byte_by_byte), ("alone", alone)];
-/// What follows every attack.
-const BEHIND: &str = "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-/// What takes longer was no decision, but a deadline of the daemon's.
+/// The request after each attack.
+const NEXT: &str = "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+/// An answer that takes longer is due to one of the daemon's deadlines, not to a decision.
 const SLOW: Duration = Duration::from_secs(4);
-/// Fetched before the attacks begin, so that Patroni is asked nothing by those that get it.
+/// Fetched before the attacks begin, so that attacks on these routes cause no fetch.
 const WARM: [&str; 3] = ["/", "/primary", "/health"];
 
 #[test]
-fn every_attack_has_its_answer_and_nothing_behind_it_is_smuggled() {
+fn every_attack_has_its_answer_and_smuggles_no_request() {
     let patroni = StandIn::start(at_once(primary()));
     let glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);
     WARM.iter().for_each(|route| assert_eq!(glue.get(route).0, 200));
@@ -56,7 +56,7 @@ fn every_attack_has_its_answer_and_nothing_behind_it_is_smuggled() {
     assert!(!patroni.requests().iter().any(|request| request.starts_with(evil)));
 }
 
-/// A GET of what the case allows, with nothing in it of the client's.
+/// Whether it is a GET that the case allows, without the client's fields.
 fn may_be_asked(request: &str, case: &Case) -> bool {
     let lines: Vec<&str> = request.split("\r\n").collect();
     let asks = WARM.iter().copied().chain(case.asks.as_deref());
@@ -73,32 +73,32 @@ fn connect(glue: &Glue) -> TcpStream {
     client
 }
 
-/// Attack and ordinary request in one write, then the client's end.
+/// Sends attack and ordinary request in one write, then half-closes.
 fn whole(glue: &Glue, case: &Case) -> Result<(), String> {
     let mut client = connect(glue);
-    // what is refused may be closed before all of it was sent
-    let _ = client.write_all(&[&case.bytes, BEHIND.as_bytes()].concat());
-    finish(client, case)
+    // a refused attack may be closed before all of it was sent
+    let _ = client.write_all(&[&case.bytes, NEXT.as_bytes()].concat());
+    check(client, case)
 }
 
-/// The same, each byte in a segment of its own.
+/// The same, each byte in its own segment.
 fn byte_by_byte(glue: &Glue, case: &Case) -> Result<(), String> {
     let mut client = connect(glue);
     client.set_nodelay(true).expect("an option");
-    let bytes = [&case.bytes, BEHIND.as_bytes()].concat();
+    let bytes = [&case.bytes, NEXT.as_bytes()].concat();
     let _ = bytes.iter().try_for_each(|byte| client.write_all(&[*byte]));
-    finish(client, case)
+    check(client, case)
 }
 
-fn finish(mut client: TcpStream, case: &Case) -> Result<(), String> {
+fn check(mut client: TcpStream, case: &Case) -> Result<(), String> {
     let _ = client.shutdown(Shutdown::Write);
     let bytes = to_the_end(&mut client);
     let answers = answers(&bytes, case).ok_or_else(|| cut(&bytes))?;
-    let behind = if case.kept { &[200][..] } else { &[] };
-    expect(&answers, &[&case.statuses, behind].concat(), case)
+    let next = if case.kept { &[200][..] } else { &[] };
+    expect(&answers, &[&case.statuses, next].concat(), case)
 }
 
-/// The attack alone; what follows is sent only when its answers have come.
+/// Sends the attack alone, and the ordinary request once its answers have come.
 fn alone(glue: &Glue, case: &Case) -> Result<(), String> {
     let mut client = connect(glue);
     let _ = client.write_all(&case.bytes);
@@ -106,7 +106,7 @@ fn alone(glue: &Glue, case: &Case) -> Result<(), String> {
         let _ = client.shutdown(Shutdown::Write);
     }
     if !case.kept {
-        // the daemon ends by itself
+        // the daemon closes by itself
         let bytes = to_the_end(&mut client);
         let answers = answers(&bytes, case).ok_or_else(|| cut(&bytes))?;
         return expect(&answers, &case.statuses, case);
@@ -116,10 +116,10 @@ fn alone(glue: &Glue, case: &Case) -> Result<(), String> {
         let mut piece = [0; 4096];
         match client.read(&mut piece) {
             Ok(count) if count > 0 => bytes.extend_from_slice(&piece[..count]),
-            other => return Err(format!("{other:?} behind {}", cut(&bytes))),
+            other => return Err(format!("{other:?} after {}", cut(&bytes))),
         }
     }
-    client.write_all(BEHIND.as_bytes()).map_err(|error| error.to_string())?;
+    client.write_all(NEXT.as_bytes()).map_err(|error| error.to_string())?;
     bytes.extend_from_slice(&to_the_end(&mut client));
     let answers = answers(&bytes, case).ok_or_else(|| cut(&bytes))?;
     expect(&answers, &[&case.statuses[..], &[200]].concat(), case)
@@ -131,7 +131,7 @@ struct Answer {
     allows: bool,
 }
 
-/// The statuses, and at each answer what its head says of the connection and of methods.
+/// Checks the statuses, and the fields Connection and Allow of each answer.
 fn expect(answers: &[Answer], statuses: &[u16], case: &Case) -> Result<(), String> {
     let got: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
     if got != statuses {
@@ -139,8 +139,8 @@ fn expect(answers: &[Answer], statuses: &[u16], case: &Case) -> Result<(), Strin
     }
     for (at, answer) in answers.iter().enumerate() {
         let last_of_attack = !case.kept && at + 1 == case.statuses.len();
-        let behind = at >= case.statuses.len();
-        if answer.closes != (last_of_attack || behind) {
+        let is_next = at >= case.statuses.len();
+        if answer.closes != (last_of_attack || is_next) {
             return Err(format!("Connection: close at answer {at}: {}", answer.closes));
         }
         if answer.status == 405 && !answer.allows {
@@ -150,7 +150,7 @@ fn expect(answers: &[Answer], statuses: &[u16], case: &Case) -> Result<(), Strin
     Ok(())
 }
 
-/// Takes the answers apart; `None`: the last one is not whole.
+/// Splits the answers; `None`: the last one is not complete.
 fn answers(bytes: &[u8], case: &Case) -> Option<Vec<Answer>> {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let mut rest = text.as_str();
@@ -171,12 +171,12 @@ fn answers(bytes: &[u8], case: &Case) -> Option<Vec<Answer>> {
 }
 
 fn cut(bytes: &[u8]) -> String {
-    format!("no whole answer: {:?}", String::from_utf8_lossy(bytes))
+    format!("not a complete answer: {:?}", String::from_utf8_lossy(bytes))
 }
 
 fn to_the_end(client: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // an RST is an end as well, behind what was answered
+    // an RST after the answers is an end as well
     let _ = client.read_to_end(&mut bytes);
     bytes
 }

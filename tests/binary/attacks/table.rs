@@ -1,10 +1,10 @@
-//! Reads the tables of attacks: one line a case, what is expected first, then a name, then bytes.
+//! Reads the tables of attacks: a line is a case with its outcome, its name and its bytes.
 //!
 //! ```text
-//! # RFC 9112 2.2: what the cases below are about
+//! # RFC 9112 2.2: the rule of the cases below
 //! 400 close               | a name | GET / HTTP/1.1\r\nA: {x*9}\r\n\r\n
 //! 200 keep                | a name | ...
-//! 200 keep /replica?lag=1 | a name | ...      Patroni may be asked this, and nothing else
+//! 200 keep /replica?lag=1 | a name | ...      Patroni may be asked for this, and nothing else
 //! 200,400 close           | a name | ...      two answers, then the end
 //! - close                 | a name | ...      no answer: the request never ends
 //! ```
@@ -14,21 +14,21 @@
 
 use std::path::Path;
 
-/// A request that must never be executed: nobody but an attack asks for `/sync`. It has 31 bytes,
-/// 1F in hexadecimal, which the tables use in lengths and chunk sizes.
+/// A request that must never be executed: only attacks ask for `/sync`. It has 31 bytes, 1F in
+/// hexadecimal, and the tables use this in lengths and chunk sizes.
 pub const EVIL: &str = "GET /sync HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// One attack, and what is to become of it.
+/// One attack and its expected outcome.
 #[derive(Debug)]
 pub struct Case {
-    /// The section that decides it, and what that is about.
+    /// The section that decides it, and the rule.
     pub reference: String,
     pub name: String,
     pub bytes: Vec<u8>,
     pub statuses: Vec<u16>,
-    /// Is the connection kept?
+    /// Whether the connection is kept.
     pub kept: bool,
-    /// What Patroni may be asked.
+    /// The target that Patroni may be asked for.
     pub asks: Option<String>,
 }
 
@@ -100,8 +100,8 @@ fn unescaped(text: &str) -> Option<Vec<u8>> {
                 }
             }
             '{' => {
-                let (inside, behind) = rest.split_once('}')?;
-                rest = behind;
+                let (inside, after) = rest.split_once('}')?;
+                rest = after;
                 bytes.extend_from_slice(&repeated(inside)?);
             }
             _ => bytes.extend_from_slice(first.encode_utf8(&mut [0; 4]).as_bytes()),

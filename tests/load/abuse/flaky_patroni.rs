@@ -1,4 +1,4 @@
-//! A stand-in for Patroni that answers at once, and on demand comes and goes in every way.
+//! A stand-in for Patroni that answers at once, or on demand fails in turn in every way.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::common::standin::{json, primary};
 
-/// Patroni, as it is in a bad week.
+/// A Patroni that may refuse, hang, reset and cut.
 pub struct FlakyPatroni {
     pub address: SocketAddr,
     flaky: Arc<AtomicBool>,
@@ -24,7 +24,7 @@ enum Mood {
     Cuts,
 }
 
-/// What it does in turn while it is flaky.
+/// Its behaviour in turn while it is flaky.
 const MOODS: [Mood; 8] = [
     Mood::Refuses,
     Mood::Answers,
@@ -47,7 +47,7 @@ impl FlakyPatroni {
         FlakyPatroni { address, flaky }
     }
 
-    /// Does it restart, refuse, hang and break off from now on, or answer?
+    /// Sets whether it refuses, hangs, resets and cuts from now on, or answers.
     pub fn set_flaky(&self, flaky: bool) {
         self.flaky.store(flaky, Ordering::Relaxed);
     }
@@ -107,7 +107,7 @@ fn answer(mut stream: TcpStream, mood: Mood) -> std::io::Result<()> {
     }
 }
 
-/// Three of them are more than the daemon's socket and a slow reader's hold.
+/// Three of these are more than the socket buffers of the daemon and a slow reader.
 fn large() -> String {
     "x".repeat(100 * 1024)
 }

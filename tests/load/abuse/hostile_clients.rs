@@ -1,4 +1,4 @@
-//! Clients that misbehave, each kind in a thread of its own until it is told to stop.
+//! Clients that misbehave, each kind in its own thread until it is stopped.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -11,7 +11,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::common::{read_to_end, status_of};
 
-/// All kinds at once.
+/// All kinds of hostile clients at once.
 pub struct HostileClients {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -22,11 +22,11 @@ struct Shared {
     stopped: AtomicBool,
     /// Connections so far, of all kinds.
     connections: AtomicU64,
-    /// Answers that were none of those an abuser may get.
+    /// Answers with an unexpected status.
     strange: AtomicU64,
 }
 
-/// How much of it.
+/// The number of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Clients that are answered once and then stay.
@@ -39,7 +39,7 @@ pub struct Load {
 
 type Kind = fn(&Shared, u8, Load);
 
-/// Each has its own address to come from, so that none runs out of ports.
+/// Each kind has its own source address, so that none runs out of ports.
 const KINDS: [Kind; 9] =
     [idlers, slow_heads, slow_bodies, slow_readers, half_closers, resetters, burst, floods, babble];
 
@@ -56,10 +56,10 @@ impl HostileClients {
         HostileClients { threads: threads.collect(), shared }
     }
 
-    /// Ends it, and returns how many connections it made.
+    /// Stops all kinds; returns the number of their connections.
     pub fn stop(self) -> u64 {
         self.shared.stopped.store(true, Ordering::Relaxed);
-        self.threads.into_iter().for_each(|thread| thread.join().expect("hostile is no panic"));
+        self.threads.into_iter().for_each(|thread| thread.join().expect("no kind panics"));
         assert_eq!(self.shared.strange.load(Ordering::Relaxed), 0, "strange answers");
         self.shared.connections.load(Ordering::Relaxed)
     }
@@ -74,7 +74,7 @@ impl Shared {
         self.connect_with(number, Socket::new(Domain::IPV4, Type::STREAM, None).ok()?)
     }
 
-    /// A connection from the loopback address of that number, where there is more than one.
+    /// Connects from the loopback address of that number, where the system has more than one.
     fn connect_with(&self, number: u8, socket: Socket) -> Option<TcpStream> {
         let _ = socket.bind(&SocketAddr::from(([127, 0, 0, number], 0)).into());
         socket.connect(&self.address.into()).ok()?;
@@ -84,7 +84,7 @@ impl Shared {
         Some(client)
     }
 
-    /// Without room there may be no answer at all; but one that comes is one of these.
+    /// At capacity there may be no answer; an answer has one of these statuses.
     fn judge(&self, status: u16, may_be: &[u16]) {
         if status != 0 && !may_be.contains(&status) {
             self.strange.fetch_add(1, Ordering::Relaxed);
@@ -100,7 +100,7 @@ impl Shared {
     }
 }
 
-/// Ask once on a kept connection, and stay.
+/// Ask once on a kept connection, and stay connected.
 fn idlers(shared: &Shared, number: u8, load: Load) {
     let mut clients = Vec::new();
     while shared.goes_on() {
@@ -115,12 +115,12 @@ fn idlers(shared: &Shared, number: u8, load: Load) {
     }
 }
 
-/// A byte of a head every 200 ms, for as long as they are let.
+/// Send a byte of a head every 200 ms, until they are closed.
 fn slow_heads(shared: &Shared, number: u8, load: Load) {
     drip(shared, number, load.slow, "", "GET /primary HTTP/1.1\r\nHost: x\r\nA: ");
 }
 
-/// A byte of a body every 200 ms.
+/// Send a byte of a body every 200 ms.
 fn slow_bodies(shared: &Shared, number: u8, load: Load) {
     let head = "POST /primary HTTP/1.1\r\nContent-Length: 60000\r\n\r\n";
     drip(shared, number, load.slow, head, "x");
@@ -143,7 +143,7 @@ fn drip(shared: &Shared, number: u8, count: usize, begin: &str, bytes: &str) {
     }
 }
 
-/// Ask for a large answer, and take a few bytes of it now and then.
+/// Ask for a large answer, and read a few bytes of it now and then.
 fn slow_readers(shared: &Shared, number: u8, load: Load) {
     let mut clients = Vec::new();
     while shared.goes_on() {
@@ -165,7 +165,7 @@ fn slow_readers(shared: &Shared, number: u8, load: Load) {
     }
 }
 
-/// End their half: before, within and behind a request.
+/// Half-close before, within and after a request.
 fn half_closers(shared: &Shared, number: u8, _: Load) {
     let requests = ["", "GET /pri", "GET /nowhere HTTP/1.1\r\n\r\n", "POST / HTTP/1.1\r\n\r\nGET"];
     for request in requests.iter().cycle() {
@@ -180,7 +180,7 @@ fn half_closers(shared: &Shared, number: u8, _: Load) {
     }
 }
 
-/// Send RST: at once, within a request, before and with the answer.
+/// Reset at once, within a request, before and during the answer.
 fn resetters(shared: &Shared, number: u8, _: Load) {
     let requests =
         ["", "GET /pri", "GET /primary HTTP/1.1\r\n\r\n", "GET /metrics HTTP/1.0\r\n\r\n"];
@@ -197,7 +197,7 @@ fn resetters(shared: &Shared, number: u8, _: Load) {
     }
 }
 
-/// A check on a connection of its own, as fast as that goes.
+/// Checks on new connections, as fast as possible.
 fn burst(shared: &Shared, number: u8, load: Load) {
     for at in 0..load.burst {
         if !shared.goes_on() {
@@ -232,7 +232,7 @@ fn floods(shared: &Shared, number: u8, _: Load) {
     }
 }
 
-/// What is no HTTP: noise, a TLS hello, nothing at all.
+/// Not HTTP: noise, a TLS hello, nothing at all.
 fn babble(shared: &Shared, number: u8, load: Load) {
     let mut noise = 0x2545_f491_4f6c_dd1d_u64;
     let mut silent = Vec::new();

@@ -1,4 +1,4 @@
-//! Mixed abuse of the real binary: nobody well-behaved notices, and nothing is left of it.
+//! Mixed abuse of the real binary: well-behaved clients are not delayed, and no resources leak.
 //!
 //! `cargo test` runs the short form. The long one:
 //! `PATRONIGLUE_ABUSE_SECONDS=600 cargo test --release --test load abuse -- --nocapture`
@@ -19,11 +19,11 @@ use flaky_patroni::FlakyPatroni;
 use hostile_clients::{HostileClients, Load};
 use probers::{Expect, probe};
 
-/// The timer of a kept connection stays in the wheel for its 30 s, though the client is gone.
+/// The timer of a kept connection stays in the wheel for its 30 s, although the client is gone.
 const SETTLED_AFTER: Duration = Duration::from_secs(40);
 
 #[test]
-fn abused_from_all_sides_it_answers_everybody_and_keeps_nothing() {
+fn under_abuse_all_clients_are_answered_and_nothing_leaks() {
     let _alone = alone();
     let Ok(13_000..) = rlimit::increase_nofile_limit(13_000) else {
         assert!(std::env::var_os("CI").is_none(), "CI has descriptors enough");
@@ -32,7 +32,7 @@ fn abused_from_all_sides_it_answers_everybody_and_keeps_nothing() {
     let patroni = FlakyPatroni::start();
     let backend = [("backend", "timeout: 0.5"), ("backend", "connections: 3")];
     let mut glue = Glue::start(patroni.address, &backend);
-    // a round of everything first: code, stacks and the allocator's own stores are there then
+    // a first round loads code, stacks and the allocator's caches
     let small = Load { idle: 500, slow: 20, burst: 500 };
     abuse(&glue, &patroni, small, Duration::from_secs(2), "warming up");
     let before = settled(&mut glue);
@@ -45,7 +45,7 @@ fn abused_from_all_sides_it_answers_everybody_and_keeps_nothing() {
     println!("after:  {after:?}");
     for (calm, abused) in calm.iter().zip(&abused) {
         let ratio = abused.percentile(50).as_secs_f64() / calm.percentile(50).as_secs_f64();
-        println!("the median took {ratio:.1} times as long");
+        println!("the median took {ratio:.1} times the calm one");
     }
     assert_eq!(after.descriptors, before.descriptors);
     assert_eq!(after.entries, before.entries);
@@ -53,7 +53,7 @@ fn abused_from_all_sides_it_answers_everybody_and_keeps_nothing() {
     assert!(after.resident_kib <= allowed, "{} KiB, then {after:?}", before.resident_kib);
 }
 
-/// While Patroni is well, and then while it comes and goes; then it is well again.
+/// Abuse with a healthy Patroni, then with a flaky one, which is healthy again at the end.
 fn abuse(
     glue: &Glue,
     patroni: &FlakyPatroni,
@@ -72,7 +72,7 @@ fn abuse(
     reports
 }
 
-/// What the daemon holds.
+/// Resources of the daemon.
 #[derive(Debug)]
 struct Holding {
     descriptors: usize,
@@ -80,12 +80,12 @@ struct Holding {
     entries: u64,
 }
 
-/// What it holds when all has gone: nobody connected, nothing under way, no timer of a connection.
+/// Its resources once there are no clients, no fetches and no timers of connections.
 fn settled(glue: &mut Glue) -> Holding {
     let begun = Instant::now();
     loop {
         let counts = glue.counts();
-        // a sweep, and the reading of Patroni's intervals
+        // the sweep, and the next fetch of Patroni's intervals
         if counts[..4].iter().all(|count| *count == 0) && counts[4] <= 2 {
             let id = glue.process_id();
             return Holding {
@@ -104,7 +104,7 @@ fn abuse_seconds() -> Option<u64> {
 }
 
 #[test]
-fn with_few_descriptors_it_survives_and_answers_again() {
+fn with_few_descriptors_the_daemon_survives_abuse() {
     let _alone = alone();
     let time = Duration::from_secs(abuse_seconds().map_or(2, |seconds| seconds / 10));
     for limit in [16, 32, 64] {
@@ -114,7 +114,7 @@ fn with_few_descriptors_it_survives_and_answers_again() {
 }
 
 #[test]
-fn within_the_memory_it_needs_and_eight_megabytes_it_survives() {
+fn with_8_mib_of_spare_memory_the_daemon_survives_abuse() {
     let _alone = alone();
     let time = Duration::from_secs(abuse_seconds().map_or(2, |seconds| seconds / 10));
     let needs = {
@@ -124,13 +124,13 @@ fn within_the_memory_it_needs_and_eight_megabytes_it_survives() {
         let Some(needs) = glue.memory_kib("VmPeak:") else { return };
         needs
     };
-    println!("{needs} KiB of addresses without any clients");
+    println!("{needs} KiB of address space without clients");
     let mut glue = survives(&format!("ulimit -v {}", needs + 8 * 1024), &[], Stderr::Read, time);
     settled(&mut glue);
 }
 
 #[test]
-fn with_a_log_that_is_stuck_or_closed_it_survives() {
+fn with_a_stuck_or_closed_log_the_daemon_survives_abuse() {
     let _alone = alone();
     let time = Duration::from_secs(abuse_seconds().map_or(2, |seconds| seconds / 10));
     for stderr in [Stderr::Stuck, Stderr::Closed] {
@@ -139,14 +139,14 @@ fn with_a_log_that_is_stuck_or_closed_it_survives() {
 }
 
 #[test]
-fn slowhttptest_makes_nobody_wait() {
+fn slowhttptest_delays_no_other_client() {
     let _alone = alone();
     let patroni = FlakyPatroni::start();
     let glue = Glue::start(patroni.address, &[]);
     let url = format!("http://{}/metrics", glue.address);
     let time = Duration::from_secs(abuse_seconds().map_or(3, |seconds| seconds / 20));
     let seconds = time.as_secs().to_string();
-    // heads, bodies, and answers that are read byte by byte
+    // slow heads, slow bodies, and answers read byte by byte
     for kind in [&["-H"][..], &["-B"], &["-X", "-w", "1", "-y", "64", "-n", "1", "-k", "5"]] {
         let mut tool = Command::new("slowhttptest");
         tool.args(kind).args(["-c", "1000", "-r", "500", "-i", "1", "-p", "2"]);
@@ -155,7 +155,7 @@ fn slowhttptest_makes_nobody_wait() {
         probe(&format!("slowhttptest {}", kind[0]), glue.address, time, Expect::Answer);
         let Ok(output) = running.join().expect("no panic") else {
             assert!(std::env::var_os("CI").is_none(), "CI has slowhttptest");
-            return eprintln!("skipped: there is no slowhttptest");
+            return eprintln!("skipped: slowhttptest is not installed");
         };
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let line = said.lines().rfind(|line| line.contains("service available"));
@@ -163,8 +163,8 @@ fn slowhttptest_makes_nobody_wait() {
     }
 }
 
-/// Abused by few while Patroni comes and goes; a client of its own asks all the while, and what
-/// it gets is whole. In the end everything is as before.
+/// Light abuse with a flaky Patroni, while a client gets complete answers. At the end the daemon
+/// answers as before.
 fn survives(limit: &str, flags: &[&str], stderr: Stderr, time: Duration) -> Glue {
     let patroni = FlakyPatroni::start();
     let backend = [("backend", "timeout: 0.5")];
@@ -176,7 +176,7 @@ fn survives(limit: &str, flags: &[&str], stderr: Stderr, time: Duration) -> Glue
     let (begun, mut answers) = (Instant::now(), [0; 3]);
     while begun.elapsed() < time {
         let mut client = glue.connect();
-        // without a descriptor for him he may be turned away, and that with RST
+        // without a descriptor the client may be refused, and with RST
         let _ = client.write_all(b"OPTIONS /primary HTTP/1.0\r\n\r\n");
         let text = read_to_end(&mut client);
         let at = [200, 503, 0].iter().position(|status| *status == status_of(&text));
@@ -186,8 +186,8 @@ fn survives(limit: &str, flags: &[&str], stderr: Stderr, time: Duration) -> Glue
     patroni.set_flaky(false);
     let connections = hostile.stop();
     let [fine, refused, none] = answers;
-    println!("{limit}, {stderr:?}: {fine} times 200, {refused} times 503, {none} times nothing");
-    println!("    beside {connections} connections");
+    println!("{limit}, {stderr:?}: {fine} × 200, {refused} × 503, {none} × no answer");
+    println!("    next to {connections} hostile connections");
     assert!(glue.is_running(), "{limit}");
     wait_for("Patroni's return", || (glue.get("/primary").0 == 200).then_some(()));
     for _ in 0..50 {

@@ -1,4 +1,4 @@
-//! The well-behaved clients: what they get while others misbehave, and after how long.
+//! Well-behaved clients: their answers and delays while others misbehave.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use crate::common::{PATIENCE, body, header, read_response, read_to_end, status_of};
 
-/// What an answer may be.
+/// The answers accepted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Expect {
-    /// Patroni is well: only its answer.
+    /// Patroni is healthy: only its answer.
     Answer,
-    /// Patroni comes and goes: its answer, or the reason why there is none.
+    /// Patroni is flaky: its answer, or a 503 with the reason.
     AnswerOrReason,
 }
 
-/// What one of them saw.
+/// The results of one client.
 #[derive(Debug, Default)]
 pub struct Report {
     pub times: Vec<Duration>,
@@ -29,7 +29,7 @@ pub struct Report {
 pub fn probe(name: &str, address: SocketAddr, time: Duration, expect: Expect) -> [Report; 2] {
     let kept = thread::spawn(move || kept(address, time, expect));
     let fresh = thread::spawn(move || fresh(address, time, expect));
-    let reports = [kept, fresh].map(|thread| thread.join().expect("a witness does not panic"));
+    let reports = [kept, fresh].map(|thread| thread.join().expect("a prober does not panic"));
     for (kind, report) in ["kept", "new"].iter().zip(&reports) {
         println!("{name:>24}, {kind:>4}: {}", report.line());
         assert!(report.wrong.is_empty(), "{name}, {kind}: {:?}", report.wrong);
@@ -39,7 +39,7 @@ pub fn probe(name: &str, address: SocketAddr, time: Duration, expect: Expect) ->
 }
 
 impl Report {
-    /// The time that so many in a hundred answers did not exceed.
+    /// The time that `percent` of the answers did not exceed.
     pub fn percentile(&self, percent: usize) -> Duration {
         let mut times = self.times.clone();
         times.sort_unstable();
@@ -52,7 +52,7 @@ impl Report {
         format!("p50 {half:?}, p99 {most:?}, max {all:?} of {answers} answers, {reasons} reasons")
     }
 
-    fn note(&mut self, begun: Instant, text: &str, expect: Expect) {
+    fn record(&mut self, begun: Instant, text: &str, expect: Expect) {
         self.times.push(begun.elapsed());
         let length = header(text, "Content-Length").and_then(|length| length.parse().ok());
         let whole = length == Some(body(text).len());
@@ -72,7 +72,7 @@ fn kept(address: SocketAddr, time: Duration, expect: Expect) -> Report {
     let mut client = connect(address);
     every_10_ms(time, |begun| {
         client.write_all(b"GET /primary HTTP/1.1\r\nHost: x\r\n\r\n").expect("it is kept");
-        report.note(begun, &read_response(&mut client), expect);
+        report.record(begun, &read_response(&mut client), expect);
     });
     report
 }
@@ -82,7 +82,7 @@ fn fresh(address: SocketAddr, time: Duration, expect: Expect) -> Report {
     every_10_ms(time, |begun| {
         let mut client = connect(address);
         client.write_all(b"GET /primary HTTP/1.0\r\n\r\n").expect("it reads");
-        report.note(begun, &read_to_end(&mut client), expect);
+        report.record(begun, &read_to_end(&mut client), expect);
     });
     report
 }
