@@ -1,7 +1,7 @@
-"""A crowd of bad clients, a process of its own: bad_clients.py KIND COUNT HOST:PORT ...
+"""A process that holds connections of misbehaving clients: bad_clients.py KIND COUNT HOST:PORT ...
 
-COUNT connections to each address are kept up: one that the server closes is made again a quarter of
-a second later. "ready" is printed as soon as all were connected, a line of counts when stdin ends.
+Keeps COUNT connections to each address: one that the server closes is replaced REPLACE_AFTER_S
+later. Prints "ready" once all have been connected, and a line of counts when stdin ends.
 """
 
 import resource
@@ -15,18 +15,18 @@ import time
 REPLACE_AFTER_S = 0.25
 READY_WITHIN_S = 15.0
 TICK_S = 0.1
-# What each kind sends at once, and what it goes on to send a byte at a time, one a second.
+# kind -> (sent once connected, then sent one byte a second)
 KINDS = {
     "silent": (b"", b""),
     "half-sent": (b"GET /pri", b""),
     "dripping": (b"", b"GET /primary HTTP/1.1\r\nHost: drip\r\nX-Long: " + b"x" * 4000),
 }
-# Where TLS is spoken also those that send half a hello, or shake hands and then say nothing.
+# With TLS also: half of a ClientHello; a complete handshake and then silence.
 TLS_KINDS = ("half-hello", "shaken")
 
 
 class BadClients:
-    """The same crowd, seen from the test: exists between with's begin and end."""
+    """Runs this file as a process for the duration of a `with` block."""
 
     def __init__(self, kind, count, addresses):
         self.what = f"{count} {kind}"
@@ -40,7 +40,7 @@ class BadClients:
         reply = self._process.stdout.readline().strip()
         if reply != "ready":
             self.__exit__()
-            raise RuntimeError(f"the crowd of {self.what} clients did not come up: {reply}")
+            raise RuntimeError(f"{self.what} clients did not connect: {reply}")
         return self
 
     def __exit__(self, *_):
@@ -54,7 +54,7 @@ def kinds(tls):
 
 
 def trusting_context():
-    """Trusts every server, and is made once: a context costs more than a handshake."""
+    """Verifies nothing. Made once, because making one costs more than a handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -62,7 +62,7 @@ def trusting_context():
 
 
 class Handshake:
-    """TLS on no socket at all: bytes in, bytes out."""
+    """A client's TLS handshake without a socket: bytes in, bytes out."""
 
     CONTEXT = trusting_context()
 
@@ -87,7 +87,7 @@ class Client:
         self.address = address
         self.opening = opening
         self.drip = drip
-        self.phase = phase  # in which tick of a second its byte is due
+        self.phase = phase  # the tick of each second at which it sends a byte
         self.dripped = 0
         self.connected = False
         self.socket = None
@@ -100,7 +100,7 @@ class Client:
         self.socket.connect_ex(self.address)
 
     def established(self):
-        """The connect is done: True if it went well."""
+        """Handles the end of the connect. Returns whether the connection is usable."""
         if self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             return False
         self.connected = True
@@ -126,7 +126,7 @@ class Client:
 
     def is_closed(self):
         try:
-            received = self.socket.recv(4096)  # an error page is read and forgotten
+            received = self.socket.recv(4096)  # an error response is discarded
             if received and self.handshake:
                 answer = self.handshake.advance(received)
                 return bool(answer) and not self._send(answer)
@@ -143,7 +143,7 @@ class Loop:
     def __init__(self, clients):
         self.clients = clients
         self.selector = selectors.DefaultSelector()
-        self.again = []  # (when, client), in order
+        self.replacements = []  # (when, client), ordered by time
         self.made = self.closed = self.refused = 0
         for client in clients:
             self.connect(client)
@@ -156,13 +156,13 @@ class Loop:
         self.selector.unregister(client.socket)
         client.socket.close()
         client.connected = False
-        self.again.append((time.monotonic() + REPLACE_AFTER_S, client))
+        self.replacements.append((time.monotonic() + REPLACE_AFTER_S, client))
 
     def turn(self):
         for key, _ in self.selector.select(TICK_S):
             client = key.data
             if client is None:
-                return False  # stdin: the test is done with us
+                return False  # stdin has ended
             if client.connected:
                 if client.is_closed():
                     self.closed += 1
@@ -173,8 +173,8 @@ class Loop:
             else:
                 self.refused += 1
                 self.replace_later(client)
-        while self.again and self.again[0][0] <= time.monotonic():
-            self.connect(self.again.pop(0)[1])
+        while self.replacements and self.replacements[0][0] <= time.monotonic():
+            self.connect(self.replacements.pop(0)[1])
         return True
 
     def drip(self, phase):

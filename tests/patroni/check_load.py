@@ -1,7 +1,7 @@
-"""Two hundred checks a second, a process of its own: check_load.py PER_SECOND HOST:PORT [CA CERT KEY].
+"""A process that sends health checks: check_load.py PER_SECOND HOST:PORT [CA CERT KEY].
 
-Each check is a connection of its own, as HAProxy makes them, for /primary and /replica by turns. When
-stdin ends, a line of JSON: how many were asked, their statuses, and how long they took.
+Each check is a connection of its own, as with HAProxy, for /primary and /replica alternately. When
+stdin ends it prints a line of JSON: number of checks, their statuses, their durations.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ LIMIT_S = 3.0
 
 
 class CheckLoad:
-    """The same, seen from the test: they ask between with's begin and end."""
+    """Runs this file as a process for the duration of a `with` block."""
 
     def __init__(self, per_second, address, pki):
         files = [] if pki is None else [pki.path(name)

@@ -1,4 +1,4 @@
-"""What is checked on the cluster, one function each, in the order in which they are run."""
+"""The checks of the cluster, one function each, in the order in which they run."""
 
 import collections
 import contextlib
@@ -21,10 +21,10 @@ FREEZE_S = 15.0
 LOAD_S = 20.0
 CHECKS_PER_SECOND = 200
 POLL_EVERY_S = 0.1
-# HAProxy's checks are some milliseconds apart, and a write needs a connection; on a busy machine.
+# Allowed for a write's connection and for HAProxy's checks being some milliseconds late.
 CONNECT_S = 0.7
 
-# Every route of the contract but /config and /failsafe, and forms in which clients ask for them.
+# Every route except /config and /failsafe, and other spellings that clients use.
 TARGETS = """
     / /primary /read-write /master /leader //leader /primary/ /primary?lag=1
     /standby-leader /standby_leader
@@ -35,31 +35,31 @@ TARGETS = """
     /patroni /cluster /history /metrics
 """.split()
 
-# What moves by itself between two requests, and is therefore compared by its presence alone.
+# Values that change between two requests: only their presence is compared.
 MOVING = [
-    # whole seconds of the latest read of etcd: a new one each loop_wait
+    # whole seconds of the latest read of etcd: a new value each loop_wait
     (rb'"dcs_last_seen": \d+', b'"dcs_last_seen": *'),
-    # positions in the write-ahead log, of the node and of those that stream: there are writes
+    # positions in the write-ahead log, of the node and of its replicas: there are writes
     (rb'"(location|received_location|replayed_location)": \d+', rb'"\1": *'),
     (rb'"(receive_lsn|replay_lsn|lsn)": "[^"]*"', rb'"\1": *'),
     (rb'"(receive_lag|replay_lag|lag)": (\d+|"unknown")', rb'"\1": *'),
-    # the time of the latest transaction that was replayed
+    # the time of the latest replayed transaction
     (rb'"replayed_timestamp": (null|"[^"]*")', b'"replayed_timestamp": *'),
 ]
-# Metrics are compared by name, labels and comments: most of their values move.
+# Metrics are compared by name, labels and comments, because most of their values change.
 METRIC = (rb"(?m)^([a-z_]+\{[^}]*\}) \S+$", rb"\1 *")
 
 
 @dataclass
 class Setup:
-    """Cluster, HAProxy and writer, all running, and where to say what was found."""
+    """The running cluster, HAProxy and writer, and the report."""
     cluster: Cluster
     haproxy: HAProxy
     writer: clients.Writer
     report: object
 
 
-# Finding the primary
+# Routing
 
 
 def primary(setup):
@@ -81,11 +81,11 @@ def primary(setup):
     setup.report.check("the read port leads to both others", readers == expected, str(readers))
 
 
-# The same answers as Patroni's
+# Answers equal to Patroni's
 
 
 def routes(setup):
-    """Status, Content-Type and body through the glue are Patroni's; no other route is open."""
+    """patroniglue's status, Content-Type and body are Patroni's; other routes are refused."""
     for node in setup.cluster.nodes:
         statuses, problems = {}, []
         for target in TARGETS:
@@ -93,8 +93,8 @@ def routes(setup):
             statuses.setdefault(status, []).append(target)
             if problem:
                 problems.append(f"{target}: {problem}")
-        seen = ", ".join(f"{len(those)} of them {status}" for status, those in statuses.items())
-        setup.report.check(f"{node.name}: {len(TARGETS)} targets answer as Patroni's own ({seen})",
+        seen = ", ".join(f"{len(those)} with {status}" for status, those in statuses.items())
+        setup.report.check(f"{node.name}: {len(TARGETS)} targets answer as in Patroni ({seen})",
                            not problems and set(statuses) == {200, 503}, "; ".join(problems))
     node = setup.cluster.leader()
     for method, target, wanted in [("GET", "/config", (404,)), ("GET", "/failsafe", (404,)),
@@ -102,12 +102,12 @@ def routes(setup):
                                    ("POST", "/switchover", (404, 405)),
                                    ("POST", "/restart", (404, 405))]:
         answer = ask(node.patroniglue, method, target)
-        setup.report.check(f"{method} {target} is refused by the glue", answer.status in wanted,
+        setup.report.check(f"{method} {target} is refused by patroniglue", answer.status in wanted,
                            f"{answer.status} {answer.error}")
 
 
 def _compare(node, target, tries):
-    """(status, what differs); a change of state between the requests is given another chance."""
+    """Returns (status, difference). Repeats when the state changed between the requests."""
     for _ in range(tries):
         own = [ask(node.patroni, "GET", target)]
         through = [(method, ask(node.patroniglue, method, target))
@@ -116,7 +116,7 @@ def _compare(node, target, tries):
         problems = [_difference(target, one, through) for one in own]
         if not all(problems):
             return own[0].status, ""
-        time.sleep(1.1)  # the glue's ttl: what it has now is older than what we saw
+        time.sleep(1.1)  # longer than patroniglue's ttl, so that it asks again
     return own[0].status, problems[-1]
 
 
@@ -146,7 +146,7 @@ def _fixed(target, body):
 
 
 def bad_clients(setup):
-    """Five, then five hundred bad clients of each kind on each glue: nobody notices."""
+    """5, then 500 bad clients of each kind on each patroniglue disturb no check and no write."""
     addresses = [node.patroniglue for node in setup.cluster.nodes]
     for count in (5, 500):
         start = time.monotonic()
@@ -155,7 +155,7 @@ def bad_clients(setup):
             present = [stack.enter_context(BadClients(kind, count, addresses)) for kind in
                        kinds(setup.cluster.settings.tls)]
             names = ", ".join(kinds(setup.cluster.settings.tls))
-            setup.report.log(f"{count} clients of each kind ({names}) on every glue,"
+            setup.report.log(f"{count} clients of each kind ({names}) on every patroniglue,"
                              f" {BAD_CLIENTS_S:.0f} s")
             answers = _poll_all(setup.cluster, BAD_CLIENTS_S)
         after = setup.haproxy.servers()
@@ -163,16 +163,16 @@ def bad_clients(setup):
             setup.report.log(f"  {group.what}: {group.counts}")
         wrong = [problem for problem, _ in answers if problem]
         slowest = max(took for _, took in answers)
-        setup.report.check(f"{count} each: {len(answers)} answers right, slowest"
+        setup.report.check(f"{count} each: {len(answers)} correct answers, slowest"
                            f" {slowest * 1000:.0f} ms", not wrong and slowest < 1.0,
                            "; ".join(wrong[:5]))
-        setup.report.check(f"{count} each: not one check of HAProxy failed", after == before,
+        setup.report.check(f"{count} each: no check of HAProxy failed", after == before,
                            _differences(before, after))
         check_no_outage(setup, start, f"{count} each")
 
 
 def _poll_all(cluster, seconds):
-    """(what is wrong, seconds it took) of a request to each glue each 100 ms."""
+    """Asks each patroniglue every POLL_EVERY_S. Returns (error, seconds) of each request."""
     leader = cluster.leader()
     answers = []
 
@@ -208,10 +208,10 @@ def _differences(before, after):
 
 
 def unprotected(setup):
-    """Five of the same clients on Patroni itself freeze it: what is checked above can fail."""
-    # On a replica: its frozen API costs a server of the read port, but no write.
+    """Five of the same clients freeze Patroni itself: the check of bad clients can fail."""
+    # On a replica: its frozen API costs a server of the read port, but no writes.
     node = setup.cluster.others(setup.cluster.leader())[0]
-    # over TLS, nonsense ends the handshake and with it the connection: only silence freezes it
+    # with TLS, plain text ends the handshake and the connection: only silence freezes Patroni
     for kind in ["silent"] if setup.cluster.settings.tls else KINDS:
         with BadClients(kind, 5, [node.patroni]):
             time.sleep(0.3)
@@ -220,12 +220,12 @@ def unprotected(setup):
                            "timed out" in answer.error, f"{answer.status} {answer.error}")
         back = wait_for(f"Patroni of {node.name}",
                      lambda: ask(node.patroni, "OPTIONS", "/replica", 1.0).status == 200, 10)
-        setup.report.log(f"  it answers again {back:.1f} s after they left")
+        setup.report.log(f"  it answers again {back:.1f} s after they have closed")
     setup.haproxy.wait_for_leader(setup.cluster.leader(), 15)
 
 
 def freeze(setup):
-    """Five silent clients on the leader's Patroni for 15 s: what becomes of the writes."""
+    """Five silent clients freeze the leader's Patroni for 15 s: measures the write outage."""
     leader = setup.cluster.leader()
     direct = setup.cluster.settings.direct
     before = setup.haproxy.servers()
@@ -238,7 +238,7 @@ def freeze(setup):
         while time.monotonic() < start + FREEZE_S:
             if down is None and leader.name not in setup.haproxy.up("write"):
                 down = time.monotonic() - start
-                setup.report.log(f"HAProxy took {leader.name} out {down:.1f} s after they came")
+                setup.report.log(f"HAProxy took {leader.name} out after {down:.1f} s")
             time.sleep(0.1)
     setup.haproxy.wait_for_leader(leader, 20)
     if poller is not None:
@@ -247,16 +247,16 @@ def freeze(setup):
     times = (setup.haproxy.servers()["write", leader.name].times_down
              - before["write", leader.name].times_down)
     length = sum(one.length for one in setup.writer.outages(start))
-    setup.report.check(f"{length:.1f} s of write outage, {times} times DOWN, then all is as before",
+    setup.report.check(f"{length:.1f} s of write outage, {times} times DOWN, then the same leader",
                        setup.cluster.leader() is leader)
     if direct:
-        setup.report.check("straight at Patroni that is an outage of seconds", length > 3.0,
+        setup.report.check("with Patroni checked directly this is an outage", length > 3.0,
                            f"{length:.1f} s")
     check_no_standby(setup, start)
 
 
 def load(setup):
-    """Two hundred checks a second at the leader for 20 s: nobody notices, Patroni least of all."""
+    """200 checks a second of the leader for 20 s: all answered, hardly any reaches Patroni."""
     leader = setup.cluster.leader()
     direct = setup.cluster.settings.direct
     start, begun = time.monotonic(), time.time()
@@ -265,7 +265,7 @@ def load(setup):
     with CheckLoad(CHECKS_PER_SECOND, address, setup.cluster.pki) as load:
         time.sleep(LOAD_S)
     seconds = time.monotonic() - start
-    time.sleep(1)  # Patroni's log comes in pieces
+    time.sleep(1)  # Patroni writes its log in batches
     asked = collections.Counter(target for when, target, _ in leader.answers() if when >= begun)
     asked = {target: round(count / seconds, 2) for target, count in asked.items()}
     times = (setup.haproxy.servers()["write", leader.name].times_down
@@ -277,20 +277,20 @@ def load(setup):
         setup.haproxy.wait_for_leader(leader, 30)
         return
     statuses = set(load.result["statuses"])
-    setup.report.check("each of them had the right answer",
+    setup.report.check("every check got the correct answer",
                        statuses == {"/primary 200", "/replica 503"}
                        and load.result["asked"] >= 0.9 * CHECKS_PER_SECOND * LOAD_S,
                        str(load.result))
-    setup.report.check("Patroni was asked at most twice a second and route",
+    setup.report.check("at most 2 requests a second and route reached Patroni",
                        asked and max(asked.values()) <= 2, str(asked))
     setup.report.check("no write outage, the leader was never DOWN", length == 0 and times == 0)
 
 
-# Another primary
+# A new primary
 
 
 def switchover(setup):
-    """patronictl switchover: the new primary is found, the old one comes back as a replica."""
+    """patronictl switchover: writes move to the new primary, the previous one becomes a replica."""
     old = setup.cluster.leader()
     candidate = setup.cluster.others(old)[0]
     watch = PromotionWatch([candidate])
@@ -300,14 +300,14 @@ def switchover(setup):
                                  candidate.name, "--force")
         new = _wait_for_writes_elsewhere(setup, old, start, watch, 20)
     setup.report.check(f"after the switchover writes go to {candidate.name}", new is candidate)
-    back = wait_for("old leader as a streaming replica", setup.cluster.is_healthy, 30, 0.3)
+    back = wait_for("previous leader as a streaming replica", setup.cluster.is_healthy, 30, 0.3)
     setup.report.log(f"{old.name} streams as a replica {back:.1f} s later")
     setup.haproxy.wait_for_leader(new, 15)
     check_no_standby(setup, start)
 
 
 def kill_leader(setup):
-    """kill -9 of the leader, Patroni and PostgreSQL: after its lease the next one is found."""
+    """SIGKILL of the leader's Patroni and PostgreSQL: writes move when its lease has ended."""
     settings = setup.cluster.settings
     old = setup.cluster.leader()
     watch = PromotionWatch(setup.cluster.others(old))
@@ -315,12 +315,12 @@ def kill_leader(setup):
     setup.report.log(f"kill -9 of Patroni and PostgreSQL of {old.name}")
     old.kill()
     if not settings.direct:
-        time.sleep(1.1)  # the ttl of what its glue still knows
+        time.sleep(1.1)  # longer than patroniglue's ttl
         answer = ask(old.patroniglue, "GET", "/primary")
-        setup.report.check(f"the glue of {old.name} says at once that its Patroni is gone",
+        setup.report.check(f"patroniglue of {old.name} says at once that its Patroni is gone",
                            answer.status == 503 and answer.took_s < 0.25,
                            f"{answer.status} {answer.error} after {answer.took_s:.2f} s")
-    # The lease runs out, the others notice in their next loop, and one wins the race.
+    # The lease ends, the other nodes notice in their next loop, one of them wins the race.
     limit_s = settings.ttl + settings.loop_wait + 2 * settings.retry_timeout + 15
     new = _wait_for_writes_elsewhere(setup, old, start, watch, limit_s)
     setup.report.check(f"after kill -9 of {old.name} writes go to {new.name}",
@@ -331,7 +331,7 @@ def kill_leader(setup):
 
 @contextlib.contextmanager
 def _compared(setup, nodes):
-    """All the while the glues say of /primary what Patroni said at most one ttl before."""
+    """Checks that patroniglue's /primary is meanwhile never later than Patroni by more than ttl."""
     if setup.cluster.settings.direct:
         yield
         return
@@ -345,14 +345,14 @@ def _compared(setup, nodes):
     for comparison in comparisons:
         late = comparison.late()
         worst = max((by for _, by in late), default=0.0)
-        setup.report.check(f"the glue of {comparison.name} never says of /primary what is"
-                           f" older than {ttl_s} s", not late and comparison.changes() > 0,
+        setup.report.check(f"{comparison.name}: /primary of patroniglue is at most"
+                           f" {ttl_s} s late", not late and comparison.changes() > 0,
                            f"{len(late)} answers, the worst {worst:.2f} s late;"
                            f" Patroni changed its own {comparison.changes()} times")
 
 
 def _wait_for_writes_elsewhere(setup, old, start, watch, limit_s):
-    """The node on which writes arrive after old; says when and how long there were none."""
+    """Waits for a write on another node than `old`, logs the outage and returns that node."""
     arrived = []
 
     def elsewhere():
@@ -367,7 +367,7 @@ def _wait_for_writes_elsewhere(setup, old, start, watch, limit_s):
     _check_time_to_write(setup, watch, arrived[0].ended)
     for one in setup.writer.outages(start):
         setup.report.log(f"outage of {one.length:.1f} s, {one.start - start:.1f} s after the"
-                         " beginning")
+                         " start")
     if watch.at is not None:
         setup.report.log(f"{watch.node.name} was promoted after {watch.at - start:.1f} s; the first"
                          f" write arrived {arrived[0].ended - watch.at:.1f} s later")
@@ -376,7 +376,7 @@ def _wait_for_writes_elsewhere(setup, old, start, watch, limit_s):
 
 
 def _check_time_to_write(setup, watch, arrived_at):
-    """The glue adds its ttl to what HAProxy needs itself: `rise` good checks, `inter` apart."""
+    """patroniglue adds at most its ttl to HAProxy's own time: `rise` good checks, `inter` apart."""
     settings = setup.cluster.settings
     if settings.direct or watch.at is None:
         return
@@ -386,7 +386,7 @@ def _check_time_to_write(setup, watch, arrived_at):
                        took_s <= limit_s, f"{took_s:.2f} s")
 
 
-# What holds all the time
+# Conditions of several checks
 
 
 def check_no_standby(setup, start):
@@ -396,17 +396,17 @@ def check_no_standby(setup, start):
     setup.report.check(
         f"none of {len(served)} connections to the write port ended on a standby", not wrong,
         ", ".join(f"{one.server[0]} after {one.began - start:.2f} s" for one in wrong[:10])
-        + f" ({len(wrong)} in all)")
+        + f" ({len(wrong)} in total)")
 
 
 def check_no_outage(setup, start, when):
     outages = setup.writer.outages(start)
     errors = {one.error for one in setup.writer.since(start) if one.error}
-    setup.report.check(f"{when}: every write arrived", not outages, f"{outages} {errors}")
+    setup.report.check(f"{when}: every write succeeded", not outages, f"{outages} {errors}")
     check_no_standby(setup, start)
 
 
-# name -> (function, does it need the glue?)
+# name -> (function, whether it needs patroniglue)
 CHECKS = {
     "primary": (primary, False),
     "routes": (routes, True),
@@ -420,7 +420,7 @@ CHECKS = {
     "stopped": (lease.stopped_shortly, True),
     "stopped-for-good": (lease.stopped_for_good, True),
 }
-# Those that need an old answer: with --grace.
+# The checks of a run with --grace.
 GRACE = ["primary", "bad-clients", "silent", "stopped", "load", "switchover", "stopped-for-good"]
-# Those that are run where none is named. kill is the last: it leaves a node dead.
+# The checks of any other run. kill is the last one because its node stays dead.
 USUAL = ["primary", "routes", "bad-clients", "unprotected", "switchover", "kill"]

@@ -1,4 +1,4 @@
-"""Those who ask: one HTTP exchange, and the application that writes through HAProxy all along."""
+"""HTTP requests to the nodes, an application that writes through HAProxy, and watchers of both."""
 
 import socket
 import threading
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import psycopg2
 
 WRITE_EVERY_S = 0.05
-# How everybody but etcd is asked: by TLS with this context, or in plain text.
+# The TLS context for requests to Patroni and patroniglue; None for plain text.
 SECURITY = None
-# Attempts begin each 50 ms even when earlier ones hang; so many may hang at once.
+# Threads that write. Attempts begin every WRITE_EVERY_S as long as fewer than this many hang.
 WRITERS = 24
 
 
 @dataclass(frozen=True)
 class Answer:
-    status: int  # 0: none, error says why
+    status: int  # 0: no response; see error
     headers: dict
     body: bytes
     error: str
@@ -24,7 +24,7 @@ class Answer:
 
 
 def ask(address, method, target, timeout_s=3.0, plain=False):
-    """One request on a connection of its own; the answer ends where the server closes."""
+    """Sends one request on a new connection and reads until the server closes it."""
     start = time.monotonic()
 
     def answer(status, headers, body, error):
@@ -78,9 +78,9 @@ class Attempt:
     """One connection to the write port."""
     began: float
     ended: float
-    server: tuple  # host and port of the PostgreSQL that answered, None: nobody
+    server: tuple  # host and port of the PostgreSQL that answered, or None
     on_standby: bool
-    error: str  # empty: the row is written
+    error: str  # empty: the row was written
 
     @property
     def written(self):
@@ -94,7 +94,7 @@ class Outage:
 
 
 class Writer:
-    """Connects to the write port every 50 ms, asks whether it is on a standby, writes a row."""
+    """Every WRITE_EVERY_S: connects to the write port, queries the server's role, writes a row."""
 
     def __init__(self, address):
         self.address = address
@@ -114,12 +114,12 @@ class Writer:
             thread.join(5)
 
     def since(self, start):
-        """Attempts that began at this time or later, in order of their beginning."""
+        """Attempts that began at this time or later, ordered by their start."""
         return sorted((one for one in list(self._attempts) if one.began >= start),
                       key=lambda one: one.began)
 
     def outages(self, start):
-        """From the first attempt that failed to the end of the next one that succeeded."""
+        """Times from an attempt that failed to the end of the next one that succeeded."""
         found, failed = [], None
         for one in self.since(start):
             if failed is None and not one.written:
@@ -133,7 +133,7 @@ class Writer:
 
     def _work(self):
         while not self._stop.is_set():
-            with self._turn:  # the others wait here for their turn, one attempt each 50 ms
+            with self._turn:  # starts one attempt every WRITE_EVERY_S
                 self._stop.wait(max(0.0, self._next - time.monotonic()))
                 self._next = max(self._next + WRITE_EVERY_S, time.monotonic())
             if not self._stop.is_set():
@@ -147,8 +147,8 @@ class Writer:
             try:
                 connection.autocommit = True
                 cursor = connection.cursor()
-                # A session never changes its role: PostgreSQL restarts to become a standby. So
-                # the first answer says what this connection was from its beginning.
+                # A session never changes its role, because PostgreSQL restarts to become a
+                # standby: this query's result holds for the whole connection.
                 cursor.execute("select pg_is_in_recovery(), host(inet_server_addr()),"
                                " inet_server_port()")
                 on_standby, *server = cursor.fetchone()
@@ -161,9 +161,10 @@ class Writer:
 
 
 class Comparison:
-    """Asks a node's Patroni and its glue the same, side by side, and finds what the glue said late.
+    """Polls a node's Patroni and its patroniglue for a target and finds late answers.
 
-    Late is an answer that Patroni itself gave at no time in the ttl before the question.
+    An answer of patroniglue is late if Patroni itself gave it at no time in the ttl before the
+    request.
     """
 
     def __init__(self, node, target, ttl_s):
@@ -173,7 +174,8 @@ class Comparison:
         self._done = threading.Event()
         self._own, self._through = [], []  # (began, ended, is it a 200?)
         self._threads = [threading.Thread(target=self._ask, args=pair, daemon=True)
-                         for pair in [(node.patroni, self._own), (node.patroniglue, self._through)]]
+                         for pair in [(node.patroni, self._own),
+                                      (node.patroniglue, self._through)]]
         for thread in self._threads:
             thread.start()
 
@@ -183,15 +185,15 @@ class Comparison:
             thread.join(5)
 
     def late(self):
-        """(seconds since the first question, how late at the least) of each late answer."""
+        """(seconds since the first request, its minimum lateness) of each late answer."""
         found = []
         for began, ended, good in self._through:
             since = began - self.ttl_s
-            # What Patroni said last before that time held until it said something else.
+            # Patroni's last answer before that time held until its next one.
             held = [one for one in self._own if one[0] < since][-1:]
             within = [one for one in self._own if since <= one[0] <= ended]
-            # Patroni may have changed its mind after our last question before that, and told the
-            # glue first: then our next one shows it.
+            # Patroni may have changed its answer after our last request and given it to
+            # patroniglue first: then our next request shows it.
             after = [one for one in self._own if one[0] > ended][:1]
             if held and all(one[2] != good for one in held + within + after):
                 same = [one[1] for one in self._own if one[0] < since and one[2] == good]
@@ -199,7 +201,7 @@ class Comparison:
         return found
 
     def changes(self):
-        """How many times Patroni's own answer changed: none means that nothing was tested."""
+        """How many times Patroni's own answer changed. Zero means that nothing was tested."""
         return sum(one[2] != other[2] for one, other in zip(self._own, self._own[1:]))
 
     def _ask(self, address, answers):
@@ -210,7 +212,7 @@ class Comparison:
 
 
 class PromotionWatch(threading.Thread):
-    """Watches nodes that are standbys, past HAProxy, for the moment when one takes writes."""
+    """Polls standbys directly, without HAProxy, and records when one is promoted."""
 
     def __init__(self, nodes):
         super().__init__(daemon=True)
@@ -228,7 +230,7 @@ class PromotionWatch(threading.Thread):
             if not cursor.fetchone()[0]:
                 self.node, self.at = node, time.monotonic()
         except psycopg2.Error:
-            pass  # a node that is going down is not the one
+            pass  # a node that is shutting down is not promoted
 
     def run(self):
         while self.node is None and not self._done.wait(WRITE_EVERY_S):

@@ -1,4 +1,4 @@
-"""The cluster under test: one etcd, three Patroni nodes with a glue beside each."""
+"""The cluster under test: one etcd, three Patroni nodes, and a patroniglue on each."""
 
 import datetime
 import json
@@ -26,24 +26,24 @@ ANSWERED = re.compile(r'(\S+ \S+) DEBUG: .*"(?:GET|OPTIONS) (\S+) HTTP/1\.0" (\d
 
 
 class NotReady(Exception):
-    """Something that the test waits for did not come."""
+    """A condition did not come true within its time."""
 
 
 @dataclass
 class Settings:
     directory: str
     binary: str
-    direct: bool = False  # HAProxy asks Patroni itself, there is no glue
+    direct: bool = False  # HAProxy checks Patroni itself; patroniglue does not run
     ttl: int = 20
     loop_wait: int = 2
     retry_timeout: int = 3
-    tls: bool = False  # the glue and Patroni speak it, and Patroni wants client certificates
+    tls: bool = False  # for patroniglue and Patroni; Patroni requires client certificates
     cache: dict = field(default_factory=lambda: {"ttl": 1, "interval": 0.25})
 
 
 @dataclass
 class Node:
-    """One machine of the cluster: an address of its own, Patroni, PostgreSQL and a glue."""
+    """One node of the cluster: its own address, Patroni, PostgreSQL and patroniglue."""
     name: str
     host: str
     directory: str
@@ -73,15 +73,15 @@ class Node:
         return clients.connect(self.host, self.postgres_port, timeout_s)
 
     def answers(self):
-        """(when, target, status) of each request that its Patroni answered, by its log; only those
-        in HTTP/1.0, which of all who ask here only the glue and HAProxy speak."""
+        """(when, target, status) of each request in Patroni's log. Only HTTP/1.0 requests: the
+        test's own are HTTP/1.1, those of patroniglue and HAProxy are 1.0."""
         with open(f"{self.directory}/patroni.log", encoding="utf-8", errors="replace") as lines:
             found = list(filter(None, map(ANSWERED.match, lines)))
         return [(datetime.datetime.fromisoformat(one[1].replace(",", ".")).timestamp(),
                  one[2], int(one[3])) for one in found]
 
     def postmaster(self):
-        """Process id, shared memory id; None where no postmaster runs in this data directory."""
+        """(process id, shared memory id), or None if no postmaster runs in the data directory."""
         try:
             with open(f"{self.data}/postmaster.pid", encoding="ascii") as lines:
                 lines = lines.read().split("\n")
@@ -93,8 +93,8 @@ class Node:
             return None
 
     def kill(self):
-        """kill -9 of Patroni, then of PostgreSQL: as if the machine had lost its power."""
-        self.patroni_process.kill()  # first, it would start PostgreSQL again
+        """Kills Patroni and PostgreSQL with SIGKILL, as a power failure does."""
+        self.patroni_process.kill()  # first, because it would restart PostgreSQL
         self.patroni_process.wait()
         self.patroni_process = None
         running = self.postmaster()
@@ -102,7 +102,7 @@ class Node:
             pid, shared_memory = running
             for process in [pid, *supervisor.descendants(pid)]:
                 supervisor.kill(process, signal.SIGKILL)
-            # Nobody else gives this segment back: its owner has had no time to.
+            # The killed postmaster could not remove its segment.
             subprocess.run(["ipcrm", "-m", shared_memory], check=False,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -110,9 +110,9 @@ class Node:
 class Cluster:
     def __init__(self, settings):
         self.settings = settings
-        # An address of its own for each node, and a range of its own for each run. Nothing that
-        # merely *connects* takes a port there (it would be on 127.0.0.1), so a port found free
-        # is still free when its daemon binds it again later.
+        # Each node has its own address, each run its own range. Outgoing connections use
+        # 127.0.0.1, so they take no port there: a port found free is still free when its daemon
+        # binds it later.
         self.network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
         self.etcd = (f"{self.network}.1", free_port(f"{self.network}.1"))
         self.nodes = [self._node(number) for number in range(1, NODES + 1)]
@@ -129,7 +129,7 @@ class Cluster:
         return Node(f"n{number}", host, directory, *ports)
 
     def start(self):
-        """Everything up to a leader with two streaming replicas."""
+        """Starts everything and waits for a leader with two streaming replicas."""
         self._start_etcd()
         for node in self.nodes:
             self.make_directory(node.directory)
@@ -153,7 +153,7 @@ class Cluster:
              f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
              f"--initial-cluster=e1={peer}"], f"{directory}/log", directory)
         wait_for("etcd", lambda: clients.ask(self.etcd, "GET", "/health", plain=True).status
-              == 200, 20)
+                 == 200, 20)
 
     def start_patroni(self, node):
         # JSON is YAML, and Patroni reads YAML.
@@ -174,7 +174,7 @@ class Cluster:
             "restapi": {"listen": restapi, "connect_address": restapi, **self._restapi_tls()},
             "ctl": self._ctl_tls(),
             "etcd3": {"host": "%s:%d" % self.etcd},
-            # a line for each request, from which they are counted
+            # one line for each request: the checks count them
             "log": {"loggers": {"patroni.api": "DEBUG"}},
             "bootstrap": {
                 "dcs": {"ttl": settings.ttl, "loop_wait": settings.loop_wait,
@@ -189,7 +189,7 @@ class Cluster:
                                    "replication": {"username": "replicator"}},
                 "pg_hba": ["local all all trust", "host all all 127.0.0.0/8 trust",
                            "host replication all 127.0.0.0/8 trust"],
-                # In files of its own directory, not in /dev/shm: they go with the directory.
+                # In the node's directory, not in /dev/shm, so that it is removed with it.
                 "parameters": {"unix_socket_directories": node.directory,
                                "dynamic_shared_memory_type": "mmap"}}}
 
@@ -200,7 +200,7 @@ class Cluster:
                 "cafile": self.pki.path("ca.pem"), "verify_client": "required"}
 
     def _ctl_tls(self):
-        """How patronictl and the other members speak to a member."""
+        """TLS of requests from patronictl and other members to a member."""
         if self.pki is None:
             return {}
         return {"certfile": self.pki.path("client.pem"), "keyfile": self.pki.path("client.key"),
@@ -226,8 +226,8 @@ class Cluster:
         node.patroniglue_process = supervisor.spawn(
             [f"{self.settings.directory}/patroniglue", "-config", file],
             f"{node.directory}/patroniglue.log", node.directory)
-        wait_for(f"the glue of {node.name}",
-              lambda: clients.ask(node.patroniglue, "GET", "/liveness").status == 200, 10)
+        wait_for(f"patroniglue of {node.name}",
+                 lambda: clients.ask(node.patroniglue, "GET", "/liveness").status == 200, 10)
 
     def _create_table(self):
         connection = self.leader().connect()
@@ -241,7 +241,7 @@ class Cluster:
         shutil.chown(path, supervisor.USER, supervisor.USER)
 
     def leader(self):
-        """The node whose Patroni says that it holds the lease, None if there is none."""
+        """The node whose Patroni says that it holds the lease, or None."""
         for node in self.alive:
             if clients.ask(node.patroni, "GET", "/leader", 1).status == 200:
                 return node
@@ -255,7 +255,7 @@ class Cluster:
         return [node for node in self.nodes if node.patroni_process is not None]
 
     def is_healthy(self):
-        """One leader, and every other node streams from it."""
+        """Whether there is a leader and every other node streams from it."""
         leader = self.leader()
         return leader is not None and all(
             answer.status == 200 and b'"replication_state": "streaming"' in answer.body
@@ -263,7 +263,7 @@ class Cluster:
                            for node in self.others(leader)))
 
     def patronictl(self, *arguments):
-        """What patronictl printed; it speaks to etcd and to Patroni, never to the glue."""
+        """Returns the output of patronictl, which uses etcd and Patroni, not patroniglue."""
         done = subprocess.run(
             supervisor.as_user(f"{sys.prefix}/bin/patronictl", "-c", self.nodes[0].patroni_file,
                            *arguments), env=supervisor.environment(self.settings.directory),
@@ -280,14 +280,14 @@ def free_port(host):
 
 
 def wait_for(what, happens, limit_s, pause_s=0.1):
-    """Waits for happens() to be true and returns how many seconds that took."""
+    """Waits until happens() is true. Returns the seconds that took."""
     start = time.monotonic()
     while True:
         try:
             if happens():
                 return time.monotonic() - start
         except (OSError, psycopg2.Error):
-            pass  # not there yet
+            pass  # not ready yet
         if time.monotonic() - start > limit_s:
             raise NotReady(f"no {what} within {limit_s} s")
         time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""HAProxy in front of the cluster: a port for writes, one for reads, what it thinks of servers."""
+"""HAProxy in front of the cluster: a write port, a read port, and its view of the servers."""
 
 import csv
 import socket
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import supervisor
 from cluster import free_port, wait_for
 
-# Checks as Patroni's documentation has them, but each second. No retries: a refused connection
-# shows at once as an error, so that an outage can be measured to a tenth of a second.
+# The checks of Patroni's documentation, but every second. No retries: a refused connection is an
+# error at once, so that an outage is measured to a tenth of a second.
 #
-# observe layer4: refused connections take a server out too. Without it connections do end on a
-# standby, Patroni asked directly included (in 3 of 8 switchovers): a demoted leader's PostgreSQL is
-# back as a standby 2.4 s after its Patroni began to say 503, and three checks at 1 s can take 3 s.
-# In between nobody listens there, which is what the observer sees. A wrong 200 is still found:
-# two of them after that, and the server is up again.
+# observe layer4: refused connections take a server out as well. Without it connections end on a
+# standby, with Patroni checked directly too (in 3 of 8 switchovers): a demoted leader's PostgreSQL
+# is back as a standby 2.4 s after its Patroni's first 503, and three checks at 1 s can take 3 s.
+# Between the two nothing listens there, which observe sees. A wrong 200 is still detected: two of
+# them after that bring the server up again.
 INTER_S, RISE = 1, 2
 CONFIGURATION = """\
 global
@@ -46,7 +46,7 @@ listen read
 class Server:
     """One line of HAProxy's statistics."""
     up: bool
-    checked: bool  # the latest check answered, whatever it said
+    checked: bool  # the latest check got an answer, good or bad
     failed_checks: int  # while the server was up
     times_down: int
 
@@ -69,7 +69,7 @@ class HAProxy:
                 inter=INTER_S, rise=RISE,
                 servers="\n".join(map(self._server_line, self.cluster.nodes))))
         supervisor.spawn(["haproxy", "-db", "-f", file], f"{self.directory}/log", self.directory)
-        # At its start HAProxy takes every server for good until its first check.
+        # HAProxy starts with every server UP, until the first check.
         return self.wait_for_leader(self.cluster.leader(), 15)
 
     def _server_line(self, node):
@@ -82,13 +82,13 @@ class HAProxy:
         return line
 
     def servers(self):
-        """(port's name, node's name) -> Server."""
+        """Returns {(port's name, node's name): Server}."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(self.socket)
             connection.sendall(b"show stat\n")
             text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
-        # A star before the latest check's outcome: the next check is on its way.
+        # A star before the latest check's result: the next check is in flight.
         return {(row["# pxname"], row["svname"]): Server(
                     row["status"].startswith("UP"),
                     row["check_status"].removeprefix("* ") in ("L7OK", "L7STS"),
@@ -100,8 +100,8 @@ class HAProxy:
                       if where == port and server.up)
 
     def watch_for_down(self, port, node):
-        """A list that gets the time.time() at which this server is no longer up, and when to
-        end."""
+        """Watches a server until it is no longer up. Returns a list that gets the time.time() of
+        that, and an event that ends the watch."""
         seen, done = [], threading.Event()
 
         def look():
@@ -113,7 +113,7 @@ class HAProxy:
         return seen, done
 
     def wait_for_leader(self, leader, limit_s):
-        """Waits until the write port leads to this leader alone, the read port to the others."""
+        """Waits until the write port leads only to this leader and the read port to the others."""
         replicas = sorted(node.name for node in self.cluster.others(leader))
 
         def knows():

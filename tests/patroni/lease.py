@@ -1,4 +1,4 @@
-"""What becomes of a leader whose Patroni falls silent: served old within its lease, never past it."""
+"""Checks with a silent Patroni on the leader: stale answers are served within D, never past it."""
 
 import json
 import os
@@ -12,25 +12,25 @@ from clients import PromotionWatch, ask
 from cluster import wait_for
 
 ASK_EVERY_S = 0.05
-# How long Patroni is stopped so that another node leads: half a minute beyond its ttl.
+# Patroni is stopped for its ttl and this time, so that another node is promoted.
 STOPPED_BEYOND_TTL_S = 30
-# HAProxy asks each second, waits a second for an answer, and the third failure takes it out; asked
-# straight, a stopped Patroni is DOWN after 5.4 to 6.0 s.
+# HAProxy checks every second with a timeout of a second, and the third failure takes a server out.
+# With Patroni checked directly, a stopped one is DOWN after 5.4 to 6.0 s.
 DOWN_AFTER_S = 6.5
-# A load balancer's request is answered a moment after the decision, and both clocks round.
+# Allowed between patroniglue's decision and the time measured here.
 MOMENT_S = 0.05
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer of the glue, with the wall clock's times around it."""
+    """One answer of patroniglue, with the wall clock's times before and after it."""
     asked: float
     answered: float
     status: int
 
 
 class StatusPoller(threading.Thread):
-    """Asks a node's glue for /primary all along."""
+    """Polls a node's patroniglue for /primary."""
 
     def __init__(self, node):
         super().__init__(daemon=True)
@@ -52,35 +52,34 @@ class StatusPoller(threading.Thread):
 
 @dataclass(frozen=True)
 class Validity:
-    """Until when an answer may be served, by the wall clock."""
-    lease: float  # D: until then the lease surely holds, by what the glue knew last
-    fresh: float  # its ttl ends, at the latest
-    sure: float  # it is served until then at the least
-    last: float  # and until then at the most
+    """Until when patroniglue's answer may be served, by the wall clock."""
+    lease: float  # D, from the latest dcs_last_seen
+    served_min: float  # it is served at least until then
+    served_max: float  # and at most until then
 
 
 def validity(setup, node):
-    """Those of the answer that the glue has."""
+    """The validity of the answer that patroniglue has in memory."""
     settings = setup.cluster.settings
     before = time.time()
     answer = ask(node.patroniglue, "GET", "/primary")
     seen = json.loads(answer.body)["dcs_last_seen"]
     lease = seen + settings.ttl - settings.loop_wait - settings.retry_timeout
     ttl, grace = settings.cache["ttl"], settings.cache["grace"]
-    # Age is whole seconds, rounded down
+    # Age is in whole seconds, rounded down
     age = int(answer.headers["age"])
     asked_first, asked_last = before - age - 1, time.time() - age
-    # past its ttl never past D; within it never past the lease itself, which is later than D
-    return Validity(lease, asked_last + ttl,
-                 max(min(lease, asked_first + ttl + grace), asked_first + ttl),
-                 max(min(lease, asked_last + ttl + grace), asked_last + ttl))
+    # Stale it is served at most until D; fresh at most until the lease ends, which is after D.
+    return Validity(lease,
+                    max(min(lease, asked_first + ttl + grace), asked_first + ttl),
+                    max(min(lease, asked_last + ttl + grace), asked_last + ttl))
 
 
 def silent_patroni(setup):
-    """Five silent clients freeze the leader's Patroni for 8 s: nobody who writes notices."""
+    """Five silent clients freeze the leader's Patroni for 8 s: every write succeeds."""
     leader = setup.cluster.leader()
-    # The glue has just read /config, and what it then sees of the DCS in that second counts for
-    # nothing: the HA loop has to move on once.
+    # patroniglue has just read /config, which is a DCS read: the dcs_last_seen of that second does
+    # not count. Wait for the next cycle of the HA loop.
     time.sleep(setup.cluster.settings.loop_wait + 1.5)
     before = setup.haproxy.servers()["write", leader.name]
     start = time.monotonic()
@@ -98,23 +97,24 @@ def silent_patroni(setup):
 
 
 def stopped_shortly(setup):
-    """SIGSTOP of the leader's Patroni for 4 s, then for 8 s: 200 as long as the lease is sure."""
+    """SIGSTOP of the leader's Patroni for 4 s, then for 8 s: 200 until D."""
     for seconds in (4, 8):
         leader = setup.cluster.leader()
         start = time.monotonic()
         before = setup.haproxy.servers()["write", leader.name]
         samples, until_when = _stop_for(setup, leader, seconds)
         _check_bounds(setup, samples, until_when, f"stopped for {seconds} s")
-        early = [one for one in samples if one.answered < until_when.sure and one.status != 200]
-        served = until_when.sure - samples[0].asked
-        setup.report.check(f"stopped for {seconds} s: 200 for the {served:.1f} s for which it is"
-                           " surely served", not early, str(early[:3]))
+        early = [one for one in samples
+                 if one.answered < until_when.served_min and one.status != 200]
+        served = until_when.served_min - samples[0].asked
+        setup.report.check(f"stopped for {seconds} s: 200 for the {served:.1f} s for which it has"
+                           " to be served", not early, str(early[:3]))
         length = sum(one.length for one in setup.writer.outages(start))
         after = setup.haproxy.servers()["write", leader.name]
         times = after.times_down - before.times_down
         setup.report.log(f"stopped for {seconds} s: {length:.1f} s of write outage,"
                          f" {times} times DOWN")
-        # the third failed check takes it out: two may fail
+        # the third failed check takes the server out: two may fail
         if served + 2 > seconds:
             setup.report.check(f"stopped for {seconds} s: no write outage, never DOWN",
                                length == 0 and times == 0, f"{length:.1f} s, {times} times")
@@ -123,7 +123,7 @@ def stopped_shortly(setup):
 
 
 def stopped_for_good(setup):
-    """SIGSTOP of the leader's Patroni until another leads: nothing is written to the old one."""
+    """SIGSTOP of the leader's Patroni until another is promoted: no write to the stopped one."""
     settings = setup.cluster.settings
     old = setup.cluster.leader()
     watch = PromotionWatch(setup.cluster.others(old))
@@ -131,22 +131,22 @@ def stopped_for_good(setup):
     samples, until_when = _stop_for(setup, old, settings.ttl + STOPPED_BEYOND_TTL_S)
     watch.stop()
     _check_bounds(setup, samples, until_when, "stopped for good")
-    setup.report.check("another node was promoted meanwhile", watch.at is not None)
+    setup.report.check("another node was promoted", watch.at is not None)
     if watch.at is None:
         return
     setup.report.log(f"{watch.node.name} was promoted after {watch.at - start:.1f} s, "
                      f"D was {until_when.lease - samples[0].asked:.1f} s after the stop")
     wrong = [one for one in setup.writer.since(watch.at)
              if one.written and one.server == (old.host, old.postgres_port)]
-    setup.report.check(f"not one write reached {old.name} after {watch.node.name} was promoted",
+    setup.report.check(f"no write reached {old.name} after {watch.node.name} was promoted",
                        not wrong, f"{len(wrong)} writes")
-    wait_for("old leader as a streaming replica", setup.cluster.is_healthy, 60, 0.3)
+    wait_for("previous leader as a streaming replica", setup.cluster.is_healthy, 60, 0.3)
     setup.haproxy.wait_for_leader(watch.node, 20)
 
 
 def _stop_for(setup, node, seconds):
-    """What the glue said meanwhile, and the terms of what it had."""
-    wait_for("/config read by the glue",
+    """Stops Patroni. Returns patroniglue's answers meanwhile and their validity."""
+    wait_for("answer of patroniglue",
              lambda: ask(node.patroniglue, "GET", "/primary").status == 200, 5)
     poller = StatusPoller(node)
     time.sleep(0.5)
@@ -164,34 +164,34 @@ def _stop_for(setup, node, seconds):
         done.set()
         poller.stop()
     check_ages(setup, node, samples, f"stopped for {seconds} s")
-    limit = until_when.last + DOWN_AFTER_S
+    limit = until_when.served_max + DOWN_AFTER_S
     if down or time.time() > limit:
         after = f"{down[0] - stopped:.1f} s after the stop" if down else "never"
         setup.report.check(
-            f"DOWN {after}: {DOWN_AFTER_S:.1f} s after the last 200 at the latest",
-            down and down[0] <= limit, f"that was {until_when.last - stopped:.1f} s after the stop")
+            f"DOWN {after}: at most {DOWN_AFTER_S:.1f} s after the last 200",
+            down and down[0] <= limit, f"that was {until_when.served_max - stopped:.1f} s after it")
     return samples, until_when
 
 
 def check_ages(setup, node, samples, when):
-    """By Patroni's own log: each 200 is one that it gave at most ttl and grace before."""
+    """Checks by Patroni's log that each 200 is at most ttl + grace old."""
     cache = setup.cluster.settings.cache
     allowed = cache["ttl"] + cache["grace"]
-    time.sleep(1)  # the log comes in pieces
+    time.sleep(1)  # Patroni writes its log in batches
     gave = [at for at, target, status in node.answers() if target == "/primary" and status == 200]
     good = [one for one in samples if one.status == 200]
     ages = [one.asked - max((at for at in gave if at <= one.answered + MOMENT_S), default=0.0)
             for one in good]
     oldest = max(ages, default=0.0)
-    setup.report.check(f"{when}: the oldest 200 was {oldest:.2f} s old, ttl and grace are"
+    setup.report.check(f"{when}: the oldest 200 was {oldest:.2f} s old, ttl + grace is"
                        f" {allowed} s", ages and oldest <= allowed + MOMENT_S)
 
 
 def _check_bounds(setup, samples, until_when, when):
     good = [one for one in samples if one.status == 200]
-    late = [one for one in good if one.asked >= until_when.last + MOMENT_S]
-    late_by = max((one.asked - until_when.last for one in late), default=0)
+    late = [one for one in good if one.asked >= until_when.served_max + MOMENT_S]
+    late_by = max((one.asked - until_when.served_max for one in late), default=0)
     grace = setup.cluster.settings.cache["grace"]
-    bound = "at D or after it" if grace else "older than its ttl"
+    bound = "at or after D" if grace else "past its ttl"
     setup.report.check(f"{when}: {len(good)} of {len(samples)} answers were 200, none {bound}",
-                       good and not late, f"{len(late)}, the last {late_by:.2f} s after it")
+                       good and not late, f"{len(late)}, the last one {late_by:.2f} s late")

@@ -1,4 +1,4 @@
-"""Options, the order of things, the last line. Started by run, with the environment's Python."""
+"""Options, the order of the checks, the summary line. Started by run with the venv's Python."""
 
 import argparse
 import glob
@@ -21,11 +21,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT, or the supervisor's time limit."""
+    """SIGTERM, SIGINT or the supervisor's time limit."""
 
 
 class Report:
-    """Says what happens, with seconds since the beginning, and counts."""
+    """Prints each event with the seconds since the start, and counts the checks."""
 
     def __init__(self):
         self.start = time.monotonic()
@@ -50,7 +50,7 @@ class Report:
 def main():
     options = parse()
     if os.geteuid() != 0:
-        sys.exit("tests/patroni/run: must be root, PostgreSQL is run as another user")
+        sys.exit("tests/patroni/run: run it as root; it starts PostgreSQL as another user")
     binary = options.binary
     if not options.direct and not os.path.exists(binary):
         subprocess.run(["cargo", "build", "--release"], cwd=ROOT, check=True)
@@ -64,17 +64,17 @@ def parse():
         prog="tests/patroni/run", description="Tests patroniglue in a real Patroni cluster.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--direct", action="store_true",
-                        help="no glue: HAProxy asks Patroni itself")
+                        help="without patroniglue: HAProxy checks Patroni itself")
     parser.add_argument("--binary", default=os.path.join(target, "release", "patroniglue"),
-                        help="the glue; built if it is not there")
+                        help="patroniglue; built if the file does not exist")
     parser.add_argument("--only", action="append", choices=checks.CHECKS, metavar="NAME",
-                        help="this check alone; given again: these, in this order, of "
+                        help="run only this check; repeatable, in the order given: "
                         + " ".join(checks.CHECKS))
-    parser.add_argument("--keep", action="store_true", help="leave the directory with all logs")
+    parser.add_argument("--keep", action="store_true", help="keep the directory with all logs")
     parser.add_argument("--tls", action="store_true",
-                        help="TLS everywhere, a private CA, Patroni with verify_client: required")
+                        help="TLS on every connection, a private CA, verify_client: required")
     parser.add_argument("--grace", type=int, default=0,
-                        help="cache.grace of the glue; the usual checks are then those of it")
+                        help="patroniglue's cache.grace; not 0: run the checks of grace")
     for name in ("ttl", "loop_wait", "retry_timeout"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int,
                             default=getattr(default, name), help=f"Patroni's {name}, seconds")
@@ -82,11 +82,11 @@ def parse():
 
 
 def test(options, directory):
-    """In the supervisor's child: everything; the exit code."""
+    """Runs all checks, in the supervisor's child. Returns the exit code."""
     report = Report()
 
     def interrupt(number, _):
-        for further in SIGNALS:  # Ctrl-C comes twice, from the terminal and from the supervisor
+        for further in SIGNALS:  # Ctrl-C arrives twice: from the terminal and the supervisor
             signal.signal(further, signal.SIG_IGN)
         raise Interrupted(signal.Signals(number).name)
 
@@ -96,7 +96,7 @@ def test(options, directory):
         run(options, directory, report)
     except Interrupted as problem:
         report.fail(f"ended by {problem}")
-    except Exception as problem:  # whatever it is, the last line has to be said
+    except Exception as problem:  # the summary line is printed after any failure
         report.fail(explain(problem))
         show_logs(directory, report)
     print(f"{report.passed} passed, {report.failed} failed", flush=True)
@@ -114,8 +114,8 @@ def run(options, directory, report):
     cluster.start()
     haproxy = HAProxy(cluster)
     haproxy.start()
-    asked = "Patroni itself" if options.direct else "the glue"
-    report.log(f"{cluster.leader().name} leads, HAProxy asks {asked}")
+    checked = "Patroni itself" if options.direct else "patroniglue"
+    report.log(f"{cluster.leader().name} is the leader, HAProxy checks {checked}")
     writer = Writer(haproxy.write)
     writer.start()
     setup = checks.Setup(cluster, haproxy, writer, report)
@@ -123,7 +123,7 @@ def run(options, directory, report):
     for name in options.only or (checks.GRACE if options.grace else checks.USUAL):
         check, needs_patroniglue = checks.CHECKS[name]
         if needs_patroniglue and options.direct:
-            report.log(f"{name}: not run, there is no glue")
+            report.log(f"{name}: skipped, it needs patroniglue")
         else:
             report.log(f"{name}: {check.__doc__}")
             run_check(check, setup)
@@ -134,7 +134,7 @@ def run(options, directory, report):
 
 
 def run_check(check, setup):
-    """A check that cannot go on has failed; the next ones are tried all the same."""
+    """Runs one check. An exception fails it; the next checks still run."""
     try:
         wait_for("healthy cluster", setup.cluster.is_healthy, 30)
         check(setup)
@@ -150,7 +150,7 @@ def explain(problem):
 
 
 def show_logs(directory, report):
-    """The last lines of every log, once: where nobody can look later they are all there is."""
+    """Prints the last lines of every log, once: CI keeps no other trace of a failure."""
     if report.logs_shown:
         return
     report.logs_shown = True

@@ -1,4 +1,4 @@
-"""A private CA, and certificates of it for every node and every client."""
+"""A private CA, a certificate for the servers and one for the clients."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import supervisor
 
 
 class Pki:
-    """Files in a directory that the servers may read."""
+    """PEM files in a directory that the servers can read."""
 
     def __init__(self, directory, hosts):
         self.directory = directory
@@ -30,7 +30,7 @@ class Pki:
         return f"{self.directory}/{name}"
 
     def context(self):
-        """What a client needs that shows its certificate and checks the server's."""
+        """The TLS context of a client that sends a certificate and verifies the server's."""
         context = ssl.create_default_context(cafile=self.path("ca.pem"))
         context.load_cert_chain(self.path("client.pem"), self.path("client.key"))
         return context

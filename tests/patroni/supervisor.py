@@ -1,4 +1,4 @@
-"""Starts what the test needs and keeps watch: whatever becomes of the test, nothing of it stays."""
+"""Starts the test's processes and ends all of them, however the test ends."""
 
 import ctypes
 import os
@@ -22,11 +22,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def watch(body, limit_s, keep):
-    """Runs body(directory) in a child and returns its exit code; then ends all it left behind.
+    """Runs body(directory) in a child, ends all processes that remain, returns the exit code.
 
-    The supervisor is the subreaper: a process whose parent is gone (each postmaster is such a one,
-    Patroni detaches it) becomes the supervisor's own child instead of the system's, so "all that the
-    test started" is exactly "all descendants of the supervisor", and nothing else is ever signalled.
+    The supervisor is a subreaper: a process whose parent has ended (Patroni detaches each
+    postmaster) becomes the supervisor's child instead of init's. So the processes that the test
+    started are exactly the supervisor's descendants, and no other process is ever signalled.
     """
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     directory = tempfile.mkdtemp(prefix="patroniglue-test-")
@@ -49,10 +49,10 @@ def watch(body, limit_s, keep):
 
 
 def spawn(argv, log, cwd):
-    """Starts a daemon as user postgres in a session of its own; it gets SIGTERM should we die.
+    """Starts a daemon as user postgres in its own session. It gets SIGTERM if this process dies.
 
-    setpriv instead of a preexec function: it sets the signal after the change of user, which
-    would clear it, and runs no Python between fork and exec of a process with threads.
+    setpriv instead of a preexec function: it sets that signal after the change of user, which
+    would clear it, and runs no Python between fork and exec in a process that has threads.
     """
     assert threading.current_thread() is threading.main_thread(), "the signal follows the thread"
     with open(log, "ab") as output:
@@ -67,7 +67,7 @@ def as_user(*argv):
 
 
 def environment(home):
-    # Not ours: PATRONI_* variables would change every node's configuration, PG* every connection.
+    # Inherits nothing: PATRONI_* would change every node's configuration, PG* every connection.
     return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": home}
 
 
@@ -77,7 +77,7 @@ def descendants(root):
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
-                # The name stands in brackets and may hold anything; state and parent follow it.
+                # The name is in parentheses and can contain any byte; state and parent follow.
                 parent = int(stat.read().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -98,7 +98,7 @@ def kill(pid, number):
 
 
 def _run(body, directory):
-    """The child's whole life: it must not come back into the code of its parent."""
+    """Runs in the child and ends it: it must not return into the code of its parent."""
     code = 1
     try:
         code = body(directory)
@@ -111,16 +111,16 @@ def _run(body, directory):
 
 def _wait(child, limit_s):
     start = time.monotonic()
-    # First a word, so that it can still say what it found, then the end.
-    orders = [(limit_s, signal.SIGTERM), (limit_s + SHUTDOWN_S, signal.SIGKILL)]
+    # SIGTERM first, so that the test can still print its result.
+    signals = [(limit_s, signal.SIGTERM), (limit_s + SHUTDOWN_S, signal.SIGKILL)]
     while True:
         pid, status = _reap()
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 1
-        if orders and time.monotonic() - start > orders[0][0]:
-            print(f"the test has run for more than {limit_s} s: ending it")
-            kill(child, orders.pop(0)[1])
+        if signals and time.monotonic() - start > signals[0][0]:
+            print(f"the test exceeded {limit_s} s: ending it")
+            kill(child, signals.pop(0)[1])
         if pid == 0:
             time.sleep(POLL_S)
 
@@ -133,7 +133,7 @@ def _reap():
 
 
 def _sweep():
-    """Ends every descendant; postmasters by SIGQUIT, so that they give back shared memory."""
+    """Ends every descendant; postmasters with SIGQUIT, so that they free shared memory."""
     def postmasters():
         return [pid for pid in descendants(os.getpid()) if _name(pid) == "postgres"]
 
