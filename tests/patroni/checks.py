@@ -20,6 +20,10 @@ BAD_CLIENTS_S = 15.0
 FREEZE_S = 15.0
 LOAD_S = 20.0
 CHECKS_PER_SECOND = 200
+FAILSAFE_CHECKS_PER_SECOND = 50
+# A second, of one leader route. Patroni's answers are kept for a second, and a refresh may begin
+# `cache.interval` early.
+FAILSAFE_FETCHES_MAX = 2.5
 POLL_EVERY_S = 0.1
 # Allowed for a write's connection and for HAProxy's checks being some milliseconds late.
 CONNECT_S = 0.7
@@ -262,12 +266,10 @@ def load(setup):
     start, begun = time.monotonic(), time.time()
     before = setup.haproxy.servers()
     address = leader.patroni if direct else leader.patroniglue
-    with CheckLoad(CHECKS_PER_SECOND, address, setup.cluster.pki) as load:
+    with CheckLoad(CHECKS_PER_SECOND, address, ["/primary", "/replica"],
+                   setup.cluster.pki) as load:
         time.sleep(LOAD_S)
-    seconds = time.monotonic() - start
-    time.sleep(1)  # Patroni writes its log in batches
-    asked = collections.Counter(target for when, target, _ in leader.answers() if when >= begun)
-    asked = {target: round(count / seconds, 2) for target, count in asked.items()}
+    asked = _fetches(leader, begun, time.time())
     times = (setup.haproxy.servers()["write", leader.name].times_down
              - before["write", leader.name].times_down)
     length = sum(one.length for one in setup.writer.outages(start))
@@ -284,6 +286,52 @@ def load(setup):
     setup.report.check("at most 2 requests a second and route reached Patroni",
                        asked and max(asked.values()) <= 2, str(asked))
     setup.report.check("no write outage, the leader was never DOWN", length == 0 and times == 0)
+
+
+def failsafe(setup):
+    """etcd is stopped, Patroni is in failsafe mode: every check is 200, few reach Patroni."""
+    cluster = setup.cluster
+    leader = cluster.leader()
+    _set_failsafe_mode(cluster, "true")
+    try:
+        wait_for("failsafe topology", lambda: all(
+            ask(node.patroni, "GET", "/failsafe").status == 200 for node in cluster.nodes), 10)
+        start = time.monotonic()
+        cluster.stop_etcd()
+        with CheckLoad(FAILSAFE_CHECKS_PER_SECOND, leader.patroniglue, ["/primary"],
+                       cluster.pki) as load:
+            took = wait_for("failsafe mode", lambda: b'"failsafe_mode_is_active": true' in ask(
+                leader.patroni, "GET", "/patroni").body, 30)
+            setup.report.log(f"failsafe mode is active {took:.1f} s after etcd was stopped")
+            # Until then dcs_last_seen alone would allow a leader's answer to be kept.
+            time.sleep(max(0.0, cluster.settings.ttl - took))
+            lease_over = time.time()
+            time.sleep(LOAD_S)
+            end = time.time()
+    finally:
+        cluster.start_etcd()
+        wait_for("leader", cluster.leader, 30)
+        _set_failsafe_mode(cluster, "null")
+    fetches = _fetches(leader, lease_over, end).get("/primary", 0.0)
+    setup.report.check(f"{load.result['asked']} checks of /primary were all 200",
+                       set(load.result["statuses"]) == {"/primary 200"}
+                       and load.result["asked"] >= 0.9 * FAILSAFE_CHECKS_PER_SECOND * LOAD_S,
+                       str(load.result))
+    setup.report.check(f"{fetches} fetches of /primary a second reached Patroni, at most"
+                       f" {FAILSAFE_FETCHES_MAX}", 0 < fetches <= FAILSAFE_FETCHES_MAX)
+    check_no_outage(setup, start, "failsafe mode")
+
+
+def _set_failsafe_mode(cluster, value):
+    cluster.patronictl("edit-config", "--force", "--quiet", "--set", f"failsafe_mode={value}")
+
+
+def _fetches(node, start, end):
+    """Returns {target: requests a second} that reached a node's Patroni between these times."""
+    time.sleep(1)  # Patroni writes its log in batches
+    counts = collections.Counter(target for when, target, _ in node.answers()
+                                 if start <= when <= end)
+    return {target: round(count / (end - start), 2) for target, count in counts.items()}
 
 
 # A new primary
@@ -416,6 +464,7 @@ CHECKS = {
     "kill": (kill_leader, False),
     "freeze": (freeze, False),
     "load": (load, False),
+    "failsafe": (failsafe, True),
     "silent": (lease.silent_patroni, True),
     "stopped": (lease.stopped_shortly, True),
     "stopped-for-good": (lease.stopped_for_good, True),
@@ -423,4 +472,4 @@ CHECKS = {
 # The checks of a run with --grace.
 GRACE = ["primary", "bad-clients", "silent", "stopped", "load", "switchover", "stopped-for-good"]
 # The checks of any other run. kill is the last one because its node stays dead.
-USUAL = ["primary", "routes", "bad-clients", "unprotected", "switchover", "kill"]
+USUAL = ["primary", "routes", "bad-clients", "unprotected", "failsafe", "switchover", "kill"]

@@ -115,6 +115,7 @@ class Cluster:
         # binds it later.
         self.network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
         self.etcd = (f"{self.network}.1", free_port(f"{self.network}.1"))
+        self.etcd_process = None
         self.nodes = [self._node(number) for number in range(1, NODES + 1)]
         self.pki = None
         if settings.tls:
@@ -130,7 +131,8 @@ class Cluster:
 
     def start(self):
         """Starts everything and waits for a leader with two streaming replicas."""
-        self._start_etcd()
+        self.make_directory(f"{self.settings.directory}/etcd")
+        self.start_etcd()
         for node in self.nodes:
             self.make_directory(node.directory)
             self.start_patroni(node)
@@ -141,19 +143,22 @@ class Cluster:
             for node in self.nodes:
                 self.start_patroniglue(node)
 
-    def _start_etcd(self):
+    def start_etcd(self):
         host, port = self.etcd
         directory = f"{self.settings.directory}/etcd"
-        self.make_directory(directory)
         peer = f"http://{host}:{free_port(host)}"
         client = f"http://{host}:{port}"
-        supervisor.spawn(
+        self.etcd_process = supervisor.spawn(
             ["etcd", "--name=e1", f"--data-dir={directory}/data", "--logger=zap",
              f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
              f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
              f"--initial-cluster=e1={peer}"], f"{directory}/log", directory)
         wait_for("etcd", lambda: clients.ask(self.etcd, "GET", "/health", plain=True).status
                  == 200, 20)
+
+    def stop_etcd(self):
+        self.etcd_process.terminate()
+        self.etcd_process.wait()
 
     def start_patroni(self, node):
         # JSON is YAML, and Patroni reads YAML.

@@ -35,6 +35,9 @@ class Pki:
         context.load_cert_chain(self.path("client.pem"), self.path("client.key"))
         return context
 
+    def client_files(self):
+        return [self.path(name) for name in ("ca.pem", "client.pem", "client.key")]
+
     def _certificate(self, name, names):
         self._openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
         self._openssl("req", "-new", "-key", f"{name}.key", "-subj", f"/CN={name}", "-out",
