@@ -15,6 +15,7 @@ from check_load import CheckLoad
 from clients import Comparison, PromotionWatch, ask
 from cluster import Cluster, wait_for
 from haproxy import INTER_S, RISE, HAProxy
+from switchovers import switchovers
 
 BAD_CLIENTS_S = 15.0
 FREEZE_S = 15.0
@@ -61,6 +62,7 @@ class Setup:
     haproxy: HAProxy
     writer: clients.Writer
     report: object
+    switchovers: int
 
 
 # Routing
@@ -461,6 +463,7 @@ CHECKS = {
     "bad-clients": (bad_clients, True),
     "unprotected": (unprotected, False),
     "switchover": (switchover, False),
+    "switchovers": (switchovers, True),
     "kill": (kill_leader, False),
     "freeze": (freeze, False),
     "load": (load, False),
@@ -472,4 +475,5 @@ CHECKS = {
 # The checks of a run with --grace.
 GRACE = ["primary", "bad-clients", "silent", "stopped", "load", "switchover", "stopped-for-good"]
 # The checks of any other run. kill is the last one because its node stays dead.
-USUAL = ["primary", "routes", "bad-clients", "unprotected", "failsafe", "switchover", "kill"]
+USUAL = ["primary", "routes", "bad-clients", "unprotected", "failsafe", "switchover", "switchovers",
+         "kill"]

@@ -18,6 +18,7 @@ from cluster import free_port, wait_for
 # Between the two nothing listens there, which observe sees. A wrong 200 is still detected: two of
 # them after that bring the server up again.
 INTER_S, RISE = 1, 2
+OBSERVE = "default-server observe layer4 error-limit 3 on-error mark-down"
 CONFIGURATION = """\
 global
     nbthread 1
@@ -30,7 +31,7 @@ defaults
     timeout client 60s
     timeout server 60s
     default-server inter {inter}s fall 3 rise {rise} on-marked-down shutdown-sessions
-    default-server observe layer4 error-limit 3 on-error mark-down
+    {observe}
 listen write
     bind {host}:{write}
     option httpchk OPTIONS /primary
@@ -52,9 +53,12 @@ class Server:
 
 
 class HAProxy:
-    def __init__(self, cluster):
+    def __init__(self, cluster, name="haproxy", direct=False, observe=True):
         self.cluster = cluster
-        self.directory = f"{cluster.settings.directory}/haproxy"
+        self.direct = direct  # checks Patroni instead of patroniglue
+        self.observe = observe
+        self.process = None
+        self.directory = f"{cluster.settings.directory}/{name}"
         self.socket = f"{self.directory}/stats"
         self.host = f"{cluster.network}.2"
         self.write = (self.host, free_port(self.host))
@@ -66,14 +70,19 @@ class HAProxy:
         with open(file, "w", encoding="utf-8") as output:
             output.write(CONFIGURATION.format(
                 socket=self.socket, host=self.host, write=self.write[1], read=self.read[1],
-                inter=INTER_S, rise=RISE,
+                inter=INTER_S, rise=RISE, observe=OBSERVE if self.observe else "",
                 servers="\n".join(map(self._server_line, self.cluster.nodes))))
-        supervisor.spawn(["haproxy", "-db", "-f", file], f"{self.directory}/log", self.directory)
+        self.process = supervisor.spawn(["haproxy", "-db", "-f", file], f"{self.directory}/log",
+                                        self.directory)
         # HAProxy starts with every server UP, until the first check.
         return self.wait_for_leader(self.cluster.leader(), 15)
 
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
     def _server_line(self, node):
-        port = node.patroni_port if self.cluster.settings.direct else node.patroniglue_port
+        port = node.patroni_port if self.direct else node.patroniglue_port
         line = f"    server {node.name} {node.host}:{node.postgres_port} check port {port}"
         pki = self.cluster.pki
         if pki is not None:

@@ -75,6 +75,8 @@ def parse():
                         help="TLS on every connection, a private CA, verify_client: required")
     parser.add_argument("--grace", type=int, default=0,
                         help="patroniglue's cache.grace; not 0: run the checks of grace")
+    parser.add_argument("--switchovers", type=int, default=10,
+                        help="number of switchovers of the check switchovers")
     for name in ("ttl", "loop_wait", "retry_timeout"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int,
                             default=getattr(default, name), help=f"Patroni's {name}, seconds")
@@ -112,13 +114,13 @@ def run(options, directory, report):
     report.log(f"starting etcd and three Patroni nodes on {cluster.network}.*, ttl {settings.ttl},"
                f" loop_wait {settings.loop_wait}, retry_timeout {settings.retry_timeout}")
     cluster.start()
-    haproxy = HAProxy(cluster)
+    haproxy = HAProxy(cluster, direct=options.direct)
     haproxy.start()
     checked = "Patroni itself" if options.direct else "patroniglue"
     report.log(f"{cluster.leader().name} is the leader, HAProxy checks {checked}")
     writer = Writer(haproxy.write)
     writer.start()
-    setup = checks.Setup(cluster, haproxy, writer, report)
+    setup = checks.Setup(cluster, haproxy, writer, report, options.switchovers)
     start = time.monotonic()
     for name in options.only or (checks.GRACE if options.grace else checks.USUAL):
         check, needs_patroniglue = checks.CHECKS[name]
