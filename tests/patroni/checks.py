@@ -15,6 +15,7 @@ from check_load import CheckLoad
 from clients import Comparison, PromotionWatch, ask
 from cluster import Cluster, wait_for
 from haproxy import INTER_S, RISE, HAProxy
+from old_patroni import old_patroni
 from switchovers import switchovers
 
 BAD_CLIENTS_S = 15.0
@@ -464,6 +465,7 @@ CHECKS = {
     "unprotected": (unprotected, False),
     "switchover": (switchover, False),
     "switchovers": (switchovers, True),
+    "old-patroni": (old_patroni, True),
     "kill": (kill_leader, False),
     "freeze": (freeze, False),
     "load": (load, False),
@@ -476,4 +478,4 @@ CHECKS = {
 GRACE = ["primary", "bad-clients", "silent", "stopped", "load", "switchover", "stopped-for-good"]
 # The checks of any other run. kill is the last one because its node stays dead.
 USUAL = ["primary", "routes", "bad-clients", "unprotected", "failsafe", "switchover", "switchovers",
-         "kill"]
+         "old-patroni", "kill"]

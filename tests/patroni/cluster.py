@@ -21,7 +21,6 @@ import supervisor
 
 PG_BIN = "/usr/lib/postgresql/15/bin"
 SCOPE = "test"
-NODES = 3
 ANSWERED = re.compile(r'(\S+ \S+) DEBUG: .*"(?:GET|OPTIONS) (\S+) HTTP/1\.0" (\d+)')
 
 
@@ -37,6 +36,8 @@ class Settings:
     ttl: int = 20
     loop_wait: int = 2
     retry_timeout: int = 3
+    environment: str = sys.prefix  # the Python environment of Patroni
+    nodes: int = 3
     tls: bool = False  # for patroniglue and Patroni; Patroni requires client certificates
     cache: dict = field(default_factory=lambda: {"ttl": 1, "interval": 0.25})
 
@@ -116,7 +117,7 @@ class Cluster:
         self.network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
         self.etcd = (f"{self.network}.1", free_port(f"{self.network}.1"))
         self.etcd_process = None
-        self.nodes = [self._node(number) for number in range(1, NODES + 1)]
+        self.nodes = [self._node(number) for number in range(1, settings.nodes + 1)]
         self.pki = None
         if settings.tls:
             hosts = [node.host for node in self.nodes]
@@ -130,13 +131,13 @@ class Cluster:
         return Node(f"n{number}", host, directory, *ports)
 
     def start(self):
-        """Starts everything and waits for a leader with two streaming replicas."""
+        """Starts everything and waits for a leader and streaming replicas."""
         self.make_directory(f"{self.settings.directory}/etcd")
         self.start_etcd()
         for node in self.nodes:
             self.make_directory(node.directory)
             self.start_patroni(node)
-        wait_for("a leader and two streaming replicas", self.is_healthy, 60, 0.3)
+        wait_for("leader and streaming replicas", self.is_healthy, 60, 0.3)
         self._create_table()
         if not self.settings.direct:
             shutil.copy(self.settings.binary, f"{self.settings.directory}/patroniglue")
@@ -156,6 +157,13 @@ class Cluster:
         wait_for("etcd", lambda: clients.ask(self.etcd, "GET", "/health", plain=True).status
                  == 200, 20)
 
+    def kill(self):
+        for node in self.alive:
+            node.kill()
+            if node.patroniglue_process:
+                node.patroniglue_process.kill()
+        self.etcd_process.kill()
+
     def stop_etcd(self):
         self.etcd_process.terminate()
         self.etcd_process.wait()
@@ -165,8 +173,8 @@ class Cluster:
         with open(node.patroni_file, "w", encoding="utf-8") as file:
             json.dump(self._patroni_configuration(node), file, indent=1)
         node.patroni_process = supervisor.spawn(
-            [f"{sys.prefix}/bin/patroni", node.patroni_file], f"{node.directory}/patroni.log",
-            node.directory)
+            [f"{self.settings.environment}/bin/patroni", node.patroni_file],
+            f"{node.directory}/patroni.log", node.directory)
 
     def _patroni_configuration(self, node):
         settings = self.settings
@@ -232,7 +240,7 @@ class Cluster:
             [f"{self.settings.directory}/patroniglue", "-config", file],
             f"{node.directory}/patroniglue.log", node.directory)
         wait_for(f"patroniglue of {node.name}",
-                 lambda: clients.ask(node.patroniglue, "GET", "/liveness").status == 200, 10)
+                 lambda: clients.ask(node.patroniglue, "GET", "/liveness").status, 10)
 
     def _create_table(self):
         connection = self.leader().connect()
@@ -270,8 +278,9 @@ class Cluster:
     def patronictl(self, *arguments):
         """Returns the output of patronictl, which uses etcd and Patroni, not patroniglue."""
         done = subprocess.run(
-            supervisor.as_user(f"{sys.prefix}/bin/patronictl", "-c", self.nodes[0].patroni_file,
-                           *arguments), env=supervisor.environment(self.settings.directory),
+            supervisor.as_user(f"{self.settings.environment}/bin/patronictl", "-c",
+                               self.nodes[0].patroni_file, *arguments),
+            env=supervisor.environment(self.settings.directory),
             cwd=self.settings.directory, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode != 0:
             raise NotReady(f"patronictl {' '.join(arguments)}: {done.stdout}{done.stderr}")

@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import itertools
 import os
 import signal
 import subprocess
@@ -156,7 +157,8 @@ def show_logs(directory, report):
     if report.logs_shown:
         return
     report.logs_shown = True
-    for log in sorted(glob.glob(f"{directory}/*/*log")):
+    logs = (glob.glob(f"{directory}/{pattern}") for pattern in ("*/*log", "old/*/*log"))
+    for log in itertools.chain(*map(sorted, logs)):
         with open(log, encoding="utf-8", errors="replace") as lines:
             last = [line.rstrip()[:200] for line in lines.readlines()[-8:]]
         report.log("\n  ".join([f"end of {os.path.relpath(log, directory)}:", *last]))
