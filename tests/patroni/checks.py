@@ -237,20 +237,20 @@ def freeze(setup):
     direct = setup.cluster.settings.direct
     before = setup.haproxy.servers()
     start = time.monotonic()
-    poller = None if direct else lease.StatusPoller(leader)
-    with BadClients("silent", 5, [leader.patroni]):
-        setup.report.log(f"five silent clients on the Patroni of {leader.name},"
-                         f" {FREEZE_S:.0f} s")
-        down = None
-        while time.monotonic() < start + FREEZE_S:
-            if down is None and leader.name not in setup.haproxy.up("write"):
-                down = time.monotonic() - start
-                setup.report.log(f"HAProxy took {leader.name} out after {down:.1f} s")
-            time.sleep(0.1)
-    setup.haproxy.wait_for_leader(leader, 20)
-    if poller is not None:
-        poller.stop()
-        lease.check_ages(setup, leader, poller.samples, "frozen")
+    with contextlib.ExitStack() as stack:
+        pollers = None if direct else stack.enter_context(lease.poll_primary(setup, leader))
+        with BadClients("silent", 5, [leader.patroni]):
+            setup.report.log(f"five silent clients on the Patroni of {leader.name},"
+                             f" {FREEZE_S:.0f} s")
+            down = None
+            while time.monotonic() < start + FREEZE_S:
+                if down is None and leader.name not in setup.haproxy.up("write"):
+                    down = time.monotonic() - start
+                    setup.report.log(f"HAProxy took {leader.name} out after {down:.1f} s")
+                time.sleep(0.1)
+        setup.haproxy.wait_for_leader(leader, 20)
+    if pollers is not None:
+        lease.check_ages(setup, leader, pollers.samples[leader.patroniglue], "frozen")
     times = (setup.haproxy.servers()["write", leader.name].times_down
              - before["write", leader.name].times_down)
     length = sum(one.length for one in setup.writer.outages(start))

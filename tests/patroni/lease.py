@@ -3,15 +3,15 @@
 import json
 import os
 import signal
-import threading
 import time
 from dataclasses import dataclass
 
 from bad_clients import BadClients
 from clients import PromotionWatch, ask
 from cluster import wait_for
+from pollers import Pollers
 
-ASK_EVERY_S = 0.05
+POLL_EVERY_S = 0.05
 # Patroni is stopped for its ttl and this time, so that another node is promoted.
 STOPPED_BEYOND_TTL_S = 30
 # HAProxy checks every second with a timeout of a second, and the third failure takes a server out.
@@ -22,40 +22,15 @@ MOMENT_S = 0.05
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One answer of patroniglue, with the wall clock's times before and after it."""
-    asked: float
-    answered: float
-    status: int
-
-
-class StatusPoller(threading.Thread):
-    """Polls a node's patroniglue for /primary."""
-
-    def __init__(self, node):
-        super().__init__(daemon=True)
-        self.node = node
-        self.samples = []
-        self._done = threading.Event()
-        self.start()
-
-    def run(self):
-        while not self._done.wait(ASK_EVERY_S):
-            asked = time.time()
-            answer = ask(self.node.patroniglue, "OPTIONS", "/primary", 5.0)
-            self.samples.append(Sample(asked, time.time(), answer.status))
-
-    def stop(self):
-        self._done.set()
-        self.join(6)
-
-
-@dataclass(frozen=True)
 class Validity:
     """Until when patroniglue's answer may be served, by the wall clock."""
     lease: float  # D, from the latest dcs_last_seen
     served_min: float  # it is served at least until then
     served_max: float  # and at most until then
+
+
+def poll_primary(setup, node):
+    return Pollers(POLL_EVERY_S, "/primary", [node.patroniglue], setup.cluster.pki)
 
 
 def validity(setup, node):
@@ -148,21 +123,22 @@ def _stop_for(setup, node, seconds):
     """Stops Patroni. Returns patroniglue's answers meanwhile and their validity."""
     wait_for("answer of patroniglue",
              lambda: ask(node.patroniglue, "GET", "/primary").status == 200, 5)
-    poller = StatusPoller(node)
-    time.sleep(0.5)
-    os.kill(node.patroni_process.pid, signal.SIGSTOP)
     down, done = setup.haproxy.watch_for_down("write", node)
-    try:
-        stopped = time.time()
-        until_when = validity(setup, node)
-        setup.report.log(f"Patroni of {node.name} is stopped for {seconds} s, D is"
-                         f" {until_when.lease - stopped:.1f} s away")
-        time.sleep(seconds)
-        samples = [one for one in poller.samples if one.asked >= stopped]
-    finally:
-        os.kill(node.patroni_process.pid, signal.SIGCONT)
-        done.set()
-        poller.stop()
+    with poll_primary(setup, node) as pollers:
+        time.sleep(0.5)
+        os.kill(node.patroni_process.pid, signal.SIGSTOP)
+        try:
+            stopped = time.time()
+            until_when = validity(setup, node)
+            setup.report.log(f"Patroni of {node.name} is stopped for {seconds} s, D is"
+                             f" {until_when.lease - stopped:.1f} s away")
+            time.sleep(seconds)
+            resumed = time.time()
+        finally:
+            os.kill(node.patroni_process.pid, signal.SIGCONT)
+            done.set()
+    samples = [one for one in pollers.samples[node.patroniglue]
+               if stopped <= one.asked < resumed]
     check_ages(setup, node, samples, f"stopped for {seconds} s")
     limit = until_when.served_max + DOWN_AFTER_S
     if down or time.time() > limit:
