@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import clients
 import lease
+import pollers
 from bad_clients import KINDS, BadClients, kinds
 from check_load import CheckLoad
-from clients import Comparison, PromotionWatch, ask
+from clients import PromotionWatch, ask
 from cluster import Cluster, wait_for
 from haproxy import INTER_S, RISE, HAProxy
 from old_patroni import old_patroni
+from pollers import Pollers
 from switchovers import switchovers
 
 BAD_CLIENTS_S = 15.0
@@ -27,6 +29,7 @@ FAILSAFE_CHECKS_PER_SECOND = 50
 # `cache.interval` early.
 FAILSAFE_FETCHES_MAX = 2.5
 POLL_EVERY_S = 0.1
+COMPARE_EVERY_S = 0.05
 # Allowed for a write's connection and for HAProxy's checks being some milliseconds late.
 CONNECT_S = 0.7
 
@@ -238,7 +241,7 @@ def freeze(setup):
     before = setup.haproxy.servers()
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
-        pollers = None if direct else stack.enter_context(lease.poll_primary(setup, leader))
+        polled = None if direct else stack.enter_context(lease.poll_primary(setup, leader))
         with BadClients("silent", 5, [leader.patroni]):
             setup.report.log(f"five silent clients on the Patroni of {leader.name},"
                              f" {FREEZE_S:.0f} s")
@@ -249,8 +252,8 @@ def freeze(setup):
                     setup.report.log(f"HAProxy took {leader.name} out after {down:.1f} s")
                 time.sleep(0.1)
         setup.haproxy.wait_for_leader(leader, 20)
-    if pollers is not None:
-        lease.check_ages(setup, leader, pollers.samples[leader.patroniglue], "frozen")
+    if polled is not None:
+        lease.check_ages(setup, leader, polled.samples[leader.patroniglue], "frozen")
     times = (setup.haproxy.servers()["write", leader.name].times_down
              - before["write", leader.name].times_down)
     length = sum(one.length for one in setup.writer.outages(start))
@@ -387,19 +390,18 @@ def _compared(setup, nodes):
         yield
         return
     ttl_s = setup.cluster.settings.cache["ttl"]
-    comparisons = [Comparison(node, "/primary", ttl_s) for node in nodes]
-    try:
+    addresses = [address for node in nodes for address in (node.patroni, node.patroniglue)]
+    with Pollers(COMPARE_EVERY_S, "/primary", addresses, setup.cluster.pki) as polled:
         yield
-    finally:
-        for comparison in comparisons:
-            comparison.stop()
-    for comparison in comparisons:
-        late = comparison.late()
-        worst = max((by for _, by in late), default=0.0)
-        setup.report.check(f"{comparison.name}: /primary of patroniglue is at most"
-                           f" {ttl_s} s late", not late and comparison.changes() > 0,
-                           f"{len(late)} answers, the worst {worst:.2f} s late;"
-                           f" Patroni changed its own {comparison.changes()} times")
+    for node in nodes:
+        direct = polled.samples[node.patroni]
+        found = pollers.late(direct, polled.samples[node.patroniglue], ttl_s)
+        worst = max((by for _, by in found), default=0.0)
+        changes = pollers.changes(direct)  # none would mean that nothing was tested
+        setup.report.check(f"{node.name}: /primary of patroniglue is at most {ttl_s} s late",
+                           not found and changes > 0,
+                           f"{len(found)} answers, the worst {worst:.2f} s late; Patroni's own"
+                           f" changed {changes} times")
 
 
 def _wait_for_writes_elsewhere(setup, old, start, watch, limit_s):

@@ -1,4 +1,4 @@
-"""HTTP requests to the nodes, an application that writes through HAProxy, and watchers of both."""
+"""HTTP requests to the nodes, an application that writes through HAProxy, a promotion watch."""
 
 import socket
 import threading
@@ -158,57 +158,6 @@ class Writer:
         except psycopg2.Error as problem:
             error = str(problem).strip() or type(problem).__name__
         return Attempt(began, time.monotonic(), server and tuple(server), on_standby, error)
-
-
-class Comparison:
-    """Polls a node's Patroni and its patroniglue for a target and finds late answers.
-
-    An answer of patroniglue is late if Patroni itself gave it at no time in the ttl before the
-    request.
-    """
-
-    def __init__(self, node, target, ttl_s):
-        self.name = node.name
-        self.target = target
-        self.ttl_s = ttl_s
-        self._done = threading.Event()
-        self._own, self._through = [], []  # (began, ended, is it a 200?)
-        self._threads = [threading.Thread(target=self._ask, args=pair, daemon=True)
-                         for pair in [(node.patroni, self._own),
-                                      (node.patroniglue, self._through)]]
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self):
-        self._done.set()
-        for thread in self._threads:
-            thread.join(5)
-
-    def late(self):
-        """(seconds since the first request, its minimum lateness) of each late answer."""
-        found = []
-        for began, ended, good in self._through:
-            since = began - self.ttl_s
-            # Patroni's last answer before that time held until its next one.
-            held = [one for one in self._own if one[0] < since][-1:]
-            within = [one for one in self._own if since <= one[0] <= ended]
-            # Patroni may have changed its answer after our last request and given it to
-            # patroniglue first: then our next request shows it.
-            after = [one for one in self._own if one[0] > ended][:1]
-            if held and all(one[2] != good for one in held + within + after):
-                same = [one[1] for one in self._own if one[0] < since and one[2] == good]
-                found.append((began - self._own[0][0], since - max(same, default=0.0)))
-        return found
-
-    def changes(self):
-        """How many times Patroni's own answer changed. Zero means that nothing was tested."""
-        return sum(one[2] != other[2] for one, other in zip(self._own, self._own[1:]))
-
-    def _ask(self, address, answers):
-        while not self._done.wait(WRITE_EVERY_S):
-            began = time.monotonic()
-            answer = ask(address, "GET", self.target)
-            answers.append((began, time.monotonic(), answer.status == 200))
 
 
 class PromotionWatch(threading.Thread):

@@ -1,8 +1,8 @@
 """A process that polls statuses: pollers.py PERIOD_S TARGET HOST:PORT,HOST:PORT... [CA CERT KEY].
 
-At each address at most one request is in flight, so that polling takes no more than one of Patroni's
-workers when it hangs. When stdin ends the process prints a line of JSON: {address: [[asked, answered,
-status], ...]}, by the wall clock.
+At each address at most one request is in flight, so that polling takes at most one of Patroni's
+workers. When stdin ends the process prints a line of JSON: {address: [[asked, answered, status],
+...]}, by the wall clock.
 """
 
 import asyncio
@@ -43,6 +43,35 @@ class Pollers:
         for address, samples in json.loads(self._process.stdout.read()).items():
             self.samples[parse(address)] = [Sample(*one) for one in samples]
         self._process.wait(10)
+
+
+def late(direct, through, ttl_s):
+    """(seconds since the first request, its minimum lateness) of each late answer of patroniglue.
+
+    Late is an answer that Patroni itself, asked directly, gave at no time in the ttl before the
+    request.
+    """
+    found = []
+    for one in through:
+        since = one.asked - ttl_s
+        # Patroni's last answer before that time held until its next one.
+        held = [own for own in direct if own.asked < since][-1:]
+        within = [own for own in direct if since <= own.asked <= one.answered]
+        # Patroni may have changed its answer after our last request and given it to patroniglue
+        # first: then our next request shows it.
+        after = [own for own in direct if own.asked > one.answered][:1]
+        good = one.status == 200
+        if held and all((own.status == 200) != good for own in held + within + after):
+            same = [own.answered for own in direct
+                    if own.asked < since and (own.status == 200) == good]
+            found.append((one.asked - direct[0].asked, since - max(same, default=0.0)))
+    return found
+
+
+def changes(samples):
+    """How often these changed from or to 200."""
+    return sum((one.status == 200) != (other.status == 200)
+               for one, other in zip(samples, samples[1:]))
 
 
 def parse(address):

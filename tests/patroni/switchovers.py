@@ -42,7 +42,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Delays:
-    """Seconds by which patroniglue followed Patroni; None: it did not, or Patroni did not change."""
+    """Seconds by which patroniglue followed Patroni; None if either did not change."""
     first_503_s: float
     first_200_s: float
     resolution_s: float  # between Patroni's last answer before a change and the first one after it
