@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use crate::http::{LONG_RESPONSE_BODY_BYTES_MAX, RESPONSE_BODY_BYTES_MAX};
+
 /// A route of the table, with or without parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
@@ -29,10 +31,29 @@ pub enum Family {
     Readiness,
     /// The node's own status; the other members evaluate it in the leader race.
     Status,
-    /// Topology and history, read from the DCS.
+    /// The cluster's topology, read from the DCS.
     Topology,
+    /// The history of failovers and switchovers, read from the DCS.
+    History,
     /// Metrics in Prometheus' text format.
     Metrics,
+}
+
+/// How the routes of a family are handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The parameters that Patroni evaluates; `*` stands for any end of the name.
+    pub parameters: &'static [&'static str],
+    /// Whether the body of a GET is the node's status in JSON.
+    pub node_report_in_body: bool,
+    /// Whether a stale answer may be served while Patroni is silent.
+    pub stale_allowed: bool,
+    /// Whether the routes answer 503 when the operator drains the node.
+    pub drained: bool,
+    /// Whether Patroni reads the DCS for the answer.
+    pub dcs_read: bool,
+    /// Maximum bytes of the answer's body.
+    pub body_bytes_max: usize,
 }
 
 impl Route {
@@ -48,20 +69,52 @@ impl Route {
 }
 
 impl Family {
+    /// The family's row of the policy table.
+    pub const fn policy(self) -> Policy {
+        const PLAIN: Policy = Policy {
+            parameters: &[],
+            node_report_in_body: false,
+            stale_allowed: false,
+            drained: false,
+            dcs_read: false,
+            body_bytes_max: RESPONSE_BODY_BYTES_MAX,
+        };
+        const CHECK: Policy = Policy { node_report_in_body: true, stale_allowed: true, ..PLAIN };
+        const LONG: Policy = Policy { body_bytes_max: LONG_RESPONSE_BODY_BYTES_MAX, ..PLAIN };
+        match self {
+            Family::Leader => Policy { drained: true, ..CHECK },
+            Family::Replica => Policy { drained: true, parameters: &REPLICA_PARAMETERS, ..CHECK },
+            Family::Health => Policy { parameters: &REPLICA_PARAMETERS, ..CHECK },
+            Family::Liveness => PLAIN,
+            Family::Readiness => Policy { parameters: &READINESS_PARAMETERS, ..PLAIN },
+            Family::Status => Policy { node_report_in_body: true, ..PLAIN },
+            Family::Topology => Policy { dcs_read: true, ..PLAIN },
+            Family::History => Policy { dcs_read: true, ..LONG },
+            Family::Metrics => LONG,
+        }
+    }
+
     /// Whether the body of a GET is the node's status in JSON.
     pub fn has_node_report(self) -> bool {
-        matches!(self, Family::Leader | Family::Replica | Family::Health | Family::Status)
+        self.policy().node_report_in_body
+    }
+
+    /// Whether the routes answer 503 when the operator drains the node.
+    pub fn is_drained(self) -> bool {
+        self.policy().drained
+    }
+
+    /// Whether Patroni reads the DCS for the answer, and so moves `dcs_last_seen`.
+    pub fn reads_dcs(self) -> bool {
+        self.policy().dcs_read
     }
 
     fn knows_parameter(self, name: &str) -> bool {
-        match self {
-            Family::Replica | Family::Health | Family::Readiness => {
-                matches!(name, "lag" | "replication_state")
-                    || name.starts_with("tag_")
-                    || (name == "mode" && self == Family::Readiness)
-            }
-            _ => false,
-        }
+        let is = |known: &str| match known.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == known,
+        };
+        self.policy().parameters.iter().any(|known| is(known))
     }
 }
 
@@ -146,7 +199,7 @@ fn push(mut bytes: Vec<u8>, byte: u8) -> Vec<u8> {
 }
 
 /// The routes a client may request. The cache has their entries in the same order.
-pub const ROUTES: [(&str, Family); 24] = [
+pub static ROUTES: &[(&str, Family)] = &[
     ("/", Family::Leader),
     ("/primary", Family::Leader),
     ("/read-write", Family::Leader),
@@ -169,9 +222,13 @@ pub const ROUTES: [(&str, Family); 24] = [
     ("/readiness", Family::Readiness),
     ("/patroni", Family::Status),
     ("/cluster", Family::Topology),
-    ("/history", Family::Topology),
+    ("/history", Family::History),
     ("/metrics", Family::Metrics),
 ];
+/// Parameters of the replica and health routes.
+const REPLICA_PARAMETERS: [&str; 3] = ["lag", "replication_state", "tag_*"];
+/// Parameters of `/readiness`.
+const READINESS_PARAMETERS: [&str; 4] = ["lag", "replication_state", "tag_*", "mode"];
 /// Maximum parameters of one target; further ones are dropped. A target has at most 1 KiB, so
 /// only a target made solely of very short tag_ parameters can reach this.
 const PARAMETERS_MAX: usize = 32;
@@ -234,6 +291,37 @@ mod tests {
         for target in table {
             assert_eq!(resolved(target), None, "{target}");
         }
+    }
+
+    #[test]
+    fn each_family_has_its_policy() {
+        const MIB: usize = 1 << 20;
+        let common = ["lag", "replication_state", "tag_", "tag_x"];
+        let all = ["lag", "replication_state", "tag_", "tag_x", "mode"];
+        // parameters, [node's report, stale allowed, drained, DCS read], body bytes
+        let table: [(Family, &[&str], [bool; 4], usize); 9] = [
+            (Family::Leader, &[], [true, true, true, false], MIB),
+            (Family::Replica, &common, [true, true, true, false], MIB),
+            (Family::Health, &common, [true, true, false, false], MIB),
+            (Family::Liveness, &[], [false, false, false, false], MIB),
+            (Family::Readiness, &all, [false, false, false, false], MIB),
+            (Family::Status, &[], [true, false, false, false], MIB),
+            (Family::Topology, &[], [false, false, false, true], MIB),
+            (Family::History, &[], [false, false, false, true], 4 * MIB),
+            (Family::Metrics, &[], [false, false, false, false], 4 * MIB),
+        ];
+        let unknown = ["", "*", "la", "lags", "tag", "tagx", "replication_state_"];
+        for (family, parameters, flags, bytes) in table {
+            for name in unknown.iter().chain(&all) {
+                let known = parameters.contains(name);
+                assert_eq!(family.knows_parameter(name), known, "{family:?} {name}");
+            }
+            let policy = family.policy();
+            let (report, drained) = (family.has_node_report(), family.is_drained());
+            let found = [report, policy.stale_allowed, drained, family.reads_dcs()];
+            assert_eq!((found, policy.body_bytes_max), (flags, bytes), "{family:?}");
+        }
+        assert_eq!(ROUTES.iter().filter(|(_, family)| family.reads_dcs()).count(), 2);
     }
 
     #[test]

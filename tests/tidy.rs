@@ -312,7 +312,7 @@ const KNOWS: &[(&str, &[&str])] = &[
     ("answer", &["http", "time"]),
     ("reply", &["http", "time"]),
     ("failure", &[]),
-    ("routes", &[]),
+    ("routes", &["http"]),
     ("http", &["VERSION"]),
     ("slots", &[]),
     ("wheel", &["time"]),

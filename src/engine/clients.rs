@@ -7,7 +7,7 @@ use crate::engine::Action;
 use crate::frontend::{Frontend, Request, Step};
 use crate::http::{Method, Persistence};
 use crate::reply::LocalReply;
-use crate::routes::{Family, Route, resolve};
+use crate::routes::{Route, resolve};
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
@@ -72,7 +72,7 @@ impl Engine {
     }
 
     fn is_drained(&self, route: Route) -> bool {
-        self.draining && matches!(route.family(), Family::Leader | Family::Replica)
+        self.draining && route.family().is_drained()
     }
 
     /// Gives a client the entry's answer. A waiter that has gone is no error.

@@ -7,7 +7,6 @@ use crate::failure::Failure;
 use crate::fetch::{Fetch, Outcome, Purpose};
 use crate::http::write::request;
 use crate::node::intervals::INTERVALS_TARGET;
-use crate::routes::Family;
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
@@ -95,7 +94,7 @@ impl Engine {
     /// Does Patroni read the DCS for this, and so move `dcs_last_seen` without renewing a lease?
     fn reads_dcs(&self, purpose: Purpose) -> bool {
         match purpose {
-            Purpose::Entry(entry) => self.cache.route(entry).family() == Family::Topology,
+            Purpose::Entry(entry) => self.cache.route(entry).family().reads_dcs(),
             Purpose::Intervals => true,
         }
     }

@@ -321,7 +321,8 @@ fn decimal(value: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{INTERIM_RESPONSES_MAX, REQUEST_BODY_BYTES_MAX, RESPONSE_BODY_BYTES_MAX};
+    use crate::http::{INTERIM_RESPONSES_MAX, LONG_RESPONSE_BODY_BYTES_MAX};
+    use crate::http::{REQUEST_BODY_BYTES_MAX, RESPONSE_BODY_BYTES_MAX};
 
     fn refusal(text: &str) -> BadRequest {
         match request(text.as_bytes()) {
@@ -464,6 +465,7 @@ mod tests {
     fn limits_have_the_documented_values() {
         assert_eq!((REQUEST_HEAD_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX), (8_192, 64, 1_024));
         assert_eq!((RESPONSE_HEAD_BYTES_MAX, RESPONSE_BODY_BYTES_MAX), (16_384, 1_048_576));
+        assert_eq!(LONG_RESPONSE_BODY_BYTES_MAX, 4_194_304);
         assert_eq!((REQUEST_BODY_BYTES_MAX, INTERIM_RESPONSES_MAX), (65_536, 8));
         // the head is too large, its target has the maximum length
         let target = format!("/{}", "x".repeat(TARGET_BYTES_MAX - 1));

@@ -17,6 +17,9 @@ pub const TARGET_BYTES_MAX: usize = 1024;
 pub const REQUEST_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// Maximum bytes of an answer's body; `/cluster` with a hundred members has 40 KiB.
 pub const RESPONSE_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Maximum bytes of the bodies of `/history` and `/metrics`, which grow with the cluster's age and
+/// with its tables.
+pub const LONG_RESPONSE_BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Maximum interim (1xx) responses before the final one.
 pub const INTERIM_RESPONSES_MAX: u32 = 8;
 
@@ -79,3 +82,4 @@ const METHODS: [(Method, &str); 9] = [
 ];
 
 const _: () = assert!(TARGET_BYTES_MAX < REQUEST_HEAD_BYTES_MAX);
+const _: () = assert!(RESPONSE_BODY_BYTES_MAX <= LONG_RESPONSE_BODY_BYTES_MAX);
