@@ -5,6 +5,7 @@
 
 use std::mem::MaybeUninit;
 
+use core::net::Ipv6Addr; // parses text only
 use httparse::{Header, Status};
 
 use super::{
@@ -176,9 +177,7 @@ impl<'a> RequestFields<'a> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("host") {
             // RFC 9112, section 3.2: an invalid Host is refused; an empty one is valid
-            if !is_authority(header.value) {
-                return Err(BadRequest::Malformed);
-            }
+            host_and_port(header.value).ok_or(BadRequest::Malformed)?;
             self.hosts += 1;
         } else if is("connection") {
             self.close |= has_token(header.value, "close");
@@ -270,17 +269,55 @@ fn target_path(method: Method, target: &str) -> Result<&str, BadRequest> {
         return Err(BadRequest::Malformed);
     }
     let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    if authority.is_empty() || !is_authority(authority.as_bytes()) {
+    // RFC 9110, section 4.2.1: a URI without a host is refused
+    let (host, _) = host_and_port(authority.as_bytes()).ok_or(BadRequest::Malformed)?;
+    if host.is_empty() {
         return Err(BadRequest::Malformed);
     }
     // an empty path is `/` (RFC 9110, section 4.2.3), a route without parameters
     Ok(if path.starts_with('/') { path } else { "/" })
 }
 
-/// Whether `value` is host and port, or empty (RFC 3986, section 3.2). Userinfo is an error: it
-/// makes one host look like another (RFC 9110, section 4.2.4).
-fn is_authority(value: &[u8]) -> bool {
-    value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
+/// Host and port of an authority (RFC 3986, section 3.2); both may be empty. Userinfo is an error:
+/// it makes one host look like another (RFC 9110, section 4.2.4).
+fn host_and_port(value: &[u8]) -> Option<(&str, &str)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let host_bytes = match text.strip_prefix('[') {
+        Some(literal) => literal.find(']')? + 2,
+        None => text.find(':').unwrap_or(text.len()),
+    };
+    let (host, rest) = text.split_at(host_bytes);
+    let port = if rest.is_empty() { rest } else { rest.strip_prefix(':')? };
+    let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let valid = literal.map_or_else(|| is_registered_name(host), is_ip_literal);
+    (valid && port.bytes().all(|byte| byte.is_ascii_digit())).then_some((host, port))
+}
+
+/// RFC 3986, section 3.2.2; an IPv4 address is a registered name as well.
+fn is_registered_name(name: &str) -> bool {
+    let mut escapes = name.split('%');
+    let is_plain = |text: &str| text.bytes().all(is_name_byte);
+    escapes.next().is_none_or(is_plain)
+        && escapes.all(|part| {
+            let digits = part.bytes().take(2).filter(u8::is_ascii_hexdigit).count();
+            digits == 2 && is_plain(part)
+        })
+}
+
+/// An IPv6 address or a later version's; without a zone, which RFC 3986 does not have.
+fn is_ip_literal(literal: &str) -> bool {
+    let Some(future) = literal.strip_prefix(['v', 'V']) else {
+        return literal.parse::<Ipv6Addr>().is_ok();
+    };
+    let Some((version, address)) = future.split_once('.') else { return false };
+    let is_version = !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_address = |byte: u8| is_name_byte(byte) || byte == b':';
+    is_version && !address.is_empty() && address.bytes().all(is_address)
+}
+
+/// `unreserved` and `sub-delims` of RFC 3986, section 2.
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
 /// Returns the method of a refused head as far as the refusal depends on it: the response to HEAD
@@ -367,14 +404,53 @@ mod tests {
     }
 
     #[test]
-    fn ambiguous_and_malformed_heads_are_refused() {
+    fn every_valid_host_is_accepted() {
+        assert_eq!(accepted("GET / HTTP/1.1\r\n\r\n").target, "/");
+        let table = [
+            "",
+            "a",
+            "A.b-c_d~e",
+            "a:",
+            "a:80",
+            "a:99999",
+            ":80",
+            "10.0.0.5:8008",
+            "a%2Fb:1",
+            "!$&'()*+,;=",
+            "[::1]",
+            "[::1]:",
+            "[::1]:8008",
+            "[2001:DB8::10.0.0.5]",
+            "[v1.a:b]",
+            "[VaF.-._~!$&'()*+,;=:]:1",
+        ];
+        for host in table {
+            let text = format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert!(matches!(request(text.as_bytes()), Ok(Some(_))), "{host}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_host_is_refused() {
+        #[rustfmt::skip]
+        let table = [
+            "a, b", "a/b", "a@b", "a:b", "a:1:2", "::1", "a:-1", "[", "[]", "a[::1]", "[::1",
+            "::1]", "[::1]x", "[::1]1", "[::1]:x", "[[::1]]", "[::1::2]", "[10.0.0.5]",
+            "[fe80::1%25eth0]", "[v.a]", "[v1.]", "[v1a]", "[vg.a]", "[v1.a/b]", "a%", "a%2",
+            "a%zz", "a%+1", "\u{e4}",
+        ];
+        for host in table {
+            let why = refusal(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            assert_eq!(why, BadRequest::Malformed, "{host}");
+        }
+    }
+
+    #[test]
+    fn ambiguous_and_malformed_fields_are_refused() {
         use BadRequest::*;
         #[rustfmt::skip]
         let table = [
             ("Host: a\r\nHost: a\r\n", Malformed),
-            ("Host: a, b\r\n", Malformed),
-            ("Host: a/b\r\n", Malformed),
-            ("Host: a@b\r\n", Malformed),
             ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", Malformed),
             ("Content-Length: 1\r\nContent-Length: 2\r\n", Malformed),
             ("Content-Length: 1\r\nContent-Length: 1\r\n", Malformed),
@@ -402,6 +478,10 @@ mod tests {
         for (fields, why) in table {
             assert_eq!(refusal(&format!("GET / HTTP/1.1\r\n{fields}\r\n")), why, "{fields:?}");
         }
+    }
+
+    #[test]
+    fn malformed_request_lines_are_refused() {
         let table = [
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03",
@@ -420,6 +500,9 @@ mod tests {
             "GET http:// HTTP/1.1\r\n\r\n",
             "GET http://?x HTTP/1.1\r\n\r\n",
             "GET http://user@h/ HTTP/1.1\r\n\r\n",
+            "GET http://:80/ HTTP/1.1\r\n\r\n",
+            "GET http://h:x/ HTTP/1.1\r\n\r\n",
+            "GET http://[::1/ HTTP/1.1\r\n\r\n",
             "GET http://h\\x HTTP/1.1\r\n\r\n",
             "GET /#x HTTP/1.1\r\n\r\n",
             "GET /\u{e4} HTTP/1.1\r\n\r\n",
@@ -427,7 +510,7 @@ mod tests {
             "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
         ];
         for text in table {
-            assert_eq!(refusal(text), Malformed, "{text:?}");
+            assert_eq!(refusal(text), BadRequest::Malformed, "{text:?}");
         }
     }
 
