@@ -65,7 +65,7 @@ pub enum BadRequest {
     Expectation,
     /// Too many bytes or fields: 431.
     HeadTooLarge,
-    /// A transfer coding other than `chunked`: 501 (RFC 9112, section 6.1).
+    /// A transfer coding other than `chunked` before it: 501 (RFC 9112, section 6.1).
     UnknownCoding,
 }
 
@@ -215,10 +215,31 @@ impl<'a> RequestFields<'a> {
             (None, Some(length)) => Ok(Framing::Length(length)),
             (Some(_), Some(_)) => Err(BadRequest::Malformed),
             (Some(_), None) if minor == 0 => Err(BadRequest::Malformed),
-            (Some(value), None) if value.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
-            (Some(_), None) => Err(BadRequest::UnknownCoding),
+            (Some(value), None) => transfer_coding(value),
         }
     }
+}
+
+/// RFC 9112, section 6.3, rule 4: chunked must be the last coding. Section 7: it is applied once,
+/// and section 7.1: without parameters. An empty element of the list is refused, because other
+/// parsers ignore it.
+fn transfer_coding(value: &[u8]) -> Result<Framing, BadRequest> {
+    let mut codings = value.rsplit(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let is_chunked = |coding: &[u8]| {
+        let name = coding.split(|byte| *byte == b';').next().unwrap_or_default();
+        name.trim_ascii().eq_ignore_ascii_case(b"chunked")
+    };
+    if !codings.next().is_some_and(|last| last.eq_ignore_ascii_case(b"chunked")) {
+        return Err(BadRequest::Malformed);
+    }
+    let mut framing = Ok(Framing::Chunked);
+    for coding in codings {
+        if coding.is_empty() || is_chunked(coding) {
+            return Err(BadRequest::Malformed);
+        }
+        framing = Err(BadRequest::UnknownCoding);
+    }
+    framing
 }
 
 /// RFC 9112, section 6.3, rules 1, 4, 5, 6 and 8.
@@ -464,7 +485,20 @@ mod tests {
             (" Content-Length: 1\r\n", Malformed),
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Malformed),
             ("Transfer-Encoding: gzip, chunked\r\n", UnknownCoding),
-            ("Transfer-Encoding: xchunked\r\n", UnknownCoding),
+            ("Transfer-Encoding: identity ,\tChunked\r\n", UnknownCoding),
+            ("Transfer-Encoding: xchunked, gzip;a=b, chunked\r\n", UnknownCoding),
+            ("Transfer-Encoding: \r\n", Malformed),
+            ("Transfer-Encoding: gzip\r\n", Malformed),
+            ("Transfer-Encoding: xchunked\r\n", Malformed),
+            ("Transfer-Encoding: chunked, gzip\r\n", Malformed),
+            ("Transfer-Encoding: chunked, chunked\r\n", Malformed),
+            ("Transfer-Encoding: chunked, gzip, chunked\r\n", Malformed),
+            ("Transfer-Encoding: Chunked;a=b, chunked\r\n", Malformed),
+            ("Transfer-Encoding: chunked;a=b\r\n", Malformed),
+            ("Transfer-Encoding: \"chunked\"\r\n", Malformed),
+            ("Transfer-Encoding: chunked,\r\n", Malformed),
+            ("Transfer-Encoding: ,chunked\r\n", Malformed),
+            ("Transfer-Encoding: gzip, , chunked\r\n", Malformed),
             ("A: b\r\n folded\r\n", Malformed),
             ("A: b\rc\r\n", Malformed),
             ("A: b\nC: d\r\n", Malformed),

@@ -239,7 +239,7 @@ fn only_a_get_of_a_known_route_reaches_patroni() {
             vec![400],
         ),
         (
-            format!("GET / HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{evil}"),
+            format!("GET / HTTP/1.1\r\nTransfer-Encoding: x, chunked\r\n\r\n0\r\n\r\n{evil}"),
             vec![501],
         ),
         (format!("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{evil}"), vec![400]),

@@ -185,7 +185,7 @@ fn bad(random: &mut Random) -> Message {
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), &[400]),
         ("\x16\x03\x01\x02\x01\x01\x01\x7f\x03\x03".into(), &[400]),
         ("GET / HTTP/1.1\r\nExpect: 100-continue\r\n\r\n".into(), &[417]),
-        ("GET / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n".into(), &[501]),
+        ("GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), &[501]),
         ("POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n".into(), &[413]),
         (format!("GET /{} HTTP/1.1\r\n\r\n", &long[..1_100]), &[414]),
         (format!("GET / HTTP/1.1\r\nA: {long}\r\n\r\n"), &[431]),
