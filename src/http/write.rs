@@ -16,7 +16,8 @@ pub struct ResponseFields<'a> {
     pub date_unix_seconds: u64,
     /// The value of Patroni's `Content-Type`, unchanged.
     pub content_type: Option<&'a [u8]>,
-    /// The value of `Content-Length`; the response to HEAD names the length of a body it lacks.
+    /// The value of `Content-Length`; the response to HEAD names the length of a body it lacks, and
+    /// 204 has no such field.
     pub content_length: usize,
     /// `Age` and `Cache-Status` of Patroni's answers; `None` for local replies.
     pub cached: Option<Cached<'a>>,
@@ -70,7 +71,10 @@ fn head(fields: &ResponseFields<'_>, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(content_type);
         bytes.extend_from_slice(b"\r\n");
     }
-    line(bytes, format_args!("Content-Length: {}", fields.content_length));
+    // RFC 9110, section 8.6: not with a status that has no content
+    if status >= 200 && status != 204 {
+        line(bytes, format_args!("Content-Length: {}", fields.content_length));
+    }
     if let Some(cached) = fields.cached {
         line(bytes, format_args!("Age: {}", cached.age_seconds));
         line(bytes, format_args!("Cache-Status: patroniglue; {}", cached.status));
@@ -104,6 +108,7 @@ fn line(bytes: &mut Vec<u8>, text: Arguments<'_>) {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        204 => "No Content",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
@@ -156,10 +161,29 @@ mod tests {
     }
 
     #[test]
+    fn only_statuses_without_content_have_no_content_length() {
+        for (status, has_length) in
+            [(100, false), (199, false), (200, true), (204, false), (205, true), (304, true)]
+        {
+            let fields = ResponseFields {
+                status,
+                date_unix_seconds: 0,
+                content_type: None,
+                content_length: 0,
+                cached: None,
+                allow: false,
+                persistence: Persistence::Persistent,
+            };
+            let text = String::from_utf8_lossy(&response(&fields, b"")).into_owned();
+            assert_eq!(text.contains("\r\nContent-Length: 0\r\n"), has_length, "{text}");
+        }
+    }
+
+    #[test]
     fn every_status_in_use_has_its_reason_phrase() {
         #[rustfmt::skip]
         let table = [
-            (200, "OK"), (400, "Bad Request"), (404, "Not Found"), (405, "Method Not Allowed"),
+            (200, "OK"), (204, "No Content"), (400, "Bad Request"), (404, "Not Found"), (405, "Method Not Allowed"),
             (408, "Request Timeout"), (412, "Precondition Failed"), (413, "Content Too Large"),
             (414, "URI Too Long"), (417, "Expectation Failed"),
             (431, "Request Header Fields Too Large"), (500, "Internal Server Error"),
