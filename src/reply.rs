@@ -45,6 +45,7 @@ impl LocalReply {
     /// The refusal of what is not a request.
     pub fn refusal(why: BadRequest) -> Self {
         match why {
+            BadRequest::NotHttp(foreign) => Self::new(400, foreign.text()),
             BadRequest::Malformed => Self::new(400, "not a request of HTTP/1.0 or HTTP/1.1"),
             BadRequest::BodyTooLarge => Self::new(413, "request body too large"),
             BadRequest::TargetTooLong => Self::new(414, "the target is longer than 1 KiB"),

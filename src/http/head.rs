@@ -65,8 +65,21 @@ pub enum BadRequest {
     Expectation,
     /// Too many bytes or fields: 431.
     HeadTooLarge,
+    /// Another protocol than HTTP/1.0 or 1.1: 400.
+    NotHttp(Foreign),
     /// A transfer coding other than `chunked` before it: 501 (RFC 9112, section 6.1).
     UnknownCoding,
+}
+
+/// Another protocol, recognised by its first bytes so that the refusal can name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// A header of the PROXY protocol, version 1 or 2.
+    Proxy,
+    /// The connection preface of HTTP/2 (RFC 9113, section 3.4).
+    Http2,
+    /// A TLS record of type handshake (RFC 8446, section 5.1).
+    Tls,
 }
 
 /// Why a response is refused; always the upstream's fault.
@@ -78,8 +91,28 @@ pub enum BadResponse {
     HeadTooLarge,
 }
 
+impl Foreign {
+    /// The error text of the refusal.
+    pub fn text(self) -> &'static str {
+        match self {
+            Foreign::Proxy => {
+                "the PROXY protocol is not supported: remove send-proxy and check-send-proxy"
+            }
+            Foreign::Http2 => "HTTP/2 is not supported: use HTTP/1.1",
+            Foreign::Tls => "TLS on a plain port: set frontend.certfile or remove check-ssl",
+        }
+    }
+}
+
 /// Parses a request's head. `Ok(None)`: more bytes are needed.
 pub fn request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
+    parse_request(bytes).map_err(|why| match (why, foreign(bytes)) {
+        (BadRequest::Malformed, Some(foreign)) => BadRequest::NotHttp(foreign),
+        _ => why,
+    })
+}
+
+fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
     // bytes past the limit are ignored: otherwise the outcome would depend on how bytes are split
     let bytes = &bytes[..bytes.len().min(REQUEST_HEAD_BYTES_MAX)];
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
@@ -341,6 +374,13 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
+/// Returns the protocol of a malformed head. Each pattern ends no later than the byte that
+/// httparse refuses, so the result does not depend on how the bytes are split.
+fn foreign(bytes: &[u8]) -> Option<Foreign> {
+    let found = FOREIGN.iter().find(|(beginning, _)| bytes.starts_with(beginning));
+    found.map(|(_, foreign)| *foreign)
+}
+
 /// Returns the method of a refused head as far as the refusal depends on it: the response to HEAD
 /// has no body, regardless of its status (RFC 9110, section 9.3.2).
 pub fn method_of_refused(mut bytes: &[u8]) -> Method {
@@ -375,6 +415,17 @@ fn decimal(value: &[u8]) -> Option<u64> {
     }
     std::str::from_utf8(value).ok()?.parse().ok()
 }
+
+/// How other protocols begin. Of the signature of PROXY version 2, `\r\n\r\n\0\r\nQUIT\n`, httparse
+/// skips the empty lines and refuses the NUL.
+const FOREIGN: [(&[u8], Foreign); 6] = [
+    (b"PROXY TCP4 ", Foreign::Proxy),
+    (b"PROXY TCP6 ", Foreign::Proxy),
+    (b"PROXY UNKNOWN", Foreign::Proxy),
+    (b"\r\n\r\n\0", Foreign::Proxy),
+    (b"PRI * HTTP/2", Foreign::Http2),
+    (b"\x16", Foreign::Tls),
+];
 
 #[cfg(test)]
 mod tests {
@@ -517,8 +568,6 @@ mod tests {
     #[test]
     fn malformed_request_lines_are_refused() {
         let table = [
-            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03",
             "GET /\r\n",
             "GET / HTTP/1.1\n\n",
             "GET  / HTTP/1.1\r\n\r\n",
@@ -545,6 +594,40 @@ mod tests {
         ];
         for text in table {
             assert_eq!(refusal(text), BadRequest::Malformed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn another_protocol_is_named_however_its_bytes_are_split() {
+        let named = |foreign| Err(BadRequest::NotHttp(foreign));
+        #[rustfmt::skip]
+        let table: [(&[u8], Result<_, BadRequest>); 12] = [
+            (b"PROXY TCP4 127.0.0.1 127.0.0.1 1234 8009\r\nGET / HTTP/1.1\r\n\r\n", named(Foreign::Proxy)),
+            (b"PROXY TCP6 ::1 ::1 1234 8009\r\n", named(Foreign::Proxy)),
+            (b"PROXY UNKNOWN\r\n", named(Foreign::Proxy)),
+            (b"PROXY UNKNOWN ffff::1 ffff::1 65535 65535\r\n", named(Foreign::Proxy)),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01\x12\x34\x1f\x49", named(Foreign::Proxy)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", named(Foreign::Http2)),
+            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", named(Foreign::Tls)),
+            (b"PROXY /primary HTTP/1.1\r\nA\r\n", Err(BadRequest::Malformed)),
+            (b"PRI /primary HTTP/2.0\r\n\r\n", Err(BadRequest::Malformed)),
+            (b"\r\n\0\r\nQUIT\n", Err(BadRequest::Malformed)),
+            (b"\x15\x03\x03\x00\x02\x02\x28", Err(BadRequest::Malformed)),
+            (b"GET / HTTP/2.0\r\n\r\n", Err(BadRequest::Malformed)),
+        ];
+        for (bytes, expected) in table {
+            let outcomes = (0..=bytes.len()).map(|end| request(&bytes[..end]));
+            let refused = |outcome: &Result<_, _>| *outcome != Ok(None);
+            let refusals: Vec<_> = outcomes.skip_while(|outcome| !refused(outcome)).collect();
+            assert!(!refusals.is_empty(), "{expected:?}");
+            assert!(refusals.iter().all(|refusal| *refusal == expected), "{refusals:?}");
+        }
+        // the same beginnings in valid requests
+        for (text, method) in [
+            ("PROXY / HTTP/1.1\r\n\r\n", Method::Unknown),
+            ("\r\n\r\nGET / HTTP/1.1\r\n\r\n", Method::Get),
+        ] {
+            assert_eq!(accepted(text).method, method, "{text:?}");
         }
     }
 
