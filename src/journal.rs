@@ -15,6 +15,7 @@ pub struct Journal {
     failing: Targets,
     role: Option<String>,
     failures: Repeats,
+    refusals: Repeats,
     /// What is being served old, and the operator knows it.
     served_stale: Targets,
 }
@@ -65,6 +66,13 @@ impl Journal {
         }
         if let Some(times) = self.failures.note(now) {
             warn!("fetching {target}: {failure} ({times} times)");
+        }
+    }
+
+    /// A client spoke another protocol; `error` is the text of its refusal.
+    pub fn refused(&mut self, now: Time, error: &str) {
+        if let Some(times) = self.refusals.note(now) {
+            warn!("client refused: {error} ({times} times)");
         }
     }
 

@@ -5,6 +5,7 @@ use crate::answer::{CacheStatus, Form};
 use crate::cache::{EntryId, Lookup};
 use crate::engine::Action;
 use crate::frontend::{Frontend, Request, Step};
+use crate::http::head::BadRequest;
 use crate::http::{Method, Persistence};
 use crate::reply::LocalReply;
 use crate::routes::{Route, resolve};
@@ -17,7 +18,12 @@ impl Engine {
             Step::Continue if self.is_shutting_down() && self.is_idle(id) => self.close(id),
             Step::Continue => {}
             Step::Ask(request) => self.ask(now, id, request),
-            Step::Refuse(method, why) => self.refuse(now, id, method, LocalReply::refusal(why)),
+            Step::Refuse(method, why) => {
+                if let BadRequest::NotHttp(foreign) = why {
+                    self.journal.refused(now.time, foreign.text());
+                }
+                self.refuse(now, id, method, LocalReply::refusal(why));
+            }
             Step::TooSlow => self.refuse(now, id, Method::Unknown, LocalReply::TOO_SLOW),
             Step::Linger => self.actions.push_back(Action::ShutdownWrite(id)),
             Step::Close => self.close(id),

@@ -56,6 +56,20 @@ fn every_attack_has_its_answer_and_smuggles_no_request() {
     assert!(!patroni.requests().iter().any(|request| request.starts_with(evil)));
 }
 
+#[test]
+fn the_protocol_of_a_refused_client_is_logged() {
+    let patroni = StandIn::start(at_once(primary()));
+    for (bytes, line) in [
+        ("PROXY TCP4 127.0.0.1 127.0.0.1 1234 8009\r\n", "refused: the PROXY protocol is not"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "refused: HTTP/2 is not supported"),
+        ("\x16\x03\x01", "refused: TLS on a plain port"),
+    ] {
+        let mut glue = Glue::start(patroni.address, &[]);
+        assert_eq!(glue.send(bytes.as_bytes()).0, 400, "{line}");
+        glue.wait_for_line(line);
+    }
+}
+
 /// Whether it is a GET that the case allows, without the client's fields.
 fn may_be_asked(request: &str, case: &Case) -> bool {
     let lines: Vec<&str> = request.split("\r\n").collect();
