@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::http::body::BodyDecoder;
 use crate::http::head::{self, BadRequest, Framing};
-use crate::http::{Method, Persistence, REQUEST_BODY_BYTES_MAX};
+use crate::http::{Method, Persistence, REQUEST_BODY_BYTES_MAX, REQUEST_HEAD_BYTES_MAX};
 use crate::time::Time;
 
 /// The state of a client's connection.
@@ -353,10 +353,15 @@ pub const LINGER_MS_MAX: u64 = 1_000;
 /// Maximum input discarded while lingering.
 const DISCARD_BYTES_MAX: u32 = 256 * 1024;
 /// Maximum input after a request without a response yet: more than the shell receives at once.
-const UNREAD_BYTES_MAX: usize = 64 * 1024;
+pub const UNREAD_BYTES_MAX: usize = 64 * 1024;
 /// How long a new client must have sent nothing to count as idle. The requests of load balancers
 /// follow their connections at once.
 const SILENT_MS_MIN: u64 = 1_000;
+
+const _: () = assert!(SILENT_MS_MIN < REQUEST_MS_MAX && REQUEST_MS_MAX < IDLE_MS_MAX);
+// a whole request, refused or not, can arrive before it is processed and be discarded
+const _: () = assert!(REQUEST_HEAD_BYTES_MAX < UNREAD_BYTES_MAX);
+const _: () = assert!(REQUEST_BODY_BYTES_MAX < DISCARD_BYTES_MAX as u64);
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,6 @@
 //! Separates a body from its framing and finds its end: by length, chunked, or at EOF.
 
+use super::LONG_RESPONSE_BODY_BYTES_MAX;
 use super::head::Framing;
 
 /// Decodes one body from pieces of any size.
@@ -194,6 +195,8 @@ const SIZE_DIGITS_MAX: u32 = 8;
 const EXTENSION_BYTES_MAX: usize = 256;
 /// Maximum bytes of all trailer fields.
 const TRAILER_BYTES_MAX: usize = 4096;
+
+const _: () = assert!((LONG_RESPONSE_BODY_BYTES_MAX as u64) < 1 << (4 * SIZE_DIGITS_MAX));
 
 #[cfg(test)]
 mod tests {
