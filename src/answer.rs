@@ -2,8 +2,6 @@
 
 use std::rc::Rc;
 
-use serde::de::IgnoredAny;
-
 use crate::http::write::{Cached, ResponseFields, response};
 use crate::http::{Method, Persistence};
 use crate::time::{Now, Time};
@@ -17,9 +15,17 @@ pub struct Answer {
     pub content_type: Option<Box<[u8]>>,
     /// Byte for byte.
     pub body: Box<[u8]>,
-    /// Just before Patroni was asked: what the answer's age is counted from.
+    /// Just before Patroni was asked: the answer's age counts from here.
     pub asked_at: Time,
+    /// Patroni's clock when it answered, in Unix seconds.
+    pub date_unix_seconds: Option<u64>,
+    /// The address that answered.
+    pub address: AddressId,
 }
+
+/// One of an upstream's addresses; equal for equal addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressId(pub u32);
 
 /// An answer in the forms it was given out in, each rendered once a second at the most.
 #[derive(Debug)]
@@ -60,12 +66,11 @@ pub enum CacheStatus {
 }
 
 impl Answer {
-    /// Whether a JSON body does not parse: without a length, nothing else shows that it was cut.
-    pub fn is_cut(&self) -> bool {
+    /// Whether the body is JSON by its media type.
+    pub fn is_json(&self) -> bool {
         let content_type = self.content_type.as_deref().unwrap_or_default();
         let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
         media_type.trim_ascii().eq_ignore_ascii_case(b"application/json")
-            && serde_json::from_slice::<IgnoredAny>(&self.body).is_err()
     }
 }
 
@@ -138,6 +143,8 @@ mod tests {
             content_type: Some(b"text/plain"[..].into()),
             body: b"hello"[..].into(),
             asked_at: Time::from_ms(2_000),
+            date_unix_seconds: None,
+            address: AddressId::default(),
         })
     }
 

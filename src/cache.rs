@@ -1,30 +1,34 @@
-//! Answers under their targets, and who waits for them. Pure data; touches no connection.
+//! Answers under their targets, and the clients that wait for them. Pure data; touches no
+//! connection and decides nothing about the node.
 //!
-//! Routes without parameters have their places for good; targets with parameters share a limited
-//! number, and the one that was asked for the longest time ago leaves first.
+//! Routes without parameters have their entries for good. Targets with parameters share a limited
+//! number of entries, and a limited number of new ones per second.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::answer::{Answer, Rendered};
+use crate::failure::Culprit;
 use crate::node::Distrust;
 use crate::node::lease::{ALWAYS_FRESH_MS, Validity};
-use crate::routes::{Family, Route, plain_routes};
+use crate::routes::{LeaderRoutes, Route, plain_routes};
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
-/// An entry's place. Valid as long as the entry is being fetched, else until the next
-/// [`Cache::find`]: a timer that holds one may find another entry there, so it looks first.
+/// An entry's index, not a stable key: [`Cache::find`] may reuse it unless the entry is being
+/// fetched. Timers must re-check the entry. A generation would cost a comparison per lookup and
+/// save nothing: a timer of the previous target finds the next one in a state that it would have
+/// to re-check anyway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId(usize);
 
-/// What may be configured.
+/// The settings of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSettings {
     /// Milliseconds an answer is served, counted from before Patroni was asked.
     pub ttl_ms: u64,
-    /// Milliseconds more that an old answer may be served while Patroni is silent.
+    /// Milliseconds after that during which a stale answer may be served while Patroni is silent.
     pub grace_ms: u64,
-    /// Most targets with parameters.
+    /// Maximum targets with parameters, and maximum new ones per second.
     pub variants_max: usize,
 }
 
@@ -32,19 +36,23 @@ pub struct CacheSettings {
 #[derive(Debug)]
 pub struct Cache {
     settings: CacheSettings,
-    /// The routes without parameters first, in the table's order; behind them the variants.
+    /// The routes without parameters first, in the table's order; after them the variants.
     entries: Vec<Entry>,
     /// Targets with parameters.
     variants: BTreeMap<Box<str>, EntryId>,
-    /// Places of variants that left.
+    /// Entries of variants that were removed.
     unused: Vec<EntryId>,
-    /// What Patroni was asked before this is never served old: it was gone since, or the clock
-    /// jumped.
+    /// When the last new variants were admitted, at most `variants_max` of them.
+    admitted: VecDeque<Time>,
+    /// Answers requested before this time must not be served stale: Patroni has been unreachable
+    /// since.
     stale_since: Time,
+    /// Until then the node changes, and answers are kept for [`TRANSITION_TTL_MS`].
+    in_transition_until: Time,
 }
 
-/// One target: Patroni's last answer, the failure after it, the fetch on its way; each may be
-/// there or not.
+/// One target: Patroni's last answer, the failure after it, the fetch in flight or queued; each
+/// may be absent.
 #[derive(Debug)]
 struct Entry {
     /// What Patroni is asked.
@@ -53,19 +61,23 @@ struct Entry {
     answer: Option<(Rendered, Validity)>,
     failure: Option<Failing>,
     fetch: Option<Fetching>,
-    /// When a client asked last.
-    wanted_at: Time,
+    /// When a client last asked.
+    wanted_at: Option<Time>,
+    /// Whether clients asked more than once.
+    wanted_again: bool,
 }
 
 /// The last fetch failed. Its 503 is served until the next fetch has ended, which begins at
-/// `retry_at` if somebody still asks; otherwise this is forgotten then.
+/// `retry_at` if clients still ask; otherwise this is forgotten then.
 #[derive(Debug)]
 struct Failing {
     rendered: Rendered,
     retry_at: Time,
+    /// Whether Patroni was silent.
+    silent: bool,
 }
 
-/// A fetch is on its way, for these.
+/// A fetch is queued or in flight, and these clients wait for it.
 #[derive(Debug)]
 struct Fetching {
     begun_at: Time,
@@ -77,52 +89,76 @@ struct Fetching {
 pub enum Lookup {
     /// Serve the answer in memory.
     Fresh,
-    /// Serve the answer in memory, although it is older than the ttl: Patroni is silent.
-    Stale,
     /// Serve the last failure, which is in memory.
     Failing,
-    /// Wait for the fetch that is on its way.
+    /// Wait for the fetch that is queued or in flight.
     Fetching,
-    /// Begin a fetch, and wait for it: nothing is in memory, or too old.
+    /// Begin a fetch and wait for it: no answer in memory is fresh.
     Absent,
 }
 
 /// What to do about a failing entry when its retry is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// Somebody asks: begin a fetch.
+    /// Clients still ask: begin a fetch.
     Fetch,
     /// Not yet: look again then.
     Later(Time),
-    /// Nobody asks, or it does not fail any more.
+    /// No client asks, or it no longer fails.
     Forgotten,
+}
+
+/// Why a target with parameters has no entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoEntry {
+    /// All entries of such targets are being fetched.
+    Full,
+    /// `variants_max` new targets came within the last second.
+    TooManyNew,
 }
 
 impl Cache {
     /// A cache without answers.
     pub fn new(settings: CacheSettings) -> Self {
-        let entries = plain_routes().map(|route| Entry::new(route, route.path())).collect();
-        let (variants, unused) = (BTreeMap::new(), Vec::new());
-        Cache { settings, entries, variants, unused, stale_since: Time::ZERO }
+        Cache {
+            settings,
+            entries: plain_routes().map(|route| Entry::new(route, route.path())).collect(),
+            variants: BTreeMap::new(),
+            unused: Vec::new(),
+            admitted: VecDeque::new(),
+            stale_since: Time::ZERO,
+            in_transition_until: Time::ZERO,
+        }
     }
 
-    /// Other settings from now on. Variants over the new limit leave as they expire.
+    /// Changes the settings. Variants beyond the new limit are removed as they expire.
     pub fn configure(&mut self, settings: CacheSettings) {
         self.settings = settings;
     }
 
-    /// The place of `target`; `None`: all places for targets with parameters are being fetched.
-    pub fn find(&mut self, route: Route, target: &str) -> Option<EntryId> {
+    /// Until this time answers are kept for [`TRANSITION_TTL_MS`] only.
+    pub fn set_in_transition_until(&mut self, time: Time) {
+        self.in_transition_until = time;
+    }
+
+    /// The entry of `target`. A new target with parameters takes an entry that is not being
+    /// fetched, of a target that was asked for once rather than of one in steady use, and of the
+    /// one asked for the longest time ago.
+    pub fn find(&mut self, now: Time, route: Route, target: &str) -> Result<EntryId, NoEntry> {
         if !route.has_parameters {
-            return Some(EntryId(route.index));
+            return Ok(EntryId(route.index));
         }
         if let Some(id) = self.variants.get(target) {
-            return Some(*id);
+            return Ok(*id);
+        }
+        if !self.admit(now) {
+            return Err(NoEntry::TooManyNew);
         }
         if self.variants.len() >= self.settings.variants_max {
-            let least = self.least_recently_wanted()?;
-            self.remove_variant(least);
+            let dispensable = self.most_dispensable(now).ok_or(NoEntry::Full)?;
+            self.remove_variant(dispensable);
         }
+        self.admitted.push_back(now);
         let entry = Entry::new(route, target);
         let id = match self.unused.pop() {
             Some(id) => {
@@ -135,96 +171,101 @@ impl Cache {
             }
         };
         self.variants.insert(target.into(), id);
-        Some(id)
+        Ok(id)
     }
 
-    /// What to do with a client's request for an entry.
+    /// What to do with a client's request for an entry, apart from a stale answer that may be
+    /// served.
     pub fn lookup(&mut self, now: Now, id: EntryId) -> Lookup {
-        self.entries[id.0].wanted_at = now.time;
-        let entry = &self.entries[id.0];
-        if entry.is_fresh(now, self.settings.ttl_ms) {
-            return Lookup::Fresh;
-        }
-        if self.may_serve_stale(now, id) && entry.is_silent(now.time) {
-            return Lookup::Stale;
-        }
+        let ttl_ms = self.ttl_ms(now.time);
+        let entry = &mut self.entries[id.0];
+        entry.wanted_again |= entry.wanted_at.replace(now.time).is_some();
         match (&entry.failure, &entry.fetch) {
+            _ if entry.is_fresh(now, ttl_ms) => Lookup::Fresh,
             (Some(_), _) => Lookup::Failing,
             (None, Some(_)) => Lookup::Fetching,
             (None, None) => Lookup::Absent,
         }
     }
 
-    /// May the answer in memory be served although it is older than the ttl, if Patroni is silent?
+    /// Whether the stale answer in memory may be served if Patroni is silent.
     pub fn may_serve_stale(&self, now: Now, id: EntryId) -> bool {
         let Some((rendered, validity)) = &self.entries[id.0].answer else { return false };
         let asked_at = rendered.answer().asked_at;
-        let old_ms = self.settings.ttl_ms + self.settings.grace_ms;
+        let stale_ms = self.settings.ttl_ms + self.settings.grace_ms;
         self.settings.grace_ms > 0
             && asked_at >= self.stale_since
-            && now.time.ms_since(asked_at) < old_ms
+            && now.time.ms_since(asked_at) < stale_ms
             && validity.stale_until.is_some_and(|until| !until.is_over(now))
+    }
+
+    /// What an entry's wait says of Patroni.
+    pub fn silence(&self, now: Time, id: EntryId) -> Silence {
+        match &self.entries[id.0] {
+            Entry { failure: Some(failing), .. } if failing.silent => Silence::Certain,
+            Entry { failure: None, fetch: Some(fetch), .. }
+                if now.ms_since(fetch.begun_at) >= PATIENCE_MS =>
+            {
+                Silence::IfUpstreamIsSilent
+            }
+            _ => Silence::None,
+        }
     }
 
     /// Ends answers in memory. Fetches and their waiters go on.
     pub fn distrust(&mut self, distrust: Distrust) {
         match distrust {
-            Distrust::Nothing => {}
             Distrust::StaleBefore(time) => self.stale_since = time,
             Distrust::StaleLeaders => {
-                for entry in self.entries.iter_mut().filter(|entry| entry.is_leaders()) {
-                    if let Some((_, validity)) = &mut entry.answer {
+                for entry in &mut self.entries {
+                    if let Some((_, validity)) = entry.leaders_200(LeaderRoutes::Any) {
                         validity.stale_until = None;
                     }
                 }
             }
-            Distrust::Leaders => {
-                for entry in self.entries.iter_mut().filter(|entry| entry.is_leaders()) {
-                    entry.answer = None;
+            Distrust::Leaders(routes) => {
+                for entry in &mut self.entries {
+                    if entry.leaders_200(routes).is_some() {
+                        entry.answer = None;
+                    }
                 }
             }
             Distrust::Answers => self.entries.iter_mut().for_each(|entry| entry.answer = None),
             Distrust::Everything => {
-                for index in 0..self.entries.len() {
-                    (self.entries[index].answer, self.entries[index].failure) = (None, None);
-                    self.drop_if_empty(EntryId(index));
+                for entry in &mut self.entries {
+                    (entry.answer, entry.failure) = (None, None);
                 }
             }
         }
     }
 
-    /// A fetch for the entry begins.
+    /// A fetch of the entry begins.
     pub fn begin(&mut self, now: Time, id: EntryId) {
         let fetching = Fetching { begun_at: now, waiters: Vec::new() };
-        let former = self.entries[id.0].fetch.replace(fetching);
-        assert!(former.is_none(), "one fetch per entry");
+        let previous = self.entries[id.0].fetch.replace(fetching);
+        assert!(previous.is_none(), "one fetch per entry");
     }
 
-    /// `waiter` is told when the entry's fetch has ended.
+    /// `waiter` waits until the entry's fetch has ended.
     pub fn wait(&mut self, id: EntryId, waiter: ConnId) {
         let fetch = self.entries[id.0].fetch.as_mut();
-        fetch.expect("a fetch is on its way").waiters.push(waiter);
+        fetch.expect("a fetch is queued or in flight").waiters.push(waiter);
     }
 
-    /// A waiter has gone. A walk over all of them, so that who comes and goes during a slow fetch
-    /// leaves nothing behind.
+    /// Removes a disconnected client from the waiters. Linear in the number of waiters.
     pub fn leave(&mut self, waiter: ConnId) {
         for fetch in self.entries.iter_mut().filter_map(|entry| entry.fetch.as_mut()) {
             fetch.waiters.retain(|id| *id != waiter);
         }
     }
 
-    /// Patroni has been silent for as long as a client waits when there is an old answer that may
-    /// be served: who waits for the entry gets that.
-    pub fn release(&mut self, now: Now, id: EntryId) -> Vec<ConnId> {
-        if !self.may_serve_stale(now, id) || !self.entries[id.0].is_silent(now.time) {
-            return Vec::new();
-        }
+    /// Takes the waiters out, to be served the stale answer.
+    pub fn take_waiters(&mut self, id: EntryId) -> Vec<ConnId> {
         let fetch = self.entries[id.0].fetch.as_mut();
         fetch.map_or_else(Vec::new, |fetch| std::mem::take(&mut fetch.waiters))
     }
 
-    /// The entry's fetch brought `answer`. Who waited for it is returned.
+    /// The entry's fetch brought `answer`. Returns the waiters.
     pub fn fill(&mut self, id: EntryId, answer: Answer, validity: Validity) -> Vec<ConnId> {
         let entry = &mut self.entries[id.0];
         entry.answer = Some((Rendered::new(answer), validity));
@@ -232,69 +273,82 @@ impl Cache {
         entry.fetch.take().expect("it was being fetched").waiters
     }
 
-    /// The entry's fetch failed; `answer` says so. Who waited for it is returned. If Patroni was
-    /// not `silent` but gone or broken, what it said before is forgotten.
-    pub fn fail(&mut self, id: EntryId, answer: Answer, silent: bool) -> Vec<ConnId> {
+    /// The entry's fetch failed; `answer` says so. Returns the waiters. If Patroni is to blame and
+    /// not only silent, what it said before is forgotten.
+    pub fn fail(&mut self, id: EntryId, answer: Answer, culprit: Culprit) -> Vec<ConnId> {
         let retry_ms = self.settings.ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
         let entry = &mut self.entries[id.0];
         let retry_at = answer.asked_at.plus_ms(retry_ms);
-        entry.failure = Some(Failing { rendered: Rendered::new(answer), retry_at });
-        if !silent {
+        let silent = culprit == Culprit::Silent;
+        entry.failure = Some(Failing { rendered: Rendered::new(answer), retry_at, silent });
+        if matches!(culprit, Culprit::Gone | Culprit::Broken) {
             entry.answer = None;
         }
         entry.fetch.take().expect("it was being fetched").waiters
     }
 
-    /// Looks whether a failing entry is to be fetched again.
+    /// What to do about a failing entry.
     pub fn retry(&mut self, now: Time, id: EntryId) -> Retry {
         let entry = &mut self.entries[id.0];
-        let Some(Failing { retry_at, .. }) = entry.failure else { return Retry::Forgotten };
-        if entry.fetch.is_some() {
-            return Retry::Forgotten; // its end decides
+        match &entry.failure {
+            _ if entry.fetch.is_some() => return Retry::Forgotten, // its end decides
+            Some(failing) if now < failing.retry_at => return Retry::Later(failing.retry_at),
+            Some(_) if entry.is_in_use(now) => return Retry::Fetch,
+            _ => entry.failure = None,
         }
-        if now < retry_at {
-            return Retry::Later(retry_at);
-        }
-        if now.ms_since(entry.wanted_at) <= WANTED_MS {
-            return Retry::Fetch;
-        }
-        entry.failure = None;
-        self.drop_if_empty(id);
+        self.keep_variant(now, id);
         Retry::Forgotten
     }
 
-    /// When an answer that has just come is to be fetched again, so that no steady client waits.
-    pub fn refresh_at(&self, id: EntryId) -> Option<Time> {
+    /// When an answer that has just arrived is to be fetched again, so that no steady client waits.
+    pub fn refresh_at(&self, now: Time, id: EntryId) -> Option<Time> {
         let (rendered, _) = self.entries[id.0].answer.as_ref()?;
-        let ahead_ms = self.settings.ttl_ms - self.settings.ttl_ms / 4;
-        (self.settings.ttl_ms >= REFRESH_TTL_MS_MIN)
-            .then(|| rendered.answer().asked_at.plus_ms(ahead_ms))
+        let ttl_ms = self.ttl_ms(now);
+        let ahead_ms = ttl_ms - ttl_ms / 4;
+        (ttl_ms >= REFRESH_TTL_MS_MIN).then(|| rendered.answer().asked_at.plus_ms(ahead_ms))
     }
 
-    /// Is a refresh due? Somebody has asked since the fetch that brought the answer began, who had
-    /// it begin among them, and none is on its way.
+    /// Whether a refresh is due: no fetch is queued or in flight, and a client asked for it since
+    /// the fetch of the answer began (the request that started it counts). In transition it is
+    /// enough that the entry is in use.
     pub fn wants_refresh(&self, now: Time, id: EntryId) -> bool {
         let entry = &self.entries[id.0];
-        let Some((rendered, _)) = &entry.answer else { return false };
-        entry.fetch.is_none()
+        let Some((rendered, _)) = &entry.answer else {
+            return self.is_in_transition(now) && entry.is_empty() && entry.is_in_use(now);
+        };
+        let is_wanted = entry.wanted_at >= Some(rendered.answer().asked_at)
+            || self.is_in_transition(now) && entry.is_in_use(now);
+        is_wanted
+            && entry.fetch.is_none()
             && entry.failure.is_none()
-            && entry.wanted_at >= rendered.answer().asked_at
-            && self.refresh_at(id).is_some_and(|at| at <= now)
+            && self.refresh_at(now, id).is_some_and(|at| at <= now)
     }
 
-    /// Frees the memory of what will not be served any more; how many answers are left.
+    /// The entries that clients asked for not long ago and that are not being fetched, and when
+    /// each is to be fetched again.
+    pub fn in_use(&self, now: Time) -> Vec<(EntryId, Time)> {
+        let entries = self.entries.iter().enumerate();
+        let in_use = entries.filter(|(_, entry)| {
+            entry.is_in_use(now) && entry.fetch.is_none() && entry.failure.is_none()
+        });
+        in_use
+            .map(|(index, _)| (EntryId(index), self.refresh_at(now, EntryId(index)).unwrap_or(now)))
+            .collect()
+    }
+
+    /// Frees the memory of answers that will not be served again, and of variants that are not in
+    /// use. Returns how many have to be looked at again.
     pub fn sweep(&mut self, now: Now) -> usize {
         let mut left = 0;
         for index in 0..self.entries.len() {
             let id = EntryId(index);
-            let useful = self.entries[index].is_fresh(now, self.settings.ttl_ms)
+            let is_useful = self.entries[index].is_fresh(now, self.settings.ttl_ms)
                 || self.may_serve_stale(now, id);
-            if useful {
-                left += 1;
-            } else {
+            if !is_useful {
                 self.entries[index].answer = None;
             }
-            self.drop_if_empty(id);
+            let is_kept = self.keep_variant(now.time, id);
+            left += usize::from(is_useful || is_kept);
         }
         left
     }
@@ -319,8 +373,8 @@ impl Cache {
         self.entries[id.0].route
     }
 
-    /// How many places there are at the moment.
-    pub fn places(&self) -> usize {
+    /// How many entries there are.
+    pub fn count(&self) -> usize {
         self.entries.len() - self.unused.len()
     }
 
@@ -330,20 +384,68 @@ impl Cache {
         fetching.map(|fetch| fetch.waiters.len()).sum()
     }
 
-    /// The variant that may leave and was asked for the longest time ago. A walk over all of
-    /// them: only new parameters beyond the limit cost it.
-    fn least_recently_wanted(&self) -> Option<EntryId> {
-        let idle = self.variants.values().filter(|id| self.entries[id.0].fetch.is_none());
-        idle.min_by_key(|id| self.entries[id.0].wanted_at).copied()
+    /// Panics if an entry is in a state that cannot be. `fetches`: the entries of all fetches that
+    /// are queued or in flight.
+    pub fn check_invariants(&self, fetches: &[EntryId]) {
+        for (index, entry) in self.entries.iter().enumerate() {
+            let of_entry = fetches.iter().filter(|id| id.0 == index).count();
+            assert_eq!(of_entry, usize::from(entry.fetch.is_some()), "{}: fetches", entry.target);
+        }
+        let variants = self.entries.len() - self.unused.len() - plain_routes().count();
+        assert_eq!(variants, self.variants.len(), "variants");
+        for (target, id) in &self.variants {
+            let entry = &self.entries[id.0];
+            assert!(entry.target == *target && entry.route.has_parameters, "{target}");
+        }
+        assert!(self.admitted.len() <= self.settings.variants_max.max(ADMITTED_KEPT), "admitted");
     }
 
-    /// A variant of which nothing is known and that nobody waits for gives its place back.
-    fn drop_if_empty(&mut self, id: EntryId) {
+    fn ttl_ms(&self, now: Time) -> u64 {
+        if self.is_in_transition(now) {
+            self.settings.ttl_ms.min(TRANSITION_TTL_MS)
+        } else {
+            self.settings.ttl_ms
+        }
+    }
+
+    fn is_in_transition(&self, now: Time) -> bool {
+        now < self.in_transition_until
+    }
+
+    /// Whether one more new variant fits into the last second.
+    fn admit(&mut self, now: Time) -> bool {
+        while self.admitted.front().is_some_and(|at| now.ms_since(*at) >= ADMITTED_MS) {
+            self.admitted.pop_front();
+        }
+        if self.admitted.is_empty() {
+            self.admitted.shrink_to(ADMITTED_KEPT);
+        }
+        self.admitted.len() < self.settings.variants_max
+    }
+
+    /// The variant that may be removed first. Linear in the number of variants: only new targets
+    /// beyond the limit cost it, and their rate is limited.
+    fn most_dispensable(&self, now: Time) -> Option<EntryId> {
+        let idle = self.variants.values().filter(|id| self.entries[id.0].fetch.is_none());
+        let steady = |entry: &Entry| entry.wanted_again && entry.is_in_use(now);
+        idle.min_by_key(|id| {
+            let entry = &self.entries[id.0];
+            (steady(entry), entry.wanted_at)
+        })
+        .copied()
+    }
+
+    /// Whether the entry is a variant; one that is empty and not in use is removed.
+    fn keep_variant(&mut self, now: Time, id: EntryId) -> bool {
         let entry = &self.entries[id.0];
-        let empty = entry.answer.is_none() && entry.failure.is_none() && entry.fetch.is_none();
-        if empty && entry.route.has_parameters && self.variants.contains_key(&entry.target) {
+        if !entry.route.has_parameters || !self.variants.contains_key(&entry.target) {
+            return false;
+        }
+        let is_removed = entry.is_empty() && !entry.is_in_use(now);
+        if is_removed {
             self.remove_variant(id);
         }
+        !is_removed
     }
 
     fn remove_variant(&mut self, id: EntryId) {
@@ -355,6 +457,17 @@ impl Cache {
     }
 }
 
+/// What an entry's wait says of Patroni.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// Patroni let the last fetch time out.
+    Certain,
+    /// The present fetch has lasted for [`PATIENCE_MS`], queueing included.
+    IfUpstreamIsSilent,
+    /// Nothing.
+    None,
+}
+
 impl Entry {
     fn new(route: Route, target: &str) -> Self {
         Entry {
@@ -363,16 +476,22 @@ impl Entry {
             answer: None,
             failure: None,
             fetch: None,
-            wanted_at: Time::ZERO,
+            wanted_at: None,
+            wanted_again: false,
         }
     }
 
-    fn is_leaders(&self) -> bool {
-        self.route.family() == Family::Leader
+    /// The answer and its validity, if it is a 200 of one of these leader routes.
+    fn leaders_200(&mut self, routes: LeaderRoutes) -> Option<&mut (Rendered, Validity)> {
+        let own = self.route.leader_routes()?;
+        let is_spoken_for = routes == LeaderRoutes::Any || own == routes;
+        self.answer
+            .as_mut()
+            .filter(|(rendered, _)| is_spoken_for && rendered.answer().status == 200)
     }
 
-    /// Is the answer young enough? Its age is below the ttl, not equal: both times are rounded
-    /// down, so that a millisecond is the error they may have together.
+    /// Whether the answer is young enough: its age is below the ttl, not equal, because both times
+    /// are rounded down and together may be wrong by a millisecond.
     fn is_fresh(&self, now: Now, ttl_ms: u64) -> bool {
         let Some((rendered, validity)) = &self.answer else { return false };
         let age_ms = now.time.ms_since(rendered.answer().asked_at);
@@ -381,35 +500,45 @@ impl Entry {
             && (age_ms < ALWAYS_FRESH_MS || !validity.aging_until.is_over(now))
     }
 
-    /// Has Patroni let the last fetch time out, or the present one wait for long?
-    fn is_silent(&self, now: Time) -> bool {
-        match &self.fetch {
-            Some(fetch) if self.failure.is_none() => now.ms_since(fetch.begun_at) >= PATIENCE_MS,
-            _ => self.failure.is_some(),
-        }
+    fn is_empty(&self) -> bool {
+        self.answer.is_none() && self.failure.is_none() && self.fetch.is_none()
+    }
+
+    /// Whether a client asked not long ago.
+    fn is_in_use(&self, now: Time) -> bool {
+        self.wanted_at.is_some_and(|at| now.ms_since(at) <= WANTED_MS)
     }
 }
 
-/// So long a client waits for a fresh answer when an old one may be served: 250 ms with the
+/// How long a client waits for a fresh answer when a stale one may be served: 250 ms with the
 /// wheel's tick.
 pub const PATIENCE_MS: u64 = 240;
+/// How long answers are kept while the node is in transition: a switchover as a load balancer sees
+/// it is then not later than with Patroni asked directly.
+pub const TRANSITION_TTL_MS: u64 = 100;
 /// Below this ttl nothing is fetched ahead: a quarter of it would be less than a tick.
 const REFRESH_TTL_MS_MIN: u64 = 40;
-/// A failed fetch is tried again after the ttl, but within this range: "at the least every
-/// second", and with `ttl: 0` not as fast as the loop can turn.
+/// A failed fetch is tried again after the ttl, but within this range: with a long `ttl` at least
+/// every second, with `ttl: 0` not as fast as the loop can turn.
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 1_000;
-/// For so long after a request a failing target counts as asked for: longer than the usual
-/// `inter` of a load balancer, so that its checks never wait for a frozen Patroni twice.
+/// How long after a request a target counts as in use: longer than the usual `inter` of a load
+/// balancer, so that its checks never wait for a frozen Patroni twice.
 const WANTED_MS: u64 = 10_000;
+/// The span of the limit on new variants.
+const ADMITTED_MS: u64 = 1_000;
+/// Capacity that is kept for the times of new variants.
+const ADMITTED_KEPT: usize = 64;
 
+const _: () = assert!(PATIENCE_MS + crate::wheel::TICK_MS <= 250, "promise 4");
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::AddressId;
     use crate::node::lease::Until;
     use crate::routes::resolve;
 
-    const LIMITS: CacheSettings = CacheSettings { ttl_ms: 1_000, grace_ms: 0, variants_max: 2 };
+    const SETTINGS: CacheSettings = CacheSettings { ttl_ms: 1_000, grace_ms: 0, variants_max: 2 };
 
     fn at(ms: u64) -> Time {
         Time::from_ms(ms)
@@ -420,21 +549,32 @@ mod tests {
     }
 
     fn answer(asked_ms: u64) -> Answer {
-        Answer { status: 200, content_type: None, body: [].into(), asked_at: at(asked_ms) }
+        Answer {
+            status: 200,
+            content_type: None,
+            body: [].into(),
+            asked_at: at(asked_ms),
+            date_unix_seconds: None,
+            address: AddressId::default(),
+        }
     }
 
     fn waiter(slot: u32) -> ConnId {
         ConnId { slot, generation: 0 }
     }
 
-    fn find(cache: &mut Cache, target: &str) -> Option<EntryId> {
+    fn find_at(cache: &mut Cache, now_ms: u64, target: &str) -> Result<EntryId, NoEntry> {
         let mut canonical = String::new();
         let route = resolve(target, &mut canonical).expect(target);
-        cache.find(route, &canonical)
+        cache.find(at(now_ms), route, &canonical)
+    }
+
+    fn find(cache: &mut Cache, target: &str) -> Option<EntryId> {
+        find_at(cache, 0, target).ok()
     }
 
     fn fetched(cache: &mut Cache, target: &str, now_ms: u64) -> EntryId {
-        let id = find(cache, target).expect(target);
+        let id = find_at(cache, now_ms, target).expect(target);
         assert_eq!(cache.lookup(now(now_ms), id), Lookup::Absent);
         cache.begin(at(0), id);
         cache.fill(id, answer(now_ms), Validity::FRESH_ONLY);
@@ -443,7 +583,7 @@ mod tests {
 
     #[test]
     fn one_fetch_whoever_asks_and_everybody_is_told() {
-        let mut cache = Cache::new(LIMITS);
+        let mut cache = Cache::new(SETTINGS);
         let id = find(&mut cache, "/primary").expect("a place");
         assert_eq!(cache.lookup(now(0), id), Lookup::Absent);
         cache.begin(at(0), id);
@@ -458,18 +598,18 @@ mod tests {
 
     #[test]
     fn a_failure_is_served_while_it_is_retried_and_forgotten_when_nobody_asks() {
-        let mut cache = Cache::new(LIMITS);
+        let mut cache = Cache::new(SETTINGS);
         let id = find(&mut cache, "/primary").expect("a place");
         assert_eq!(cache.lookup(now(0), id), Lookup::Absent);
         cache.begin(at(0), id);
-        cache.fail(id, answer(0), true);
+        cache.fail(id, answer(0), Culprit::Silent);
         assert_eq!(cache.lookup(now(900), id), Lookup::Failing);
         assert_eq!(cache.retry(at(999), id), Retry::Later(at(1_000)));
         assert_eq!(cache.retry(at(1_000), id), Retry::Fetch);
         cache.begin(at(0), id);
         assert_eq!(cache.lookup(now(2_500), id), Lookup::Failing);
         assert_eq!(cache.retry(at(2_500), id), Retry::Forgotten);
-        cache.fail(id, answer(1_000), true);
+        cache.fail(id, answer(1_000), Culprit::Silent);
         assert_eq!(cache.retry(at(12_500), id), Retry::Fetch);
         assert_eq!(cache.retry(at(12_501), id), Retry::Forgotten);
         assert_eq!(cache.lookup(now(12_502), id), Lookup::Absent);
@@ -477,51 +617,73 @@ mod tests {
 
     #[test]
     fn with_a_ttl_of_nothing_nothing_is_served_twice() {
-        let mut cache = Cache::new(CacheSettings { ttl_ms: 0, ..LIMITS });
+        let mut cache = Cache::new(CacheSettings { ttl_ms: 0, ..SETTINGS });
         let id = fetched(&mut cache, "/primary", 5);
         assert_eq!(cache.lookup(now(5), id), Lookup::Absent);
         cache.begin(at(0), id);
-        cache.fail(id, answer(5), true);
+        cache.fail(id, answer(5), Culprit::Silent);
         assert_eq!(cache.retry(at(5), id), Retry::Later(at(5 + RETRY_MS_MIN)));
     }
 
     #[test]
-    fn the_least_recently_asked_variant_leaves_first() {
-        let mut cache = Cache::new(LIMITS);
+    fn the_least_recently_asked_variant_is_replaced_first() {
+        let mut cache = Cache::new(CacheSettings { ttl_ms: 60_000, ..SETTINGS });
         let plain = fetched(&mut cache, "/replica", 0);
-        let first = fetched(&mut cache, "/replica?lag=1", 1);
-        fetched(&mut cache, "/replica?lag=2", 2);
-        assert_eq!(cache.lookup(now(3), first), Lookup::Fresh);
-        fetched(&mut cache, "/replica?lag=3", 4);
+        let first = fetched(&mut cache, "/replica?lag=1", 1_000);
+        fetched(&mut cache, "/replica?lag=2", 2_000);
+        assert_eq!(cache.lookup(now(3_000), first), Lookup::Fresh);
+        fetched(&mut cache, "/replica?lag=3", 4_000);
         assert_eq!(find(&mut cache, "/replica?lag=1"), Some(first));
-        assert_eq!(cache.lookup(now(5), first), Lookup::Fresh);
-        fetched(&mut cache, "/replica?lag=2", 6); // it had left, and 3 leaves for it
-        assert_eq!(cache.lookup(now(7), plain), Lookup::Fresh);
-        assert_eq!(cache.places(), crate::routes::ROUTES.len() + 2);
+        // 2 was replaced; 3 was asked for once only and gives way, though later than 1
+        fetched(&mut cache, "/replica?lag=2", 6_000);
+        assert_eq!(find(&mut cache, "/replica?lag=1"), Some(first));
+        // 1 is no longer in use
+        fetched(&mut cache, "/replica?lag=3", 13_001);
+        assert_ne!(find_at(&mut cache, 20_000, "/replica?lag=1"), Ok(first));
+        assert_eq!(cache.lookup(now(20_001), plain), Lookup::Fresh);
+        assert_eq!(cache.count(), crate::routes::ROUTES.len() + 2);
+    }
+
+    #[test]
+    fn new_variants_are_limited_per_second_and_known_ones_are_not() {
+        let mut cache = Cache::new(SETTINGS);
+        for (now_ms, target, admitted) in [
+            (0, "/replica?lag=1", true),
+            (500, "/replica?lag=2", true),
+            (999, "/replica?lag=3", false),
+            (999, "/replica?lag=1", true),
+            (1_000, "/replica?lag=3", true),
+            (1_499, "/replica?lag=4", false),
+            (1_500, "/replica?lag=4", true),
+        ] {
+            let expected = if admitted { None } else { Some(NoEntry::TooManyNew) };
+            assert_eq!(find_at(&mut cache, now_ms, target).err(), expected, "{now_ms} {target}");
+        }
     }
 
     #[test]
     fn what_is_being_fetched_cannot_leave() {
-        let mut cache = Cache::new(LIMITS);
+        let mut cache = Cache::new(SETTINGS);
         for target in ["/replica?lag=1", "/replica?lag=2"] {
             let id = find(&mut cache, target).expect(target);
             cache.begin(at(0), id);
         }
-        assert_eq!(find(&mut cache, "/replica?lag=3"), None);
+        assert_eq!(find_at(&mut cache, 1_000, "/replica?lag=3"), Err(NoEntry::Full));
         assert!(find(&mut cache, "/replica?lag=1").is_some());
         assert!(find(&mut cache, "/replica").is_some());
     }
 
     #[test]
     fn a_sweep_frees_what_has_expired() {
-        let mut cache = Cache::new(LIMITS);
+        let mut cache = Cache::new(SETTINGS);
         let plain = fetched(&mut cache, "/primary", 0);
         fetched(&mut cache, "/replica?lag=1", 500);
         assert_eq!(cache.sweep(now(999)), 2);
         assert_eq!(cache.sweep(now(1_000)), 1);
         assert!(cache.answer(plain).is_none());
-        assert_eq!(cache.sweep(now(1_500)), 0);
-        assert_eq!(cache.places(), crate::routes::ROUTES.len());
+        assert_eq!(cache.sweep(now(1_500)), 1, "a variant in use keeps its entry");
+        assert_eq!(cache.sweep(now(10_501)), 0);
+        assert_eq!(cache.count(), crate::routes::ROUTES.len());
         fetched(&mut cache, "/replica?lag=2", 1_600);
     }
 
@@ -537,7 +699,7 @@ mod tests {
 
     #[test]
     fn an_aging_answer_is_fresh_for_a_second_whatever_its_lease() {
-        let mut cache = Cache::new(CacheSettings { ttl_ms: 60_000, ..LIMITS });
+        let mut cache = Cache::new(CacheSettings { ttl_ms: 60_000, ..SETTINGS });
         let id = find(&mut cache, "/primary").expect("a place");
         for (aging_ms, fresh_ms, absent_ms) in [(0, 999, 1_000), (2_000, 1_999, 2_000)] {
             cache.begin(at(0), id);
@@ -549,21 +711,20 @@ mod tests {
 
     #[test]
     fn an_old_answer_has_its_grace_and_not_a_millisecond_more() {
-        let mut cache = Cache::new(LIMITS);
+        let mut cache = Cache::new(SETTINGS);
         let id = find(&mut cache, "/primary").expect("a place");
         cache.begin(at(0), id);
         cache.fill(id, answer(0), validity(5_000));
-        cache.configure(CacheSettings { grace_ms: 2_000, ..LIMITS });
+        cache.configure(CacheSettings { grace_ms: 2_000, ..SETTINGS });
         assert!(cache.may_serve_stale(now(2_999), id) && !cache.may_serve_stale(now(3_000), id));
-        cache.configure(CacheSettings { grace_ms: 60_000, ..LIMITS });
+        cache.configure(CacheSettings { grace_ms: 60_000, ..SETTINGS });
         assert!(cache.may_serve_stale(now(4_999), id) && !cache.may_serve_stale(now(5_000), id));
-        // who waits is not let go with what may not be served
         cache.begin(at(4_000), id);
         cache.wait(id, waiter(1));
-        assert_eq!(cache.release(now(5_000), id), []);
-        assert_eq!(cache.release(now(4_000 + PATIENCE_MS - 1), id), []);
-        assert_eq!(cache.release(now(4_000 + PATIENCE_MS), id), [waiter(1)]);
-        cache.configure(LIMITS);
+        assert_eq!(cache.silence(at(4_000 + PATIENCE_MS - 1), id), Silence::None);
+        assert_eq!(cache.silence(at(4_000 + PATIENCE_MS), id), Silence::IfUpstreamIsSilent);
+        assert_eq!(cache.take_waiters(id), [waiter(1)]);
+        cache.configure(SETTINGS);
         assert!(!cache.may_serve_stale(now(4_999), id));
     }
 }

@@ -14,21 +14,25 @@ pub enum Failure {
     Unresolved,
     /// This process has no file descriptor left.
     NoDescriptor,
+    /// The fetch's time ran out while it was queued.
+    NoRoom,
     /// No connection, or no whole answer, in time.
     TimedOut,
     /// The TLS handshake did not complete in time: Patroni is frozen, or it speaks plain HTTP and
     /// waits for the end of a line.
     HandshakeTimedOut,
-    /// RST, or another error on an open connection.
+    /// RST, or another error on an open connection, before a byte of the answer.
     Reset,
     /// Patroni closed the connection without a byte, as a handler that throws does.
     Closed,
-    /// The answer ended too early, or its JSON does not parse.
+    /// The answer ended too early, or its JSON is not whole.
     Cut,
     /// The answer is not HTTP.
     Garbage,
     /// The answer is larger than the limit.
     TooLarge,
+    /// The answer is patroniglue's own: `backend` is its own frontend, or another patroniglue's.
+    Patroniglue,
     /// TLS failed.
     Tls(TlsFailure),
 }
@@ -60,16 +64,41 @@ pub enum TlsFailure {
     Other,
 }
 
+/// Whose fault a failure is, and so what it says of answers in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Culprit {
+    /// Patroni is silent: it may only be frozen, and stale answers may be served.
+    Silent,
+    /// Patroni is gone: nothing it said before may be served stale.
+    Gone,
+    /// Patroni answered, but not usably: this ends what it said before of the same target.
+    Broken,
+    /// We could not ask: nothing is known of Patroni.
+    Ours,
+}
+
 impl Failure {
-    /// Whether Patroni may only be frozen. Any other failure says that it is gone, or broken.
-    pub fn is_silence(self) -> bool {
-        matches!(self, Failure::TimedOut | Failure::HandshakeTimedOut)
+    /// Whose fault it is.
+    pub fn culprit(self) -> Culprit {
+        match self {
+            Failure::TimedOut | Failure::HandshakeTimedOut => Culprit::Silent,
+            Failure::Refused | Failure::Unreachable | Failure::Unresolved | Failure::Reset => {
+                Culprit::Gone
+            }
+            Failure::Closed
+            | Failure::Cut
+            | Failure::Garbage
+            | Failure::TooLarge
+            | Failure::Patroniglue
+            | Failure::Tls(_) => Culprit::Broken,
+            Failure::NoDescriptor | Failure::NoRoom => Culprit::Ours,
+        }
     }
 
     /// Whether Patroni has certainly not seen the request.
     pub fn is_before_request(self) -> bool {
-        use Failure::{NoDescriptor, Refused, Unreachable, Unresolved};
-        matches!(self, Refused | Unreachable | Unresolved | NoDescriptor)
+        use Failure::{NoDescriptor, NoRoom, Refused, Unreachable, Unresolved};
+        matches!(self, Refused | Unreachable | Unresolved | NoDescriptor | NoRoom)
     }
 }
 
@@ -80,6 +109,7 @@ impl fmt::Display for Failure {
             Failure::Unreachable => "Patroni's address cannot be reached",
             Failure::Unresolved => "Patroni's name cannot be resolved",
             Failure::NoDescriptor => "no file descriptor is left to ask Patroni",
+            Failure::NoRoom => "all connections to Patroni are busy; raise backend.connections",
             Failure::TimedOut => "Patroni did not answer in time",
             Failure::HandshakeTimedOut => {
                 "Patroni did not complete the TLS handshake in time; is backend.scheme right?"
@@ -89,6 +119,9 @@ impl fmt::Display for Failure {
             Failure::Cut => "Patroni's answer was cut short",
             Failure::Garbage => "Patroni's answer is not HTTP",
             Failure::TooLarge => "Patroni's answer is too large",
+            Failure::Patroniglue => {
+                "this is patroniglue itself; set backend.host and backend.port to Patroni's"
+            }
             Failure::Tls(why) => return why.fmt(f),
         })
     }

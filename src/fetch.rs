@@ -1,25 +1,36 @@
 //! One fetch: request bytes go out, an answer or a failure comes back. Does not know who waits.
+//!
+//! ```text
+//!  Queued ── Connecting ── Handshaking ── Sending ── Head ── Body ── Done
+//! ```
+//!
+//! Patroni's answers have no length, and end with the connection. An answer complete in itself is
+//! complete all the same: a JSON body ends with its top-level object or array, and a bare status
+//! line with its empty line. What follows does not matter, nor whether the end ever comes.
 
 use std::mem;
 use std::rc::Rc;
 
-use crate::answer::Answer;
+use crate::answer::{AddressId, Answer};
 use crate::cache::EntryId;
 use crate::failure::Failure;
+use crate::http::INTERIM_RESPONSES_MAX;
 use crate::http::body::BodyDecoder;
 use crate::http::head::{self, BadResponse, Framing};
-use crate::http::{INTERIM_RESPONSES_MAX, RESPONSE_BODY_BYTES_MAX};
+use crate::http::json::{self, JsonScanner};
 use crate::time::Time;
 
-/// A fetch and its connection to Patroni.
+/// A fetch and its connection to an upstream.
 #[derive(Debug)]
 pub struct Fetch {
-    /// What is fetched.
     purpose: Purpose,
+    expected: Expected,
     /// The whole fetch ends by then, queueing included.
     deadline: Time,
-    /// Just before the connection was begun; until then, when the fetch was.
+    /// Just before the connection was begun; until then, when the fetch was queued.
     asked_at: Time,
+    /// The address that accepted the connection.
+    address: AddressId,
     state: State,
 }
 
@@ -30,6 +41,15 @@ pub enum Purpose {
     Entry(EntryId),
     /// Patroni's own intervals, for the lease.
     Intervals,
+}
+
+/// What is known of the answer beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Maximum bytes of its body.
+    pub body_bytes_max: usize,
+    /// Whether it is a bare status line.
+    pub bodyless: bool,
 }
 
 /// How far a connection to an upstream has come.
@@ -48,14 +68,12 @@ pub type Outcome = Option<Result<Answer, Failure>>;
 
 #[derive(Debug)]
 enum State {
-    /// Others come first.
     Queued {
         request: Rc<[u8]>,
     },
     Connecting {
         request: Rc<[u8]>,
     },
-    /// The TLS handshake is in progress.
     Handshaking {
         request: Rc<[u8]>,
     },
@@ -69,38 +87,32 @@ enum State {
         input: Vec<u8>,
         interim_count: u32,
     },
-    Body {
-        answer: Answer,
-        body: Vec<u8>,
-        decoder: BodyDecoder,
-    },
+    Body(Box<Body>),
     Done,
+}
+
+#[derive(Debug)]
+struct Body {
+    /// The answer, still without its body.
+    answer: Answer,
+    bytes: Vec<u8>,
+    decoder: BodyDecoder,
+    /// For JSON that ends with the connection.
+    json: Option<JsonScanner>,
 }
 
 impl Fetch {
     /// A fetch that sends `request` once it may connect.
-    pub fn new(now: Time, purpose: Purpose, request: Rc<[u8]>, deadline: Time) -> Self {
-        Fetch { purpose, deadline, asked_at: now, state: State::Queued { request } }
-    }
-
-    /// What is fetched.
-    pub fn purpose(&self) -> Purpose {
-        self.purpose
-    }
-
-    /// When it has failed.
-    pub fn deadline(&self) -> Time {
-        self.deadline
-    }
-
-    /// Does it still wait for its turn?
-    pub fn is_queued(&self) -> bool {
-        matches!(self.state, State::Queued { .. })
-    }
-
-    /// Since when Patroni is being asked.
-    pub fn asked_at(&self) -> Time {
-        self.asked_at
+    pub fn new(
+        now: Time,
+        purpose: Purpose,
+        expected: Expected,
+        request: Rc<[u8]>,
+        deadline: Time,
+    ) -> Self {
+        let address = AddressId::default();
+        let state = State::Queued { request };
+        Fetch { purpose, expected, deadline, asked_at: now, address, state }
     }
 
     /// Its turn has come: a connection is being made. The answer's age counts from here.
@@ -111,7 +123,12 @@ impl Fetch {
         }
     }
 
-    /// Its connection has reached this point.
+    /// The address that accepted its connection.
+    pub fn connected_to(&mut self, address: AddressId) {
+        self.address = address;
+    }
+
+    /// Its connection has come this far.
     pub fn progress(&mut self, progress: Progress) {
         let (State::Connecting { request } | State::Handshaking { request }) = &self.state else {
             return;
@@ -141,31 +158,25 @@ impl Fetch {
                 input.extend_from_slice(bytes);
                 self.read_head()
             }
-            State::Body { .. } => self.read_body(bytes),
+            State::Body(_) => self.read_body(bytes),
             _ => None,
         }
     }
 
-    /// Patroni has ended: for most of its answers that is what ends the body.
+    /// The upstream has ended: most of its bodies end so.
     pub fn eof(&mut self) -> Outcome {
         match &mut self.state {
-            State::Head { input, .. } if input.is_empty() => self.fail(Failure::Closed),
-            State::Head { .. } => self.fail(Failure::Cut),
-            State::Body { decoder, .. } => {
-                if decoder.eof() {
-                    self.complete()
-                } else {
-                    self.fail(Failure::Cut)
-                }
-            }
-            State::Connecting { .. } | State::Handshaking { .. } | State::Sending { .. } => {
-                self.fail(Failure::Closed)
-            }
+            State::Head { input, .. } if !input.is_empty() => self.fail(Failure::Cut),
+            State::Body(body) => match body.decoder.eof() {
+                true => self.complete(),
+                false => self.fail(Failure::Cut),
+            },
             State::Queued { .. } | State::Done => None,
+            _ => self.fail(Failure::Closed),
         }
     }
 
-    /// Its time is over.
+    /// The deadline has passed.
     pub fn expire(&mut self) -> Outcome {
         match self.state {
             State::Handshaking { .. } => self.fail(Failure::HandshakeTimedOut),
@@ -173,12 +184,38 @@ impl Fetch {
         }
     }
 
-    /// The fetch is over, without an answer.
+    /// The fetch has ended without an answer. A reset after part of the answer is a cut.
     pub fn fail(&mut self, failure: Failure) -> Outcome {
+        let has_begun = match &self.state {
+            State::Head { input, .. } => !input.is_empty(),
+            State::Body(_) => true,
+            _ => false,
+        };
         match mem::replace(&mut self.state, State::Done) {
             State::Done => None,
+            _ if has_begun && failure == Failure::Reset => Some(Err(Failure::Cut)),
             _ => Some(Err(failure)),
         }
+    }
+
+    /// What is fetched.
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    /// When it has failed.
+    pub fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    /// Whether it waits for a connection.
+    pub fn is_queued(&self) -> bool {
+        matches!(self.state, State::Queued { .. })
+    }
+
+    /// Since when the upstream is being asked.
+    pub fn asked_at(&self) -> Time {
+        self.asked_at
     }
 
     /// What is to be sent.
@@ -189,9 +226,9 @@ impl Fetch {
         }
     }
 
-    /// Is more input of use now?
+    /// Whether more input is of use.
     pub fn wants_read(&self) -> bool {
-        matches!(self.state, State::Head { .. } | State::Body { .. })
+        matches!(self.state, State::Head { .. } | State::Body(_))
     }
 
     fn read_head(&mut self) -> Outcome {
@@ -213,7 +250,11 @@ impl Fetch {
                 Ok(Some(head)) => break head,
             }
         };
-        if matches!(head.framing, Framing::Length(length) if length > BODY_LENGTH_MAX) {
+        if head.is_from_patroniglue {
+            return self.fail(Failure::Patroniglue);
+        }
+        let body_bytes_max = self.expected.body_bytes_max as u64;
+        if matches!(head.framing, Framing::Length(length) if length > body_bytes_max) {
             return self.fail(Failure::TooLarge);
         }
         let answer = Answer {
@@ -221,53 +262,74 @@ impl Fetch {
             content_type: head.content_type.map(Into::into),
             body: [].into(),
             asked_at: self.asked_at,
+            date_unix_seconds: head.date_unix_seconds,
+            address: self.address,
         };
-        let decoder = BodyDecoder::new(head.framing);
+        let ends_by_itself = head.framing == Framing::Eof;
+        let framing = match head.framing {
+            Framing::Eof if self.expected.bodyless => Framing::Length(0),
+            framing => framing,
+        };
+        let json = (ends_by_itself && answer.is_json()).then(JsonScanner::default);
         let rest = input.split_off(head.head_bytes);
-        self.state = State::Body { answer, body: Vec::new(), decoder };
+        let decoder = BodyDecoder::new(framing);
+        self.state = State::Body(Box::new(Body { answer, bytes: Vec::new(), decoder, json }));
         self.read_body(&rest)
     }
 
     fn read_body(&mut self, mut bytes: &[u8]) -> Outcome {
-        let State::Body { body, decoder, .. } = &mut self.state else { return None };
-        while !bytes.is_empty() && !decoder.is_done() {
-            let Ok(decoded) = decoder.decode(bytes) else { return self.fail(Failure::Garbage) };
-            if body.len() + decoded.data.len() > RESPONSE_BODY_BYTES_MAX {
+        let State::Body(body) = &mut self.state else { return None };
+        let mut is_whole = body.decoder.is_done();
+        while !bytes.is_empty() && !is_whole {
+            let Ok(decoded) = body.decoder.decode(bytes) else {
+                return self.fail(Failure::Garbage);
+            };
+            bytes = &bytes[decoded.taken..];
+            is_whole = body.decoder.is_done();
+            let mut data = decoded.data;
+            if let Some(json) = &mut body.json {
+                let Ok(end) = json.feed(data) else { return self.fail(Failure::Cut) };
+                data = &data[..end.unwrap_or(data.len())];
+                is_whole |= end.is_some();
+            }
+            if body.bytes.len() + data.len() > self.expected.body_bytes_max {
                 return self.fail(Failure::TooLarge);
             }
-            body.extend_from_slice(decoded.data);
-            bytes = &bytes[decoded.taken..];
+            body.bytes.extend_from_slice(data);
         }
-        if decoder.is_done() { self.complete() } else { None }
+        if is_whole { self.complete() } else { None }
     }
 
     fn complete(&mut self) -> Outcome {
-        let State::Body { mut answer, body, .. } = mem::replace(&mut self.state, State::Done)
-        else {
-            return None;
-        };
-        answer.body = body.into();
-        if answer.is_cut() { Some(Err(Failure::Cut)) } else { Some(Ok(answer)) }
+        let State::Body(body) = mem::replace(&mut self.state, State::Done) else { return None };
+        let Body { mut answer, bytes, .. } = *body;
+        answer.body = bytes.into();
+        let is_cut = answer.is_json() && !json::is_whole(&answer.body);
+        Some(if is_cut { Err(Failure::Cut) } else { Ok(answer) })
     }
 }
-
-const BODY_LENGTH_MAX: u64 = RESPONSE_BODY_BYTES_MAX as u64;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cache::{Cache, CacheSettings};
+    use crate::failure::Culprit;
+    use crate::http::RESPONSE_BODY_BYTES_MAX;
     use crate::routes::plain_routes;
+
+    const EXPECTED: Expected =
+        Expected { body_bytes_max: RESPONSE_BODY_BYTES_MAX, bodyless: false };
 
     fn entry() -> EntryId {
         let mut cache = Cache::new(CacheSettings { ttl_ms: 0, grace_ms: 0, variants_max: 0 });
-        cache.find(plain_routes().next().expect("routes"), "/").expect("a place")
+        cache.find(Time::ZERO, plain_routes().next().expect("routes"), "/").expect("a place")
     }
 
     /// A fetch fed with `bytes` in pieces of `step`, then with the end.
     fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
         let at_3_s = Time::from_ms(3_000);
-        let mut fetch = Fetch::new(Time::ZERO, Purpose::Entry(entry()), b"GET"[..].into(), at_3_s);
+        let mut fetch =
+            Fetch::new(Time::ZERO, Purpose::Entry(entry()), EXPECTED, b"GET"[..].into(), at_3_s);
         assert!(fetch.is_queued() && !fetch.wants_read() && fetch.output().is_empty());
         fetch.connect(Time::from_ms(7));
         fetch.progress(Progress::Open);
@@ -370,7 +432,8 @@ mod tests {
     fn a_handshake_in_vain_is_silence_too_and_named() {
         let begin = || {
             let at_3_s = Time::from_ms(3_000);
-            let mut fetch = Fetch::new(Time::ZERO, Purpose::Intervals, b"GET"[..].into(), at_3_s);
+            let mut fetch =
+                Fetch::new(Time::ZERO, Purpose::Intervals, EXPECTED, b"GET"[..].into(), at_3_s);
             fetch.connect(Time::ZERO);
             fetch
         };
@@ -379,7 +442,7 @@ mod tests {
         fetch.progress(Progress::Handshaking);
         assert!(fetch.output().is_empty() && !fetch.wants_read());
         assert_eq!(fetch.expire(), Some(Err(Failure::HandshakeTimedOut)));
-        assert!(Failure::HandshakeTimedOut.is_silence());
+        assert_eq!(Failure::HandshakeTimedOut.culprit(), Culprit::Silent);
         let mut fetch = begin();
         fetch.progress(Progress::Handshaking);
         fetch.progress(Progress::Open);

@@ -1,38 +1,44 @@
-//! What the operator is told: a change of state once, a repeated failure once a second.
+//! What the log says: a change of state once, a repeated failure once a second.
 
 use log::{info, warn};
 
-use crate::failure::Failure;
+use crate::failure::{Culprit, Failure};
+use crate::node::Notice;
+use crate::node::intervals::Intervals;
 use crate::node::report::NodeReport;
 use crate::time::Time;
 
-/// Remembers what was last said about Patroni.
+/// Remembers what was last logged.
 #[derive(Debug, Default)]
 pub struct Journal {
     patroni: Patroni,
-    /// What failed not long ago, and when: it says nothing new of Patroni by failing again, though
-    /// other targets may be answered in between.
+    /// Targets already reported as failing. A repeated failure of one is not logged as an outage of
+    /// Patroni.
     failing: Targets,
     role: Option<String>,
     failures: Repeats,
     refusals: Repeats,
-    /// What is being served old, and the operator knows it.
+    /// Targets whose stale answer is already reported.
     served_stale: Targets,
+    /// Targets whose answer is already reported to rest on Patroni's word.
+    on_word: Targets,
+    intervals_without_grace: Option<Intervals>,
 }
 
 /// Lets one line a second through and counts the others.
 #[derive(Debug, Default)]
 pub struct Repeats {
-    said_at: Option<Time>,
-    unsaid: u64,
+    logged_at: Option<Time>,
+    unlogged: u64,
 }
 
-/// Targets that something was noted of, and when.
+/// Targets already logged, and when they last recurred.
 #[derive(Debug, Default)]
 struct Targets(Vec<(Box<str>, Time)>);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Patroni {
+    /// It has not answered yet.
     #[default]
     Unknown,
     Answers,
@@ -43,35 +49,39 @@ impl Journal {
     /// A fetch brought an answer.
     pub fn answered(&mut self, target: &str) {
         if self.patroni != Patroni::Answers {
-            info!("Patroni answers");
+            info!("patroni answers");
             self.patroni = Patroni::Answers;
         }
-        self.failing.forget(target);
-        self.served_stale.forget(target);
+        self.failing.remove(target);
+        self.served_stale.remove(target);
     }
 
-    /// An answer older than the ttl was served: said once until Patroni answers this again.
+    /// A stale answer was served: logged once until Patroni answers this target again.
     pub fn served_stale(&mut self, now: Time, target: &str, age_ms: u64) {
-        if self.served_stale.note(now, target) {
+        if self.served_stale.insert(now, target) {
             let seconds = age_ms as f64 / 1e3;
-            warn!("Patroni is silent: {target} is served as it was {seconds:.1} s ago");
+            warn!("patroni is silent: serving stale {target}, age {seconds:.1} s");
         }
     }
 
     /// A fetch failed.
     pub fn failed(&mut self, now: Time, target: &str, failure: Failure) {
-        if self.failing.note(now, target) && self.patroni != Patroni::Fails {
-            info!("Patroni stopped answering");
+        let is_patronis = failure.culprit() != Culprit::Ours;
+        if is_patronis && self.failing.insert(now, target) && self.patroni != Patroni::Fails {
+            match self.patroni {
+                Patroni::Unknown => info!("patroni does not answer"),
+                _ => info!("patroni stopped answering"),
+            }
             self.patroni = Patroni::Fails;
         }
-        if let Some(times) = self.failures.note(now) {
+        if let Some(times) = self.failures.count(now) {
             warn!("fetching {target}: {failure} ({times} times)");
         }
     }
 
     /// A client spoke another protocol; `error` is the text of its refusal.
     pub fn refused(&mut self, now: Time, error: &str) {
-        if let Some(times) = self.refusals.note(now) {
+        if let Some(times) = self.refusals.count(now) {
             warn!("client refused: {error} ({times} times)");
         }
     }
@@ -88,48 +98,92 @@ impl Journal {
             }
         }
     }
+
+    /// An answer of `target` had something to it.
+    pub fn notice(&mut self, now: Time, target: &str, notice: Notice) {
+        match notice {
+            Notice::LeaseBoundPassed if !self.on_word.insert(now, target) => {}
+            Notice::LeaseBoundPassed => warn!(
+                "{target}: patroni says 200, but its dcs_last_seen is too long ago for a lease: \
+                 keeping the answer for {} ms",
+                crate::node::lease::WORD_MS
+            ),
+            Notice::ClockSkewed => warn!(
+                "patroni's clock differs from this host's: no stale leader answers; \
+                 run patroniglue on patroni's host or synchronise the clocks"
+            ),
+            Notice::Renamed => warn!("another patroni answers at the same address: starting anew"),
+            Notice::FirstNodeBack => info!("the first node answers again"),
+        }
+    }
+
+    /// Another node answers at another address of `backend.host`.
+    pub fn other_node(&mut self, difference: &str) {
+        warn!("backend.host leads to another node: {difference}; answering 503 until it is back");
+    }
+
+    /// The wall clock jumped, or the machine slept.
+    pub fn clock_jumped(&mut self) {
+        warn!("the wall clock jumped: forgetting all answers");
+    }
+
+    /// `intervals`: those under which `cache.grace` has no effect on leader routes, if it has none.
+    pub fn intervals_without_grace(&mut self, intervals: Option<Intervals>) {
+        if self.intervals_without_grace == intervals {
+            return;
+        }
+        self.intervals_without_grace = intervals;
+        if let Some(Intervals { ttl, loop_wait, retry_timeout }) = intervals {
+            warn!(
+                "cache.grace has no effect on leader routes: with patroni's ttl {ttl}, loop_wait \
+                 {loop_wait}, retry_timeout {retry_timeout} no lease is sure to last; \
+                 raise ttl above loop_wait + retry_timeout"
+            );
+        }
+    }
 }
 
 impl Repeats {
-    /// Something happened again: `Some(n)` if it is to be said now, and that it happened n times
-    /// since it was said last.
-    pub fn note(&mut self, now: Time) -> Option<u64> {
-        self.unsaid += 1;
-        if self.said_at.is_some_and(|said_at| now.ms_since(said_at) < QUIET_MS) {
+    /// Counts an event. Returns, if it is to be logged now, how many there were since the last one
+    /// that was.
+    pub fn count(&mut self, now: Time) -> Option<u64> {
+        self.unlogged += 1;
+        if self.logged_at.is_some_and(|logged_at| now.ms_since(logged_at) < QUIET_MS) {
             return None;
         }
-        self.said_at = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
+        self.logged_at = Some(now);
+        Some(std::mem::take(&mut self.unlogged))
     }
 }
 
 impl Targets {
-    /// Is it news? No, if it was noted not long ago, or if the list is full.
-    fn note(&mut self, now: Time, target: &str) -> bool {
-        self.0.retain(|(_, at)| now.ms_since(*at) < NOTED_MS);
-        if let Some((_, at)) = self.0.iter_mut().find(|(noted, _)| **noted == *target) {
+    /// Inserts a target. Returns whether it is to be logged: not if it recurs within
+    /// [`REMEMBERED_MS`], nor if the list is full.
+    fn insert(&mut self, now: Time, target: &str) -> bool {
+        self.0.retain(|(_, at)| now.ms_since(*at) < REMEMBERED_MS);
+        if let Some((_, at)) = self.0.iter_mut().find(|(logged, _)| **logged == *target) {
             *at = now;
             return false;
         }
-        let has_room = self.0.len() < NOTED_MAX;
+        let has_room = self.0.len() < TARGETS_MAX;
         if has_room {
             self.0.push((target.into(), now));
         }
         has_room
     }
 
-    fn forget(&mut self, target: &str) {
-        self.0.retain(|(noted, _)| **noted != *target);
+    fn remove(&mut self, target: &str) {
+        self.0.retain(|(logged, _)| **logged != *target);
     }
 }
 
-/// How long the same thing is not said again.
+/// How long the same event is only counted.
 const QUIET_MS: u64 = 1_000;
-/// Longer than a target that somebody asks for is left alone between two failures: the longest
-/// timeout of usual configurations, and a second.
-const NOTED_MS: u64 = 15_000;
+/// How long a target is remembered: longer than the time between two failures of one that clients
+/// ask for, which is the longest usual timeout and a second.
+const REMEMBERED_MS: u64 = 15_000;
 /// As many as there are routes, and some with parameters.
-const NOTED_MAX: usize = 64;
+const TARGETS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -139,7 +193,7 @@ mod tests {
     fn a_repeated_failure_is_said_once_a_second_with_its_count() {
         let mut repeats = Repeats::default();
         let said: Vec<Option<u64>> =
-            (0..25).map(|tenth| repeats.note(Time::from_ms(tenth * 100))).collect();
+            (0..25).map(|tenth| repeats.count(Time::from_ms(tenth * 100))).collect();
         let mut expected = vec![None; 25];
         (expected[0], expected[10], expected[20]) = (Some(1), Some(10), Some(10));
         assert_eq!(said, expected);
@@ -165,24 +219,25 @@ mod tests {
         journal.failed(Time::from_ms(41_000), "/primary", Failure::TimedOut);
         assert_eq!(journal.patroni, Patroni::Fails);
         journal.answered("/replica");
-        journal.failed(Time::from_ms(41_000 + NOTED_MS), "/cluster", Failure::Garbage);
+        journal.failed(Time::from_ms(41_000 + REMEMBERED_MS), "/cluster", Failure::Garbage);
         assert_eq!(journal.patroni, Patroni::Fails);
     }
 
     #[test]
     fn what_is_served_old_is_said_once_until_it_is_answered() {
         let mut targets = Targets::default();
-        let note = |targets: &mut Targets, ms, target| targets.note(Time::from_ms(ms), target);
+        let note = |targets: &mut Targets, ms, target| targets.insert(Time::from_ms(ms), target);
         assert!(note(&mut targets, 0, "/primary") && note(&mut targets, 10, "/replica"));
-        assert!(!note(&mut targets, NOTED_MS - 1, "/primary"));
-        assert!(note(&mut targets, 10 + NOTED_MS, "/replica"), "it is long ago");
-        assert!(!note(&mut targets, 2 * NOTED_MS - 2, "/primary"), "it goes on");
-        targets.forget("/primary");
-        assert!(note(&mut targets, 2 * NOTED_MS, "/primary"));
+        assert!(!note(&mut targets, REMEMBERED_MS - 1, "/primary"));
+        assert!(note(&mut targets, 10 + REMEMBERED_MS, "/replica"), "it is long ago");
+        assert!(!note(&mut targets, 2 * REMEMBERED_MS - 2, "/primary"), "it goes on");
+        targets.remove("/primary");
+        assert!(note(&mut targets, 2 * REMEMBERED_MS, "/primary"));
         let mut noted = 0;
         for number in 0..1_000 {
-            noted += usize::from(targets.note(Time::from_ms(2 * NOTED_MS), &number.to_string()));
+            noted +=
+                usize::from(targets.insert(Time::from_ms(2 * REMEMBERED_MS), &number.to_string()));
         }
-        assert_eq!((noted, targets.0.len()), (NOTED_MAX - 2, NOTED_MAX));
+        assert_eq!((noted, targets.0.len()), (TARGETS_MAX - 2, TARGETS_MAX));
     }
 }

@@ -32,9 +32,12 @@ impl LocalReply {
     pub const TOO_SLOW: Self = Self::new(408, "the request did not come in time");
     /// The operator drains the node.
     pub const DRAINING: Self = Self::new(503, "draining");
-    /// Every place for targets with parameters is being fetched.
+    /// Every entry for targets with parameters is being fetched.
     pub const TOO_MANY_TARGETS: Self =
         Self::new(503, "too many different parameters are asked for");
+    /// `cache.entries` new targets with parameters came within a second.
+    pub const TOO_MANY_NEW_TARGETS: Self =
+        Self::new(503, "too many new parameters within a second; raise cache.entries");
     /// Every place for clients is taken.
     pub const TOO_MANY_CONNECTIONS: Self = Self::new(503, "too many connections");
 

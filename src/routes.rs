@@ -39,6 +39,17 @@ pub enum Family {
     Metrics,
 }
 
+/// Leader routes that say the same of the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaderRoutes {
+    /// `/leader`: 503 means that the node holds no lease at all.
+    Any,
+    /// `/`, `/primary`, `/read-write`, `/master`: 503 on a standby cluster's leader, too.
+    Primary,
+    /// `/standby-leader` and its other spelling: 503 on a primary, too.
+    StandbyLeader,
+}
+
 /// How the routes of a family are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -52,6 +63,8 @@ pub struct Policy {
     pub drained: bool,
     /// Whether Patroni reads the DCS for the answer.
     pub dcs_read: bool,
+    /// Whether the answer is a bare status line.
+    pub bodyless: bool,
     /// Maximum bytes of the answer's body.
     pub body_bytes_max: usize,
 }
@@ -66,6 +79,18 @@ impl Route {
     pub fn family(self) -> Family {
         ROUTES[self.index].1
     }
+
+    /// The leader routes that its 503 speaks for; `None`: it is not a leader's.
+    pub fn leader_routes(self) -> Option<LeaderRoutes> {
+        match (self.family(), self.path()) {
+            (Family::Leader, "/leader") => Some(LeaderRoutes::Any),
+            (Family::Leader, "/standby-leader" | "/standby_leader") => {
+                Some(LeaderRoutes::StandbyLeader)
+            }
+            (Family::Leader, _) => Some(LeaderRoutes::Primary),
+            _ => None,
+        }
+    }
 }
 
 impl Family {
@@ -77,6 +102,7 @@ impl Family {
             stale_allowed: false,
             drained: false,
             dcs_read: false,
+            bodyless: false,
             body_bytes_max: RESPONSE_BODY_BYTES_MAX,
         };
         const CHECK: Policy = Policy { node_report_in_body: true, stale_allowed: true, ..PLAIN };
@@ -85,8 +111,10 @@ impl Family {
             Family::Leader => Policy { drained: true, ..CHECK },
             Family::Replica => Policy { drained: true, parameters: &REPLICA_PARAMETERS, ..CHECK },
             Family::Health => Policy { parameters: &REPLICA_PARAMETERS, ..CHECK },
-            Family::Liveness => PLAIN,
-            Family::Readiness => Policy { parameters: &READINESS_PARAMETERS, ..PLAIN },
+            Family::Liveness => Policy { bodyless: true, ..PLAIN },
+            Family::Readiness => {
+                Policy { parameters: &READINESS_PARAMETERS, bodyless: true, ..PLAIN }
+            }
             Family::Status => Policy { node_report_in_body: true, ..PLAIN },
             Family::Topology => Policy { dcs_read: true, ..PLAIN },
             Family::History => Policy { dcs_read: true, ..LONG },

@@ -2,7 +2,7 @@
 //! as arguments.
 
 /// Milliseconds since the daemon started; monotonic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
 /// The two clocks, read once per turn of the loop.

@@ -2,7 +2,7 @@
 
 use super::{Asked, Connection, Engine, Peer, Record};
 use crate::answer::{CacheStatus, Form};
-use crate::cache::{EntryId, Lookup};
+use crate::cache::{EntryId, Lookup, NoEntry};
 use crate::engine::Action;
 use crate::frontend::{Frontend, Request, Step};
 use crate::http::head::BadRequest;
@@ -37,7 +37,7 @@ impl Engine {
         if self.settings.records {
             self.remember(now, id, request);
         }
-        let entry = match self.entry_for(request) {
+        let entry = match self.entry_for(now, request) {
             Ok(entry) => entry,
             Err(reply) => return self.answer_locally(now, id, reply),
         };
@@ -47,7 +47,7 @@ impl Engine {
                 self.answer(now, id, entry, CacheStatus::Hit);
                 self.refresh(now, entry);
             }
-            Lookup::Stale => self.answer(now, id, entry, CacheStatus::Stale),
+            _ if self.serves_stale(now, entry) => self.answer(now, id, entry, CacheStatus::Stale),
             Lookup::Failing => self.answer(now, id, entry, CacheStatus::FailedHit),
             Lookup::Fetching => self.cache.wait(entry, id),
             Lookup::Absent => {
@@ -58,7 +58,7 @@ impl Engine {
     }
 
     /// The entry that a request is about, or what we have to say ourselves.
-    fn entry_for(&mut self, request: Request) -> Result<EntryId, LocalReply> {
+    fn entry_for(&mut self, now: Now, request: Request) -> Result<EntryId, LocalReply> {
         match request.method {
             Method::Unknown => return Err(LocalReply::UNKNOWN_METHOD),
             Method::Connect => return Err(LocalReply::METHOD_NOT_ALLOWED),
@@ -71,7 +71,10 @@ impl Engine {
                 if self.is_drained(route) {
                     return Err(LocalReply::DRAINING);
                 }
-                self.cache.find(route, &self.canonical).ok_or(LocalReply::TOO_MANY_TARGETS)
+                self.cache.find(now.time, route, &self.canonical).map_err(|why| match why {
+                    NoEntry::Full => LocalReply::TOO_MANY_TARGETS,
+                    NoEntry::TooManyNew => LocalReply::TOO_MANY_NEW_TARGETS,
+                })
             }
             _ => Err(LocalReply::METHOD_NOT_ALLOWED),
         }

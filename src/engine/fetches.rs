@@ -1,20 +1,124 @@
-//! The engine towards Patroni: when it is asked, and what an answer changes.
+//! Fetches from an upstream: which wait, which are in flight, and when the next one begins.
+
+use std::collections::VecDeque;
 
 use super::{Action, Connection, Engine, Peer, Timer, UpstreamId};
 use crate::answer::{Answer, CacheStatus};
-use crate::cache::{EntryId, PATIENCE_MS, Retry};
+use crate::cache::{EntryId, PATIENCE_MS, Retry, Silence};
 use crate::failure::Failure;
-use crate::fetch::{Fetch, Outcome, Purpose};
+use crate::fetch::{Expected, Fetch, Outcome, Purpose};
+use crate::http::RESPONSE_BODY_BYTES_MAX;
 use crate::http::write::request;
 use crate::node::intervals::INTERVALS_TARGET;
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
+/// The fetches from one upstream.
+#[derive(Debug, Default)]
+pub(super) struct Fetches {
+    /// In the order in which they were queued.
+    queue: VecDeque<Waiting>,
+    in_flight: Vec<InFlight>,
+}
+
+/// A fetch that waits for its turn.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    id: ConnId,
+    class: Class,
+    queued_at: Time,
+    deadline: Time,
+}
+
+/// A fetch that has a connection, or is getting one.
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    id: ConnId,
+    class: Class,
+    begun_at: Time,
+}
+
+/// In which order fetches begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// First.
+    Plain,
+    /// After plain ones, but at most [`PARAMETERS_WAIT_MS_MAX`] after them.
+    Parameters,
+    /// Patroni cannot answer it without the DCS, which may be away: one at a time, and never with
+    /// the last free connection.
+    Dcs,
+}
+
+impl Fetches {
+    /// How many have a connection.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// How many wait for one.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Takes the fetch that is to begin, if one may. One whose time is over is left to its timer:
+    /// Patroni would be connected to for nothing.
+    fn next(&mut self, now: Time, limit: usize) -> Option<ConnId> {
+        let free = limit.saturating_sub(self.in_flight.len());
+        if free == 0 {
+            return None;
+        }
+        let others = self.queue.iter().any(|waiting| waiting.class != Class::Dcs);
+        let dcs_allowed = self.in_flight.iter().all(|fetch| fetch.class != Class::Dcs)
+            && (free > 1 || limit == 1 && !others);
+        let mut best: Option<(u8, usize)> = None;
+        for (at, waiting) in self.queue.iter().enumerate() {
+            let rank = match waiting.class {
+                _ if waiting.deadline <= now => continue,
+                Class::Dcs if !dcs_allowed => continue,
+                Class::Parameters if now.ms_since(waiting.queued_at) >= PARAMETERS_WAIT_MS_MAX => 0,
+                Class::Plain | Class::Dcs => 1,
+                Class::Parameters => 2,
+            };
+            if best.is_none_or(|(best, _)| rank < best) {
+                best = Some((rank, at));
+            }
+        }
+        let waiting = self.queue.remove(best?.1)?;
+        let Waiting { id, class, .. } = waiting;
+        self.in_flight.push(InFlight { id, class, begun_at: now });
+        Some(id)
+    }
+
+    /// Removes a fetch. Returns whether it was in flight.
+    fn remove(&mut self, id: ConnId) -> bool {
+        self.queue.retain(|waiting| waiting.id != id);
+        let before = self.in_flight.len();
+        self.in_flight.retain(|fetch| fetch.id != id);
+        self.in_flight.len() < before
+    }
+
+    fn is_queued(&self, id: ConnId) -> bool {
+        self.queue.iter().any(|waiting| waiting.id == id)
+    }
+
+    /// When the fetch that has been in flight for the longest time has been so for
+    /// [`PATIENCE_MS`].
+    fn silent_at(&self) -> Option<Time> {
+        let begun_at = self.in_flight.iter().map(|fetch| fetch.begun_at).min();
+        begun_at.map(|begun_at| begun_at.plus_ms(PATIENCE_MS))
+    }
+
+    fn is_silent(&self, now: Time) -> bool {
+        self.silent_at().is_some_and(|at| at <= now)
+    }
+}
+
 impl Engine {
-    /// The connection of a fetch; an input for one that has gone is counted.
+    /// The connection of a fetch; an input for one that has ended is counted.
     pub(super) fn fetch(&mut self, id: ConnId) -> Option<&mut Fetch> {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
-            Some(Peer::Patroni(fetch)) => Some(fetch),
+            Some(Peer::Upstream(fetch)) => Some(fetch),
             _ => {
                 self.stale_inputs += 1;
                 None
@@ -32,9 +136,13 @@ impl Engine {
         self.dispatch(now);
     }
 
-    /// Reads Patroni's own intervals, unless that is under way or not due.
+    /// Fetches Patroni's intervals, if they are due and decide anything: a leader's answer is
+    /// served on the strength of the lease only if it may get older than
+    /// [`ALWAYS_FRESH_MS`](crate::node::lease::ALWAYS_FRESH_MS).
     pub(super) fn fetch_intervals(&mut self, now: Now) {
-        if self.is_shutting_down() || !self.node.begin_intervals_fetch(now.time) {
+        let settings = &self.settings.cache;
+        let matter = settings.grace_ms > 0 || settings.ttl_ms > crate::node::lease::ALWAYS_FRESH_MS;
+        if !matter || self.is_shutting_down() || !self.node.begin_intervals_fetch(now.time) {
             return;
         }
         let deadline = now.time.plus_ms(self.settings.timeout_ms);
@@ -42,112 +150,97 @@ impl Engine {
         self.dispatch(now);
     }
 
-    fn queue_fetch(&mut self, now: Now, purpose: Purpose, deadline: Time) {
-        let target = match purpose {
-            Purpose::Entry(entry) => self.cache.target(entry),
-            Purpose::Intervals => INTERVALS_TARGET,
+    pub(super) fn queue_fetch(&mut self, now: Now, purpose: Purpose, deadline: Time) {
+        let (target, expected, class) = match purpose {
+            Purpose::Entry(entry) => {
+                let route = self.cache.route(entry);
+                let policy = route.family().policy();
+                let expected =
+                    Expected { body_bytes_max: policy.body_bytes_max, bodyless: policy.bodyless };
+                let class = match route.has_parameters {
+                    _ if policy.dcs_read => Class::Dcs,
+                    true => Class::Parameters,
+                    false => Class::Plain,
+                };
+                (self.cache.target(entry), expected, class)
+            }
+            Purpose::Intervals => {
+                let body_bytes_max = RESPONSE_BODY_BYTES_MAX;
+                (INTERVALS_TARGET, Expected { body_bytes_max, bodyless: false }, Class::Dcs)
+            }
         };
         let request = request(target, &self.settings.host);
-        let fetch = Fetch::new(now.time, purpose, request, deadline);
-        let peer = Peer::Patroni(Box::new(fetch));
+        let fetch = Fetch::new(now.time, purpose, expected, request, deadline);
+        let peer = Peer::Upstream(Box::new(fetch));
         let id = self.connections.insert(Connection { peer, scheduled: Time::NEVER });
-        self.queue.push_back(id);
+        let queued_at = now.time;
+        self.fetches.queue.push_back(Waiting { id, class, queued_at, deadline });
         self.unscheduled.push(id);
     }
 
-    /// Lets fetches begin as far as there is room, those of plain routes first.
+    /// Begins fetches as far as there are connections for them.
     pub(super) fn dispatch(&mut self, now: Now) {
-        while self.fetching < self.settings.fetches_max {
-            let Some(at) = self.next_in_queue(now.time) else { return };
-            let Some(id) = self.queue.remove(at) else { return };
+        while let Some(id) = self.fetches.next(now.time, self.settings.fetches_max) {
             let Some(fetch) = self.fetch(id) else { continue };
             fetch.connect(now.time);
-            let purpose = fetch.purpose();
-            if self.reads_dcs(purpose) {
+            let reads_dcs = match fetch.purpose() {
+                Purpose::Entry(entry) => self.cache.route(entry).family().reads_dcs(),
+                Purpose::Intervals => true,
+            };
+            if reads_dcs {
                 self.node.dcs_read_begins(now, id);
             }
-            self.fetching += 1;
             self.actions.push_back(Action::Connect(id, UpstreamId::Patroni));
-        }
-    }
-
-    /// A fetch whose time is over is left to its timer: Patroni would be connected to for nothing.
-    fn next_in_queue(&self, now: Time) -> Option<usize> {
-        let is_in_time = |id: &ConnId| {
-            self.connections.get(*id).is_some_and(|connection| connection.deadline() > now)
-        };
-        let mut in_time = self.queue.iter().enumerate().filter(|(_, id)| is_in_time(id));
-        let plain = in_time.clone().find(|(_, id)| self.is_plain(**id));
-        plain.or_else(|| in_time.next()).map(|(at, _)| at)
-    }
-
-    fn is_plain(&self, id: ConnId) -> bool {
-        match self.connections.get(id).map(|connection| &connection.peer) {
-            Some(Peer::Patroni(fetch)) => match fetch.purpose() {
-                Purpose::Entry(entry) => !self.cache.route(entry).has_parameters,
-                Purpose::Intervals => true,
-            },
-            _ => false,
-        }
-    }
-
-    /// Does Patroni read the DCS for this, and so move `dcs_last_seen` without renewing a lease?
-    fn reads_dcs(&self, purpose: Purpose) -> bool {
-        match purpose {
-            Purpose::Entry(entry) => self.cache.route(entry).family().reads_dcs(),
-            Purpose::Intervals => true,
         }
     }
 
     /// A fetch has ended, or goes on.
     pub(super) fn fetch_step(&mut self, now: Now, id: ConnId, outcome: Outcome) {
-        let Some(outcome) = outcome else { return };
-        let Some(Connection { peer: Peer::Patroni(fetch), .. }) = self.connections.remove(id)
+        let Some(mut outcome) = outcome else { return };
+        let Some(Connection { peer: Peer::Upstream(fetch), .. }) = self.connections.remove(id)
         else {
             return;
         };
-        self.leave_queue_or_end(now, id, Some(&outcome));
+        if self.fetches.is_queued(id) && !self.fetches.is_silent(now.time) {
+            outcome = Err(Failure::NoRoom);
+        }
+        self.remove_fetch(now, id, Some(&outcome));
         match (fetch.purpose(), outcome) {
-            (Purpose::Entry(entry), Ok(answer)) => self.learn(now, entry, answer),
+            (Purpose::Entry(entry), Ok(answer)) => self.learn(now, entry, answer, fetch.deadline()),
             (Purpose::Entry(entry), Err(failure)) => {
-                self.learn_failure(now, entry, &fetch, failure)
+                self.learn_failure(now, entry, fetch.asked_at(), failure);
             }
             (Purpose::Intervals, outcome) => self.learn_intervals(now, outcome),
         }
         self.dispatch(now);
     }
 
-    /// `outcome`: none if it is us who end it.
-    fn leave_queue_or_end(
-        &mut self,
-        now: Now,
-        id: ConnId,
-        outcome: Option<&Result<Answer, Failure>>,
-    ) {
-        if let Some(at) = self.queue.iter().position(|queued| *queued == id) {
-            self.queue.remove(at);
+    /// Takes a fetch out of the queue, or closes its connection. `outcome`: `None` if it is not
+    /// awaited any longer.
+    fn remove_fetch(&mut self, now: Now, id: ConnId, outcome: Option<&Result<Answer, Failure>>) {
+        if !self.fetches.remove(id) {
             return;
         }
-        self.fetching -= 1;
         let answered = matches!(outcome, Some(Ok(_)));
-        let unseen = matches!(outcome, Some(Err(failure)) if failure.is_before_request());
-        self.node.fetch_ended(now, id, answered, !unseen);
+        let seen = !matches!(outcome, Some(Err(failure)) if failure.is_before_request());
+        self.node.fetch_ended(now, id, answered, seen);
         self.actions.push_back(Action::Close(id));
     }
 
-    /// Begins these fetches again, in the time they have left. Who waits goes on waiting.
-    pub(super) fn restart(&mut self, now: Now, which: impl Fn(&Fetch) -> bool) {
+    /// Begins these fetches again, in the time they have left. Their waiters go on waiting.
+    pub(super) fn restart(&mut self, now: Now, is_restarted: impl Fn(&Fetch) -> bool) {
         let fetches = self.connections.iter().filter_map(|(id, connection)| {
-            let Peer::Patroni(fetch) = &connection.peer else { return None };
-            which(fetch).then(|| (id, fetch.purpose(), fetch.deadline()))
+            let Peer::Upstream(fetch) = &connection.peer else { return None };
+            is_restarted(fetch).then(|| (id, fetch.purpose(), fetch.deadline()))
         });
         for (id, purpose, deadline) in fetches.collect::<Vec<_>>() {
             self.connections.remove(id);
-            self.leave_queue_or_end(now, id, None);
+            self.remove_fetch(now, id, None);
             self.queue_fetch(now, purpose, deadline);
         }
     }
 
+    /// Gives the waiters of an entry what is in memory.
     pub(super) fn answer_waiters(
         &mut self,
         now: Now,
@@ -164,10 +257,27 @@ impl Engine {
         }
     }
 
-    /// Those who waited long enough get the old answer, if it may be served.
-    pub(super) fn release(&mut self, now: Now, entry: EntryId) {
-        let waiters = self.cache.release(now, entry);
-        self.answer_waiters(now, entry, waiters, [CacheStatus::Stale, CacheStatus::Stale]);
+    /// Whether the entry's stale answer is to be served: it may be, and Patroni is silent.
+    pub(super) fn serves_stale(&self, now: Now, entry: EntryId) -> bool {
+        let is_silent = match self.cache.silence(now.time, entry) {
+            Silence::Certain => true,
+            Silence::IfUpstreamIsSilent => self.fetches.is_silent(now.time),
+            Silence::None => false,
+        };
+        is_silent && self.cache.may_serve_stale(now, entry)
+    }
+
+    /// [`PATIENCE_MS`] of an entry's fetch have passed: its waiters get the stale answer, if one is
+    /// served. If the fetch has only waited for others, this is looked at again.
+    pub(super) fn end_patience(&mut self, now: Now, entry: EntryId) {
+        if self.serves_stale(now, entry) {
+            let waiters = self.cache.take_waiters(entry);
+            self.answer_waiters(now, entry, waiters, [CacheStatus::Stale, CacheStatus::Stale]);
+        } else if self.cache.silence(now.time, entry) == Silence::IfUpstreamIsSilent
+            && let Some(at) = self.fetches.silent_at().filter(|at| *at > now.time)
+        {
+            self.wheel.schedule(at, Timer::Patience(entry));
+        }
     }
 
     /// Fetches a failing entry again if that is due.
@@ -180,10 +290,13 @@ impl Engine {
         }
     }
 
-    /// Fetches an entry ahead of time if somebody asks for it steadily.
+    /// Fetches an entry ahead of time if clients ask for it steadily.
     pub(super) fn refresh(&mut self, now: Now, entry: EntryId) {
         if self.cache.wants_refresh(now.time, entry) && !self.is_shutting_down() {
             self.begin_fetch(now, entry);
         }
     }
 }
+
+/// How much longer a fetch with parameters waits than a plain one, at most.
+const PARAMETERS_WAIT_MS_MAX: u64 = 1_000;

@@ -1,43 +1,64 @@
-//! An answer arrived, or did not: the one place where it changes what is in memory.
+//! An answer arrived, or did not: the one place where that changes what is in memory.
 //!
 //! The order is the safety argument. The clock first: after a jump of the wall clock the answer's
-//! times mean something else. Then the verdict, from everything known before. Then distrust, before
-//! the answer is stored: what it ends is all that was requested before it. Then the waiters, who
-//! get the answer itself; clients of restarted fetches go on waiting.
+//! times mean something else. Then the node's verdict, from everything known before. Then distrust,
+//! before the answer is stored: it ends what was requested earlier. Then the waiters, who get the
+//! answer itself; waiters of restarted fetches go on waiting. Last what is fetched next, so that
+//! it is decided by what is known now.
 
 use super::{Engine, Phase, Timer};
-use crate::answer::{Answer, CacheStatus};
+use crate::answer::{AddressId, Answer, CacheStatus};
 use crate::cache::EntryId;
-use crate::failure::Failure;
-use crate::fetch::{Fetch, Purpose};
+use crate::failure::{Culprit, Failure};
+use crate::fetch::Purpose;
 use crate::http::write::error_json;
-use crate::node::Distrust;
 use crate::node::intervals::INTERVALS_TARGET;
+use crate::node::lease::Validity;
+use crate::node::{Distrust, Verdict};
 use crate::reply::JSON;
 use crate::routes::Family;
-use crate::time::Now;
+use crate::time::{Now, Time};
 
 impl Engine {
-    /// The fetch of an entry brought an answer.
-    pub(super) fn learn(&mut self, now: Now, entry: EntryId, answer: Answer) {
+    /// The fetch of an entry brought an answer, before its `deadline`.
+    pub(super) fn learn(&mut self, now: Now, entry: EntryId, answer: Answer, deadline: Time) {
         self.journal.answered(self.cache.target(entry));
         self.observe_clock(now);
-        let family = self.cache.route(entry).family();
-        let led = self.cache.answer(entry).is_some_and(|previous| previous.answer().status == 200);
-        let stepped_down = family == Family::Leader && led && answer.status != 200;
-        let verdict = self.node.learn(now, family, &answer, stepped_down);
-        self.distrust(now, verdict.distrust);
-        let waiters = self.cache.fill(entry, answer, verdict.validity);
-        if let Some(report) = &verdict.report {
+        let route = self.cache.route(entry);
+        let (answer, validity) = match self.node.learn(now, route, &answer) {
+            Verdict::FetchAgain => {
+                self.queue_fetch(now, Purpose::Entry(entry), deadline);
+                return;
+            }
+            Verdict::Serve { validity, distrust, notice } => {
+                for distrust in distrust {
+                    self.distrust(now, distrust);
+                }
+                if let Some(notice) = notice {
+                    self.journal.notice(now.time, self.cache.target(entry), notice);
+                }
+                (answer, validity)
+            }
+            Verdict::OtherNode { difference, is_news } => {
+                if is_news {
+                    self.distrust(now, Distrust::Everything);
+                    self.journal.other_node(&difference);
+                }
+                let is_check = route.family().is_drained();
+                let refusal = || unavailable(&difference, answer.asked_at);
+                (if is_check { refusal() } else { answer }, Validity::FRESH_ONLY)
+            }
+        };
+        let waiters = self.cache.fill(entry, answer, validity);
+        if let Some(report) = self.node.report() {
             self.journal.report(report);
-        }
-        if family == Family::Leader && self.phase != Phase::Starting {
-            self.fetch_intervals(now);
         }
         self.answer_waiters(now, entry, waiters, [CacheStatus::Miss, CacheStatus::Collapsed]);
         self.schedule_sweep(now.time);
-        if let Some(at) = self.cache.refresh_at(entry) {
-            self.wheel.schedule(at, Timer::Refresh(entry));
+        self.schedule_refresh(now, entry);
+        self.follow_transition(now);
+        if route.family() == Family::Leader && self.phase != Phase::Starting {
+            self.fetch_intervals(now);
         }
     }
 
@@ -46,22 +67,18 @@ impl Engine {
         &mut self,
         now: Now,
         entry: EntryId,
-        fetch: &Fetch,
+        asked_at: Time,
         failure: Failure,
     ) {
         self.journal.failed(now.time, self.cache.target(entry), failure);
-        let answer = Answer {
-            status: 503,
-            content_type: Some(JSON.into()),
-            body: error_json(&failure.to_string()).into_bytes().into(),
-            asked_at: fetch.asked_at(),
-        };
-        let distrust = self.node.learn_failure(now, failure);
-        self.distrust(now, distrust);
-        let waiters = self.cache.fail(entry, answer, failure.is_silence());
+        if let Some(distrust) = self.node.learn_failure(now, failure) {
+            self.distrust(now, distrust);
+        }
+        let answer = unavailable(&failure.to_string(), asked_at);
+        let waiters = self.cache.fail(entry, answer, failure.culprit());
         // with a timeout shorter than PATIENCE_MS
-        let may_be_stale = failure.is_silence() && self.cache.may_serve_stale(now, entry);
-        let cache_status = if may_be_stale { CacheStatus::Stale } else { CacheStatus::Failed };
+        let is_stale = failure.culprit() == Culprit::Silent && self.serves_stale(now, entry);
+        let cache_status = if is_stale { CacheStatus::Stale } else { CacheStatus::Failed };
         self.answer_waiters(now, entry, waiters, [cache_status, cache_status]);
         self.retry(now, entry);
     }
@@ -70,17 +87,25 @@ impl Engine {
     pub(super) fn learn_intervals(&mut self, now: Now, outcome: Result<Answer, Failure>) {
         if let Err(failure) = outcome {
             self.journal.failed(now.time, INTERVALS_TARGET, failure);
-            let distrust = self.node.learn_failure(now, failure);
+            if let Some(distrust) = self.node.learn_failure(now, failure) {
+                self.distrust(now, distrust);
+            }
+        }
+        if let Some(distrust) = self.node.learn_intervals(now, outcome.as_ref().ok()) {
             self.distrust(now, distrust);
         }
-        let distrust = self.node.learn_intervals(now, outcome.as_ref().ok());
-        self.distrust(now, distrust);
+        if self.settings.cache.grace_ms > 0 {
+            self.journal.intervals_without_grace(self.node.intervals_without_grace());
+        }
     }
 
     /// Looks at the clocks.
     pub(super) fn observe_clock(&mut self, now: Now) {
-        let distrust = self.node.observe_clock(now);
-        self.distrust(now, distrust);
+        if let Some(distrust) = self.node.observe_clock(now) {
+            self.journal.clock_jumped();
+            self.distrust(now, distrust);
+            self.dispatch(now);
+        }
     }
 
     /// Patroni is another one from now on.
@@ -93,10 +118,42 @@ impl Engine {
     fn distrust(&mut self, now: Now, distrust: Distrust) {
         self.cache.distrust(distrust);
         if distrust.restarts_fetches() {
-            let everything = distrust == Distrust::Everything;
+            let is_everything = distrust == Distrust::Everything;
             self.restart(now, |fetch| {
-                everything || !fetch.is_queued() && matches!(fetch.purpose(), Purpose::Entry(_))
+                is_everything || !fetch.is_queued() && matches!(fetch.purpose(), Purpose::Entry(_))
             });
         }
+    }
+
+    /// While the node is in transition, every route in use is fetched again and again.
+    fn follow_transition(&mut self, now: Now) {
+        let until = self.node.in_transition_until();
+        self.cache.set_in_transition_until(until);
+        if until <= now.time || self.in_transition_until > now.time {
+            self.in_transition_until = until;
+            return;
+        }
+        self.in_transition_until = until;
+        for (entry, at) in self.cache.in_use(now.time) {
+            self.wheel.schedule(at, Timer::Refresh(entry));
+        }
+    }
+
+    fn schedule_refresh(&mut self, now: Now, entry: EntryId) {
+        if let Some(at) = self.cache.refresh_at(now.time, entry) {
+            self.wheel.schedule(at, Timer::Refresh(entry));
+        }
+    }
+}
+
+/// The 503 that stands for an answer.
+fn unavailable(reason: &str, asked_at: Time) -> Answer {
+    Answer {
+        status: 503,
+        content_type: Some(JSON.into()),
+        body: error_json(reason).into_bytes().into(),
+        asked_at,
+        date_unix_seconds: None,
+        address: AddressId::default(),
     }
 }

@@ -11,6 +11,8 @@ mod learn;
 use std::collections::VecDeque;
 use std::fmt;
 
+use self::fetches::Fetches;
+use crate::answer::AddressId;
 use crate::cache::{Cache, CacheSettings, EntryId};
 use crate::failure::Failure;
 use crate::fetch::{Fetch, Progress};
@@ -32,8 +34,8 @@ pub struct Engine {
     /// Connections whose deadline may have come nearer than the wheel knows. Looked at when the
     /// turn is over: who came and went within one turn never burdens the wheel.
     unscheduled: Vec<ConnId>,
-    /// Fetches that wait for their turn.
-    queue: VecDeque<ConnId>,
+    /// From Patroni.
+    fetches: Fetches,
     actions: VecDeque<Action>,
     records: VecDeque<Record>,
     journal: Journal,
@@ -45,7 +47,8 @@ pub struct Engine {
     /// Clients that may make room for new ones, the longest idle last.
     idlest: Vec<(Time, ConnId)>,
     clients: usize,
-    fetching: usize,
+    /// The node's, as it was last looked at.
+    in_transition_until: Time,
     sweeping: bool,
     phase: Phase,
     /// Load balancers are told to look elsewhere.
@@ -148,7 +151,7 @@ struct Connection {
 #[derive(Debug)]
 enum Peer {
     Client(Frontend, Option<Box<Asked>>),
-    Patroni(Box<Fetch>),
+    Upstream(Box<Fetch>),
 }
 
 /// What is remembered of a request for its [`Record`].
@@ -182,7 +185,7 @@ impl Engine {
             connections: Slots::new(),
             wheel: Wheel::new(),
             unscheduled: Vec::new(),
-            queue: VecDeque::new(),
+            fetches: Fetches::default(),
             actions: VecDeque::new(),
             records: VecDeque::new(),
             journal: Journal::default(),
@@ -191,7 +194,7 @@ impl Engine {
             canonical: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             idlest: Vec::new(),
             clients: 0,
-            fetching: 0,
+            in_transition_until: Time::ZERO,
             sweeping: false,
             phase: Phase::Starting,
             draining: false,
@@ -231,6 +234,13 @@ impl Engine {
         idlest.map(|id| self.close(id)).is_some()
     }
 
+    /// This address accepted the connection of a `Connect`.
+    pub fn connected_to(&mut self, id: ConnId, address: AddressId) {
+        if let Some(fetch) = self.fetch(id) {
+            fetch.connected_to(address);
+        }
+    }
+
     /// A `Connect` has come this far.
     pub fn progress(&mut self, id: ConnId, progress: Progress) {
         if let Some(fetch) = self.fetch(id) {
@@ -252,7 +262,7 @@ impl Engine {
                 let step = frontend.receive(now.time, bytes, &mut self.target);
                 self.client_step(now, id, step);
             }
-            Some(Peer::Patroni(fetch)) => {
+            Some(Peer::Upstream(fetch)) => {
                 let outcome = fetch.receive(bytes);
                 self.fetch_step(now, id, outcome);
             }
@@ -267,7 +277,7 @@ impl Engine {
                 let step = frontend.sent(now.time, count, &mut self.target);
                 self.client_step(now, id, step);
             }
-            Some(Peer::Patroni(fetch)) => fetch.sent(count),
+            Some(Peer::Upstream(fetch)) => fetch.sent(count),
             None => self.stale_inputs += 1,
         }
     }
@@ -279,7 +289,7 @@ impl Engine {
                 let step = frontend.eof();
                 self.client_step(now, id, step);
             }
-            Some(Peer::Patroni(fetch)) => {
+            Some(Peer::Upstream(fetch)) => {
                 let outcome = fetch.eof();
                 self.fetch_step(now, id, outcome);
             }
@@ -291,7 +301,7 @@ impl Engine {
     pub fn broken(&mut self, now: Now, id: ConnId, why: Failure) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
             Some(Peer::Client(..)) => self.close(id), // RST is how HAProxy says thank you
-            Some(Peer::Patroni(fetch)) => {
+            Some(Peer::Upstream(fetch)) => {
                 let outcome = fetch.fail(why);
                 self.fetch_step(now, id, outcome);
             }
@@ -307,7 +317,7 @@ impl Engine {
                 Timer::Connection(id) => self.look_at_deadline(now, id),
                 Timer::Retry(entry) => self.retry(now, entry),
                 Timer::Refresh(entry) => self.refresh(now, entry),
-                Timer::Patience(entry) => self.release(now, entry),
+                Timer::Patience(entry) => self.end_patience(now, entry),
                 Timer::Sweep => {
                     self.sweeping = false;
                     if self.cache.sweep(now) > 0 {
@@ -323,8 +333,10 @@ impl Engine {
     /// another one: then nothing counts that the former said, or was asked.
     pub fn configure(&mut self, now: Now, settings: Settings) {
         self.cache.configure(settings.cache);
-        let former = std::mem::replace(&mut self.settings, settings);
-        if former.host != self.settings.host {
+        let previous = std::mem::replace(&mut self.settings, settings);
+        if previous.host == self.settings.host {
+            self.node.forget_identity();
+        } else {
             self.forget_patroni(now);
         }
         self.dispatch(now);
@@ -360,7 +372,7 @@ impl Engine {
     pub fn output(&self, id: ConnId) -> &[u8] {
         match self.connections.get(id).map(|connection| &connection.peer) {
             Some(Peer::Client(frontend, _)) => frontend.output(),
-            Some(Peer::Patroni(fetch)) => fetch.output(),
+            Some(Peer::Upstream(fetch)) => fetch.output(),
             None => &[],
         }
     }
@@ -369,7 +381,7 @@ impl Engine {
     pub fn wants_read(&self, id: ConnId) -> bool {
         match self.connections.get(id).map(|connection| &connection.peer) {
             Some(Peer::Client(frontend, _)) => frontend.wants_read(),
-            Some(Peer::Patroni(fetch)) => fetch.wants_read(),
+            Some(Peer::Upstream(fetch)) => fetch.wants_read(),
             None => false,
         }
     }
@@ -397,18 +409,18 @@ impl Engine {
     pub fn counts(&self) -> Counts {
         Counts {
             clients: self.clients,
-            fetches: self.fetching,
-            queued: self.queue.len(),
+            fetches: self.fetches.in_flight(),
+            queued: self.fetches.queued(),
             waiters: self.cache.waiters(),
             timers: self.wheel.len(),
-            entries: self.cache.places(),
+            entries: self.cache.count(),
             stale_inputs: self.stale_inputs,
         }
     }
 
     /// Connections and timers: what the memory that is used depends on most.
     pub fn held(&self) -> usize {
-        self.clients + self.fetching + self.wheel.len()
+        self.clients + self.fetches.in_flight() + self.wheel.len()
     }
 
     fn is_shutting_down(&self) -> bool {
@@ -435,7 +447,7 @@ impl Engine {
                     self.actions.push_back(Action::Wake(id));
                 }
             }
-            Peer::Patroni(fetch) => {
+            Peer::Upstream(fetch) => {
                 let outcome = fetch.expire();
                 self.fetch_step(now, id, outcome);
             }
@@ -479,7 +491,7 @@ impl Connection {
     fn deadline(&self) -> Time {
         match &self.peer {
             Peer::Client(frontend, _) => frontend.deadline(),
-            Peer::Patroni(fetch) => fetch.deadline(),
+            Peer::Upstream(fetch) => fetch.deadline(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! head is refused (RFC 9112, section 11.2).
 
 use std::mem::MaybeUninit;
+use std::time::UNIX_EPOCH;
 
 use core::net::Ipv6Addr; // parses text only
 use httparse::{Header, Status};
@@ -35,6 +36,10 @@ pub struct ResponseHead<'a> {
     pub status: u16,
     /// The value of `Content-Type`, unchanged.
     pub content_type: Option<&'a [u8]>,
+    /// `Date` in Unix seconds.
+    pub date_unix_seconds: Option<u64>,
+    /// Whether `Cache-Status` names patroniglue.
+    pub is_from_patroniglue: bool,
     /// How long the body is.
     pub framing: Framing,
     /// Bytes the head took, its empty line included.
@@ -166,13 +171,23 @@ pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadResponse> {
     };
     let status = parsed.code.filter(|code| (100..=599).contains(code));
     let status = status.ok_or(BadResponse::Malformed)?;
-    let content_type = parsed.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-type"));
+    let field = |name: &str| {
+        let header = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+        header.map(|header| header.value)
+    };
     Ok(Some(ResponseHead {
         status,
-        content_type: content_type.map(|header| header.value),
+        content_type: field("content-type"),
+        date_unix_seconds: field("date").and_then(unix_seconds),
+        is_from_patroniglue: field("cache-status").is_some_and(|v| v.starts_with(b"patroniglue")),
         framing: response_framing(status, parsed.headers)?,
         head_bytes,
     }))
+}
+
+fn unix_seconds(date: &[u8]) -> Option<u64> {
+    let date = httpdate::parse_http_date(str::from_utf8(date).ok()?).ok()?;
+    date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
 /// The fields of a request that are evaluated.

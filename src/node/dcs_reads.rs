@@ -2,17 +2,29 @@
 //! makes Patroni read the DCS, which moves `dcs_last_seen` and renews nothing.
 
 use crate::slots::ConnId;
-use crate::time::Now;
+use crate::time::{Now, Time};
 
 /// The DCS reads that we caused, as far as they can still matter.
 #[derive(Debug, Default)]
-pub struct DcsReads(Vec<DcsRead>);
+pub struct DcsReads {
+    reads: Vec<DcsRead>,
+    /// The `dcs_last_seen` of the last answer.
+    last_seen: Option<u64>,
+    /// Until an answer that was asked for at or after this time: a `dcs_last_seen` that is first
+    /// seen to move may be our doing, whatever second it names. Patroni's clock may not be ours.
+    unseen_since: Option<Time>,
+}
 
 /// One of them, in Unix milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DcsRead {
     /// The fetch is in flight.
-    InFlight { id: ConnId, begun_unix_ms: u64 },
+    InFlight {
+        id: ConnId,
+        begun_unix_ms: u64,
+        /// [`DcsReads::unseen_since`] before it began.
+        unseen_before: Option<Time>,
+    },
     /// The fetch was given up, and Patroni has not answered anything since: it may still be at
     /// work on it.
     Abandoned { begun_unix_ms: u64 },
@@ -23,18 +35,30 @@ enum DcsRead {
 impl DcsReads {
     /// A fetch that makes Patroni read the DCS begins.
     pub fn begin(&mut self, now: Now, id: ConnId) {
-        self.0.retain(|read| !read.is_irrelevant(now.unix_ms));
-        if self.0.len() >= READS_MAX {
+        let unseen_before = self.unseen_since.replace(Time::NEVER);
+        self.reads.retain(|read| !read.is_irrelevant(now.unix_ms));
+        if self.reads.len() >= READS_MAX {
             self.merge_oldest();
         }
-        self.0.push(DcsRead::InFlight { id, begun_unix_ms: now.unix_ms });
+        self.reads.push(DcsRead::InFlight { id, begun_unix_ms: now.unix_ms, unseen_before });
+    }
+
+    /// It has ended, and Patroni has certainly not seen it.
+    pub fn cancel(&mut self, now: Now, id: ConnId) {
+        let is_it =
+            |read: &DcsRead| matches!(read, DcsRead::InFlight { id: its, .. } if *its == id);
+        let Some(at) = self.reads.iter().position(is_it) else { return };
+        let DcsRead::InFlight { unseen_before, .. } = self.reads.remove(at) else { return };
+        if self.all_done(now) {
+            self.unseen_since = unseen_before;
+        }
     }
 
     /// It has ended. `done`: Patroni is done with it as well; otherwise it was given up.
     pub fn end(&mut self, now: Now, id: ConnId, done: bool) {
-        for read in &mut self.0 {
+        for read in &mut self.reads {
             match *read {
-                DcsRead::InFlight { id: its, begun_unix_ms } if its == id => {
+                DcsRead::InFlight { id: its, begun_unix_ms, .. } if its == id => {
                     *read = match done {
                         true => DcsRead::Done { begun_unix_ms, ended_unix_ms: now.unix_ms },
                         false => DcsRead::Abandoned { begun_unix_ms },
@@ -43,47 +67,74 @@ impl DcsReads {
                 _ => {}
             }
         }
+        self.settle(now);
     }
 
     /// Patroni answers again: abandoned reads it carries out within `dcs_read_ms_max`, or never.
     pub fn patroni_answered(&mut self, now: Now, dcs_read_ms_max: u64) {
         let ended_unix_ms = now.unix_ms.saturating_add(dcs_read_ms_max);
-        for read in &mut self.0 {
+        for read in &mut self.reads {
             if let DcsRead::Abandoned { begun_unix_ms } = *read {
                 *read = DcsRead::Done { begun_unix_ms, ended_unix_ms };
             }
         }
+        self.settle(now);
     }
 
     /// The wall clock jumped when it said `before_unix_ms`: reads that may still run in Patroni
     /// may report any time of the new clock.
     pub fn clock_jumped(&mut self, before_unix_ms: u64) {
-        for read in &mut self.0 {
+        for read in &mut self.reads {
             *read = match *read {
-                DcsRead::InFlight { id, .. } => DcsRead::InFlight { id, begun_unix_ms: 0 },
+                DcsRead::InFlight { id, unseen_before, .. } => {
+                    DcsRead::InFlight { id, begun_unix_ms: 0, unseen_before }
+                }
                 DcsRead::Done { ended_unix_ms, .. } if ended_unix_ms <= before_unix_ms => continue,
                 _ => DcsRead::Abandoned { begun_unix_ms: 0 },
             };
         }
     }
 
-    /// Whether one of them may have set this `dcs_last_seen`, which is rounded down to a second.
+    /// An answer that was asked for at `asked_at` reports this `dcs_last_seen`. Returns whether one
+    /// of the reads may have set it.
+    pub fn learn_dcs_last_seen(&mut self, now: Now, asked_at: Time, seen: u64) -> bool {
+        self.settle(now);
+        let moved = self.last_seen.replace(seen).is_some_and(|last| last != seen);
+        let moved_unseen = moved && self.unseen_since.is_some();
+        if self.unseen_since.is_some_and(|since| asked_at >= since) {
+            self.unseen_since = None;
+        }
+        moved_unseen || self.cover(seen)
+    }
+
+    /// Whether one of them may have set this `dcs_last_seen`, by the seconds of our clock.
     pub fn cover(&self, seen: u64) -> bool {
-        self.0.iter().any(|read| read.covers(seen))
+        self.reads.iter().any(|read| read.covers(seen))
+    }
+
+    /// Once every read has ended, the next answer that is asked for shows what they moved.
+    fn settle(&mut self, now: Now) {
+        if self.all_done(now) && self.unseen_since == Some(Time::NEVER) {
+            self.unseen_since = Some(now.time);
+        }
+    }
+
+    fn all_done(&self, now: Now) -> bool {
+        self.reads.iter().all(|read| read.ended_unix_ms() <= now.unix_ms)
     }
 
     /// How many are remembered.
     #[cfg(test)]
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.reads.len()
     }
 
     /// Merges the two oldest that have ended into one. The time between them counts as theirs,
     /// which errs to the safe side.
     fn merge_oldest(&mut self) {
-        let Some(at) = self.0.iter().position(|read| !read.is_in_flight()) else { return };
-        let oldest = self.0.remove(at);
-        if let Some(next) = self.0.iter_mut().find(|read| !read.is_in_flight()) {
+        let Some(at) = self.reads.iter().position(|read| !read.is_in_flight()) else { return };
+        let oldest = self.reads.remove(at);
+        if let Some(next) = self.reads.iter_mut().find(|read| !read.is_in_flight()) {
             let begun_unix_ms = oldest.begun_unix_ms().min(next.begun_unix_ms());
             *next = match oldest.ended_unix_ms().max(next.ended_unix_ms()) {
                 u64::MAX => DcsRead::Abandoned { begun_unix_ms },

@@ -55,11 +55,15 @@ impl Intervals {
     /// renewal after it; then the lease is the one of the previous cycle. Patroni raises intervals
     /// that are too small, but `/config` has them as they were written. `ttl` is not raised here,
     /// which errs to the safe side.
+    ///
+    /// ZooKeeper ends a session after its `maxSessionTimeout` whatever `/config` says, and the DCS
+    /// is not known here: a longer `ttl` counts as that.
     pub fn bounds(self) -> LeaseBounds {
+        let ttl = self.ttl.min(TTL_SECONDS_MAX);
         let loop_wait = self.loop_wait.max(LOOP_WAIT_SECONDS_MIN);
         let retry_timeout = self.retry_timeout.max(RETRY_TIMEOUT_SECONDS_MIN);
-        let sure_seconds = self.ttl.saturating_sub(loop_wait).saturating_sub(retry_timeout);
-        LeaseBounds { ttl_seconds: self.ttl, sure_seconds }
+        let sure_seconds = ttl.saturating_sub(loop_wait).saturating_sub(retry_timeout);
+        LeaseBounds { ttl_seconds: ttl, sure_seconds }
     }
 }
 
@@ -106,8 +110,7 @@ impl KnownIntervals {
     }
 
     /// The last ones that were fetched, however long ago.
-    #[cfg(test)]
-    pub fn current(&self) -> Option<Intervals> {
+    pub fn last(&self) -> Option<Intervals> {
         self.current.map(|(intervals, _)| intervals)
     }
 
@@ -128,7 +131,7 @@ impl KnownIntervals {
         is_due
     }
 
-    /// The fetch has ended; with `success`, the next is due a minute later.
+    /// The fetch has ended; with `success`, the next is due [`REFETCH_MS`] later.
     pub fn fetch_ended(&mut self, now: Time, success: bool) {
         let pause_ms = if success { REFETCH_MS } else { RETRY_MS };
         self.fetch = IntervalsFetch::DueAt(now.plus_ms(pause_ms));
@@ -157,12 +160,16 @@ impl Default for KnownIntervals {
 
 /// Patroni's path of its dynamic configuration, which has the intervals.
 pub const INTERVALS_TARGET: &str = "/config";
-/// They are fetched again after this time, while a leader's route is asked for.
-const REFETCH_MS: u64 = 60_000;
+/// They are fetched again after this time, while a leader's route is asked for. Not a multiple of
+/// the usual `loop_wait` of 10 s: a fetch hides the HA loop's move of `dcs_last_seen` that falls
+/// into it, and it must not hide each.
+const REFETCH_MS: u64 = 9_000;
 /// The same, after a fetch that failed.
 const RETRY_MS: u64 = 5_000;
 /// How long they are believed.
-const BELIEF_MS_MAX: u64 = 75_000;
+const BELIEF_MS_MAX: u64 = 30_000;
+/// ZooKeeper's default `maxSessionTimeout`: 20 times its `tickTime` of 2 s.
+const TTL_SECONDS_MAX: u64 = 40;
 /// The smallest `loop_wait` and `retry_timeout`: Patroni raises smaller ones to them (4.1,
 /// `config.py`, `_validate_and_adjust_timeouts`).
 const LOOP_WAIT_SECONDS_MIN: u64 = 1;

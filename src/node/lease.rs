@@ -19,12 +19,38 @@ pub struct Until {
 /// Until when an answer may be served from memory, whatever else allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// Within the cache's ttl.
+    /// Within the cache's ttl, up to an age of [`ALWAYS_FRESH_MS`].
     pub fresh_until: Until,
-    /// The same, for an answer older than [`ALWAYS_FRESH_MS`].
+    /// Within the cache's ttl, at a greater age.
     pub aging_until: Until,
     /// While Patroni is silent; `None`: never.
     pub stale_until: Option<Until>,
+}
+
+/// What an answer of a leader's route rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// The lease, within these bounds.
+    Lease(Validity),
+    /// Patroni's word alone: its bound had passed before the question.
+    Word(Validity),
+    /// Nothing: its bound passed between the question and the answer.
+    Nothing,
+}
+
+/// A leader's 200 and the circumstances under which it came.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaderAnswer<'a> {
+    /// When Patroni was asked.
+    pub asked_at: Time,
+    /// The report in its body.
+    pub report: Option<&'a NodeReport>,
+    /// Its `dcs_last_seen`, unless that lies in the future.
+    pub seen: Option<u64>,
+    /// Whether `dcs_last_seen` can be compared with our clock.
+    pub is_clock_trusted: bool,
+    /// `None`: Patroni's intervals are not known.
+    pub bounds: Option<LeaseBounds>,
 }
 
 /// The renewals of the leader's lease that are known, as `dcs_last_seen` of the HA loop's cycles.
@@ -88,34 +114,45 @@ impl Lease {
         *self = Lease::default();
     }
 
-    /// The validity of a leader's 200 that came now. `seen`: the `dcs_last_seen` it carries, unless
-    /// that lies in the future; `trusted`: whether the wall clock is believed; `bounds`: `None` if
-    /// Patroni's intervals are not known.
-    pub fn validity(
-        &self,
-        now: Now,
-        report: Option<&NodeReport>,
-        seen: Option<u64>,
-        trusted: bool,
-        bounds: Option<LeaseBounds>,
-    ) -> Validity {
-        let ttl_seconds = bounds.map_or(TTL_SECONDS_MIN, |bounds| bounds.ttl_seconds);
-        // without a `dcs_last_seen` of the past, the answer is believed as long as the default ttl
-        let unknown = Until::after_ms(now, ALWAYS_FRESH_MS);
-        let until = |seen: u64, seconds: u64| Until::after_seen(now, seen, seconds);
-        let sure = seen.zip(self.seen).filter(|(seen, sure)| trusted && sure <= seen);
-        let sure = sure.map(|(_, sure)| sure);
-        let lease = (sure.zip(self.previous_seen).zip(bounds))
-            .filter(|_| report.is_some_and(NodeReport::is_under_lease));
-        Validity {
-            fresh_until: seen.map_or(unknown, |seen| until(seen, ttl_seconds)),
-            aging_until: sure.map_or(unknown, |sure| until(sure, ttl_seconds)),
-            // If the loop hung both before and after the cycle of `sure`, the last renewal belongs
-            // to the previous cycle.
-            stale_until: lease.map(|((sure, previous), bounds)| {
-                until(sure, bounds.sure_seconds).sooner(until(previous, ttl_seconds))
-            }),
+    /// Decides until when a leader's 200 that came now may be served.
+    pub fn decide(&self, now: Now, answer: &LeaderAnswer<'_>) -> Rest {
+        let age_ms = now.time.ms_since(answer.asked_at);
+        let asked = Now { time: answer.asked_at, unix_ms: now.unix_ms.saturating_sub(age_ms) };
+        let ttl_seconds = answer.bounds.map_or(TTL_SECONDS_MIN, |bounds| bounds.ttl_seconds);
+        let word = Until::after_ms(asked, ALWAYS_FRESH_MS);
+        let end = answer.seen.map_or(word, |seen| Until::after_seen(now, seen, ttl_seconds));
+        let sure_end = self.sure_end(now, answer, ttl_seconds);
+        let validity = Validity {
+            fresh_until: end,
+            aging_until: sure_end.unwrap_or(word),
+            stale_until: sure_end,
+        };
+        let bound = sure_end.filter(|_| age_ms >= ALWAYS_FRESH_MS).unwrap_or(end);
+        if !bound.is_over(now) {
+            return Rest::Lease(validity);
         }
+        if answer.seen.is_some() && bound.unix_ms > asked.unix_ms {
+            return Rest::Nothing;
+        }
+        let is_word_enough =
+            answer.report.is_some_and(|report| report.failsafe_mode_is_active || report.pause);
+        let word_ms = if is_word_enough { ALWAYS_FRESH_MS } else { WORD_MS };
+        let word = Until::after_ms(asked, word_ms);
+        Rest::Word(Validity { fresh_until: word, aging_until: word, stale_until: None })
+    }
+
+    /// D: until then the lease certainly holds. `None`: that is not known.
+    fn sure_end(&self, now: Now, answer: &LeaderAnswer<'_>, ttl_seconds: u64) -> Option<Until> {
+        let is_under_lease = answer.report.is_some_and(NodeReport::is_under_lease);
+        if !is_under_lease || !answer.is_clock_trusted {
+            return None;
+        }
+        let sure = self.seen.filter(|sure| Some(*sure) <= answer.seen)?;
+        let previous = self.previous_seen?;
+        let sure_end = Until::after_seen(now, sure, answer.bounds?.sure_seconds);
+        // If the loop hung both before and after the cycle of `sure`, the last renewal belongs to
+        // the previous cycle.
+        Some(sure_end.sooner(Until::after_seen(now, previous, ttl_seconds)))
     }
 }
 
@@ -123,5 +160,8 @@ impl Lease {
 /// age `dcs_last_seen` is accepted even if our own request moved it: Patroni has only just said
 /// that it leads.
 pub const ALWAYS_FRESH_MS: u64 = 1_000;
+/// How long a leader's 200 is served that rests on Patroni's word although its HA loop seems to
+/// hang, or its clock to be wrong.
+pub const WORD_MS: u64 = 250;
 /// The smallest `ttl` that Patroni accepts (4.1, `validator.py`): assumed while it is not known.
 const TTL_SECONDS_MIN: u64 = 20;

@@ -1,9 +1,9 @@
 //! What is known of the node, and until when its answers may be served. Nothing else decides that.
 //!
-//! Read in this order: [`report`], what the node says of itself; [`intervals`], what its lease
-//! lasts; [`dcs_reads`], which of its words are our own doing; [`wall_clock`], whether its times
-//! can be compared with ours; [`lease`], until when a leader's 200 may be served. [`Node::learn`]
-//! puts them together.
+//! Read in this order: [`report`], what the node says of itself; [`intervals`], how long its lease
+//! lasts; [`dcs_reads`], which moves of `dcs_last_seen` are our own doing; [`wall_clock`], whether
+//! its times can be compared with ours; [`lease`], until when a leader's 200 may be served.
+//! [`Node::learn`] puts them together. The promises it keeps are in `docs/safety.md`.
 
 pub mod dcs_reads;
 pub mod intervals;
@@ -15,100 +15,164 @@ pub mod wall_clock;
 
 use self::dcs_reads::DcsReads;
 use self::intervals::{Intervals, KnownIntervals};
-use self::lease::{Lease, Until, Validity};
-use self::report::NodeReport;
-use self::wall_clock::WallClock;
-use crate::answer::Answer;
-use crate::failure::Failure;
-use crate::routes::Family;
+use self::lease::{LeaderAnswer, Lease, Rest, Until, Validity};
+use self::report::{Identity, NodeReport};
+use self::wall_clock::{PatroniClock, WallClock};
+use crate::answer::{AddressId, Answer};
+use crate::failure::{Culprit, Failure};
+use crate::routes::{LeaderRoutes, Route};
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
 /// Everything that is known of the node.
 #[derive(Debug, Default)]
 pub struct Node {
-    /// Its last report.
-    report: Option<NodeReport>,
+    /// Whose answers these are, since the first report, and the address that gave the last one.
+    identity: Option<(Identity, AddressId)>,
+    /// The difference, while another node answers.
+    other: Option<String>,
+    /// The last report, and when it was asked for.
+    report: Option<(NodeReport, Time)>,
     intervals: KnownIntervals,
     dcs_reads: DcsReads,
     wall_clock: WallClock,
+    patroni_clock: PatroniClock,
     lease: Lease,
+    denials: Denials,
+    changes: Changes,
 }
 
-/// What an answer means for itself and for those before it.
+/// What an answer means.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// Until when the answer may be served.
-    pub validity: Validity,
-    /// Which answers that are in memory it ends.
-    pub distrust: Distrust,
-    /// The node's report in it.
-    pub report: Option<NodeReport>,
+pub enum Verdict {
+    /// It may be served.
+    Serve {
+        /// Until when.
+        validity: Validity,
+        /// Which answers in memory it ends.
+        distrust: Vec<Distrust>,
+        /// What the log says of it.
+        notice: Option<Notice>,
+    },
+    /// What it says may no longer be true: it has to be fetched again.
+    FetchAgain,
+    /// It is another node's.
+    OtherNode {
+        /// A sentence that says whose.
+        difference: String,
+        /// Whether it was not so before.
+        is_news: bool,
+    },
 }
 
-/// Which answers in memory may no longer be served. Each of them ends what those before it end,
-/// too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Which answers in memory may no longer be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distrust {
-    /// None.
-    Nothing,
-    /// Answers requested before this time must not be served stale.
+    /// Those requested before this time must not be served stale.
     StaleBefore(Time),
-    /// No leader's answer may be served stale.
+    /// No leader's 200 may be served stale.
     StaleLeaders,
-    /// No leader's answer may be served.
-    Leaders,
-    /// No answer may be served: they may contradict the one that arrived.
+    /// No 200 of these leader routes may be served.
+    Leaders(LeaderRoutes),
+    /// No answer may be served, and fetches in flight may bring what is no longer true.
     Answers,
     /// As `Answers`, and failures are forgotten as well: Patroni is another one.
     Everything,
 }
 
+/// What the log says of an answer, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A leader's 200 rests on Patroni's word alone: `dcs_last_seen` is too long ago.
+    LeaseBoundPassed,
+    /// Patroni's clock and ours differ.
+    ClockSkewed,
+    /// The node at the same address has another identity.
+    Renamed,
+    /// The first node answers again.
+    FirstNodeBack,
+}
+
+/// When a leader route last said that the node does not lead.
+#[derive(Clone, Copy, Debug, Default)]
+struct Denials {
+    /// For `/leader`.
+    any: Option<Time>,
+    /// For `/primary` and the routes that mean the same.
+    primary: Option<Time>,
+    /// For `/standby-leader`.
+    standby_leader: Option<Time>,
+}
+
+/// When the node changed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Changes {
+    changed_at: Option<Time>,
+    contradicted_at: Option<Time>,
+}
+
 impl Node {
-    /// Learns what an answer says and decides what it means. `stepped_down`: the route is a
-    /// leader's, said 200 before and does not now.
-    pub fn learn(
-        &mut self,
-        now: Now,
-        family: Family,
-        answer: &Answer,
-        stepped_down: bool,
-    ) -> Verdict {
-        let report = family.has_node_report().then(|| NodeReport::from_json(&answer.body));
-        let report = report.flatten();
-        let seen = report.as_ref().and_then(|report| report.dcs_last_seen);
-        let seen = seen.filter(|seen| seen.saturating_mul(1_000) <= now.unix_ms);
-        if let Some(seen) = seen {
-            self.learn_dcs_last_seen(seen);
+    /// Learns what an answer says and decides what it means.
+    pub fn learn(&mut self, now: Now, route: Route, answer: &Answer) -> Verdict {
+        let report = route.family().has_node_report().then(|| NodeReport::from_json(&answer.body));
+        let mut report = report.flatten();
+        let mut notice = None;
+        let mut distrust = Vec::new();
+        if let Some(report) = &mut report {
+            match self.identify(report, answer.address) {
+                Identified::First => {}
+                Identified::Back => notice = Some(Notice::FirstNodeBack),
+                Identified::Renamed => {
+                    self.forget_answers();
+                    distrust.push(Distrust::Everything);
+                    notice = Some(Notice::Renamed);
+                }
+                Identified::Other { difference, is_news } => {
+                    return Verdict::OtherNode { difference, is_news };
+                }
+            }
+            if let Some((previous, asked_at)) = &self.report {
+                report.complete_by(previous);
+                if report.contradicts(previous) && answer.asked_at < *asked_at {
+                    return Verdict::FetchAgain; // the later question is the newer truth
+                }
+            }
         }
-        let validity = self.validity(now, family, answer.status, report.as_ref(), seen);
-        let is_under_lease = report.as_ref().is_none_or(NodeReport::is_under_lease);
-        let distrust = if report.as_ref().is_some_and(|report| self.is_contradicted_by(report)) {
-            self.intervals.expire(now.time);
-            Distrust::Answers
-        } else if stepped_down || !is_under_lease {
-            Distrust::StaleLeaders
-        } else {
-            Distrust::Nothing
+        notice = self.learn_times(now, answer, report.as_ref()).or(notice);
+        let validity = match self.rest(now, route, answer, report.as_ref()) {
+            Rest::Nothing => return Verdict::FetchAgain,
+            Rest::Lease(validity) => validity,
+            Rest::Word(validity) => {
+                let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
+                notice = notice.or((!is_explained).then_some(Notice::LeaseBoundPassed));
+                validity
+            }
         };
-        if let Some(report) = &report {
-            self.keep(report, distrust);
+        if let Some(report) = report {
+            self.learn_report(now, &report, &mut distrust);
+            self.report = Some((report, answer.asked_at));
         }
-        Verdict { validity, distrust, report }
+        if let Some(routes) = route.leader_routes().filter(|_| answer.status != 200) {
+            self.denials.deny(routes, now.time);
+            distrust.push(Distrust::Leaders(routes));
+        }
+        Verdict::Serve { validity, distrust, notice }
     }
 
     /// Patroni did not answer. One that refuses or resets is gone, not frozen: its earlier answers
     /// must not be served stale.
-    pub fn learn_failure(&self, now: Now, failure: Failure) -> Distrust {
-        if failure.is_silence() { Distrust::Nothing } else { not_stale_before(now) }
+    pub fn learn_failure(&self, now: Now, failure: Failure) -> Option<Distrust> {
+        // what is in memory was requested before the next millisecond
+        (failure.culprit() == Culprit::Gone).then(|| Distrust::StaleBefore(now.time.plus_ms(1)))
     }
 
-    /// Looks at the clocks. A wall clock that jumped makes every lease uncertain.
-    pub fn observe_clock(&mut self, now: Now) -> Distrust {
-        let Some(before_unix_ms) = self.wall_clock.observe(now) else { return Distrust::Nothing };
+    /// Looks at the clocks. After a jump of the wall clock (the machine slept, or the clock was
+    /// set) no answer's age is known.
+    pub fn observe_clock(&mut self, now: Now) -> Option<Distrust> {
+        let before_unix_ms = self.wall_clock.observe(now)?;
         self.dcs_reads.clock_jumped(before_unix_ms);
         self.lease.forget();
-        not_stale_before(now)
+        Some(Distrust::Answers)
     }
 
     /// Whether Patroni's intervals are to be fetched now; if so, the fetch counts as in flight.
@@ -117,13 +181,18 @@ impl Node {
     }
 
     /// The fetch of Patroni's intervals has ended, with this answer if there was one.
-    pub fn learn_intervals(&mut self, now: Now, answer: Option<&Answer>) -> Distrust {
+    pub fn learn_intervals(&mut self, now: Now, answer: Option<&Answer>) -> Option<Distrust> {
         let intervals = answer
             .filter(|answer| answer.status == 200)
             .and_then(|answer| Intervals::from_json(&answer.body));
         self.intervals.fetch_ended(now.time, intervals.is_some());
-        let changed = intervals.is_some_and(|intervals| self.intervals.learn(now, intervals));
-        if changed { Distrust::Leaders } else { Distrust::Nothing }
+        let changed = self.intervals.learn(now, intervals?);
+        changed.then_some(Distrust::Leaders(LeaderRoutes::Any))
+    }
+
+    /// The last intervals, if the lease is never sure under them: grace has no effect then.
+    pub fn intervals_without_grace(&self) -> Option<Intervals> {
+        self.intervals.last().filter(|intervals| intervals.bounds().sure_seconds == 0)
     }
 
     /// A fetch that makes Patroni read the DCS begins.
@@ -133,10 +202,35 @@ impl Node {
 
     /// A fetch has ended. `answered`: with an answer; `seen`: Patroni may have seen the request.
     pub fn fetch_ended(&mut self, now: Now, id: ConnId, answered: bool, seen: bool) {
-        self.dcs_reads.end(now, id, answered || !seen);
+        if seen {
+            self.dcs_reads.end(now, id, answered);
+        } else {
+            self.dcs_reads.cancel(now, id);
+        }
         if answered {
             self.dcs_reads.patroni_answered(now, self.intervals.dcs_read_ms_max());
         }
+    }
+
+    /// The node is in transition until then: its answers change from one moment to the next.
+    pub fn in_transition_until(&self) -> Time {
+        let Some(changed_at) = self.changes.changed_at else { return Time::ZERO };
+        let limit = changed_at.plus_ms(TRANSITION_MS_MAX);
+        if self.report.as_ref().is_some_and(|(report, _)| report.is_changing()) {
+            return limit;
+        }
+        let contradicted_at = self.changes.contradicted_at;
+        contradicted_at.map_or(Time::ZERO, |at| at.plus_ms(CONTRADICTION_MS)).min(limit)
+    }
+
+    /// The node's last report.
+    pub fn report(&self) -> Option<&NodeReport> {
+        self.report.as_ref().map(|(report, _)| report)
+    }
+
+    /// The operator confirmed the configuration: the next report says whose answers these are.
+    pub fn forget_identity(&mut self) {
+        (self.identity, self.other) = (None, None);
     }
 
     /// Patroni is another one: nothing that is known counts.
@@ -147,60 +241,154 @@ impl Node {
         Distrust::Everything
     }
 
-    fn learn_dcs_last_seen(&mut self, seen: u64) {
-        let may_be_ours = self.dcs_reads.cover(seen);
-        if !may_be_ours {
-            self.lease.learn(seen);
-        }
-        if self.wall_clock.learn_dcs_last_seen(seen, may_be_ours) {
-            self.lease.forget_previous();
-        }
+    /// Forgets what another node at the same address said.
+    fn forget_answers(&mut self) {
+        (self.report, self.lease) = (None, Lease::default());
+        (self.denials, self.changes) = (Denials::default(), Changes::default());
     }
 
-    fn validity(
-        &self,
+    fn identify(&mut self, report: &NodeReport, address: AddressId) -> Identified {
+        let found = report.identity();
+        let Some((known, known_address)) = &mut self.identity else {
+            self.identity = Some((found, address));
+            return Identified::First;
+        };
+        let Some(difference) = known.difference(&found) else {
+            known.complete_by(found);
+            *known_address = address;
+            return if self.other.take().is_some() { Identified::Back } else { Identified::First };
+        };
+        if *known_address == address {
+            *known = found;
+            self.other = None;
+            return Identified::Renamed;
+        }
+        let is_news = self.other.is_none();
+        if is_news {
+            self.forget_answers();
+            self.other = Some(difference.clone());
+        }
+        Identified::Other { difference, is_news }
+    }
+
+    fn learn_times(
+        &mut self,
         now: Now,
-        family: Family,
-        status: u16,
+        answer: &Answer,
         report: Option<&NodeReport>,
-        seen: Option<u64>,
-    ) -> Validity {
-        match family {
-            _ if status != 200 => Validity::FRESH_ONLY,
-            Family::Leader => {
-                let trusted = !self.wall_clock.is_distrusted();
-                self.lease.validity(now, report, seen, trusted, self.intervals.bounds(now))
+    ) -> Option<Notice> {
+        let asked_unix_ms = now.unix_ms.saturating_sub(now.time.ms_since(answer.asked_at));
+        let seen = report.and_then(|report| report.dcs_last_seen);
+        let date = answer.date_unix_seconds;
+        let is_news = self.patroni_clock.observe(now, asked_unix_ms, date, seen);
+        if let Some(seen) = seen.filter(|seen| !is_future(*seen, now)) {
+            let may_be_ours = self.dcs_reads.learn_dcs_last_seen(now, answer.asked_at, seen);
+            if !may_be_ours {
+                self.lease.learn(seen);
             }
-            // stale replica answers risk lag and errors, not data
-            Family::Replica | Family::Health => {
-                Validity { stale_until: Some(Until::NEVER), ..Validity::FRESH_ONLY }
+            if self.wall_clock.learn_dcs_last_seen(seen, may_be_ours) {
+                self.lease.forget_previous();
             }
-            _ => Validity::FRESH_ONLY,
+        }
+        is_news.then_some(Notice::ClockSkewed)
+    }
+
+    /// What an answer rests on, and until when.
+    fn rest(&self, now: Now, route: Route, answer: &Answer, report: Option<&NodeReport>) -> Rest {
+        if answer.status != 200 {
+            return Rest::Lease(Validity::FRESH_ONLY);
+        }
+        let Some(routes) = route.leader_routes() else {
+            // a stale answer of a replica risks lag and errors, not data
+            let stale_until = route.family().policy().stale_allowed.then_some(Until::NEVER);
+            return Rest::Lease(Validity { stale_until, ..Validity::FRESH_ONLY });
+        };
+        if self.denials.deny_answer(routes, answer.asked_at) {
+            return Rest::Nothing;
+        }
+        let seen = report.and_then(|report| report.dcs_last_seen);
+        let answer = LeaderAnswer {
+            asked_at: answer.asked_at,
+            report,
+            seen: seen.filter(|seen| !is_future(*seen, now)),
+            is_clock_trusted: !self.wall_clock.is_distrusted()
+                && !self.patroni_clock.is_skewed(now.time),
+            bounds: self.intervals.bounds(now),
+        };
+        self.lease.decide(now, &answer)
+    }
+
+    /// What a report means for answers in memory.
+    fn learn_report(&mut self, now: Now, report: &NodeReport, distrust: &mut Vec<Distrust>) {
+        let previous = self.report.as_ref().map(|(previous, _)| previous);
+        if previous.is_none_or(|previous| previous.state != report.state) {
+            self.changes.changed_at = Some(now.time);
+        }
+        if previous.is_some_and(|previous| report.contradicts(previous)) {
+            self.changes = Changes { changed_at: Some(now.time), contradicted_at: Some(now.time) };
+            self.intervals.expire(now.time);
+            distrust.push(Distrust::Answers);
+        }
+        let is_unlocked =
+            |report: &NodeReport| report.cluster_unlocked && !report.failsafe_mode_is_active;
+        if is_unlocked(report) && !previous.is_some_and(is_unlocked) {
+            self.denials.deny(LeaderRoutes::Any, now.time);
+            distrust.push(Distrust::Leaders(LeaderRoutes::Any));
+        }
+        if !report.is_under_lease() {
+            distrust.push(Distrust::StaleLeaders);
+        }
+    }
+}
+
+/// Whose report an answer is.
+enum Identified {
+    /// The first node's, as before.
+    First,
+    /// The first node's, after another one's.
+    Back,
+    /// Another node's, at the address of the first.
+    Renamed,
+    /// Another node's, at another address.
+    Other { difference: String, is_news: bool },
+}
+
+impl Denials {
+    /// A 503 of these routes arrived, which ends what they speak for.
+    fn deny(&mut self, routes: LeaderRoutes, now: Time) {
+        match routes {
+            LeaderRoutes::Any => {
+                (self.any, self.primary, self.standby_leader) = (Some(now), Some(now), Some(now));
+            }
+            LeaderRoutes::Primary => self.primary = Some(now),
+            LeaderRoutes::StandbyLeader => self.standby_leader = Some(now),
         }
     }
 
-    fn is_contradicted_by(&self, report: &NodeReport) -> bool {
-        self.report.as_ref().is_some_and(|previous| report.contradicts(previous))
-    }
-
-    fn keep(&mut self, report: &NodeReport, distrust: Distrust) {
-        let previous = self.report.replace(report.clone());
-        // an answer without a timeline does not say that there is none
-        let timeline = previous.filter(|_| distrust < Distrust::Answers).and_then(|p| p.timeline);
-        if let Some(kept) = &mut self.report {
-            kept.timeline = kept.timeline.or(timeline);
-        }
+    /// Whether one that arrived since makes a 200 untrue that was asked for at `asked_at`.
+    fn deny_answer(self, routes: LeaderRoutes, asked_at: Time) -> bool {
+        let denied_at = match routes {
+            LeaderRoutes::Any => self.any,
+            LeaderRoutes::Primary => self.primary,
+            LeaderRoutes::StandbyLeader => self.standby_leader,
+        };
+        denied_at.is_some_and(|denied_at| asked_at < denied_at)
     }
 }
 
 impl Distrust {
     /// Whether fetches in flight may bring what is no longer true.
     pub fn restarts_fetches(self) -> bool {
-        self >= Distrust::Answers
+        matches!(self, Distrust::Answers | Distrust::Everything)
     }
 }
 
-/// What is in memory must not be served stale: it was requested before the next millisecond.
-fn not_stale_before(now: Now) -> Distrust {
-    Distrust::StaleBefore(now.time.plus_ms(1))
+fn is_future(unix_seconds: u64, now: Now) -> bool {
+    unix_seconds.saturating_mul(1_000) > now.unix_ms
 }
+
+/// How long after a contradiction the node counts as in transition: a switchover shows several
+/// changes within 5 s (measured on Patroni 4.1.5).
+const CONTRADICTION_MS: u64 = 5_000;
+/// A node that starts or stops is in transition for at most this time after its last change.
+const TRANSITION_MS_MAX: u64 = 30_000;

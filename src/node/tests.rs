@@ -1,186 +1,204 @@
-//! The safety decision as a whole: what comes in, and until when it may be served.
+//! The safety decision as a whole, as tables: what comes in, and until when it may be served.
 
 use super::dcs_reads::{READS_MAX, RELEVANT_MS};
 use super::wall_clock::JUMP_MS_MIN;
 use super::*;
+use crate::routes::{Family, resolve};
 
-/// The daemon is 100 s old, and it is Unix second 10,000.
+/// The daemon is 100 s old at Unix second 10,000.
 fn now_at(unix_seconds: f64) -> Now {
     let unix_ms = (unix_seconds * 1e3) as u64;
     Now { time: Time::from_ms(unix_ms - 9_900_000), unix_ms }
 }
 
-fn leader(seen: u64) -> NodeReport {
-    NodeReport {
-        state: "running".into(),
-        role: "primary".into(),
-        timeline: Some(2),
-        dcs_last_seen: Some(seen),
-        ..NodeReport::default()
+fn route(path: &str) -> Route {
+    resolve(path, &mut String::new()).expect(path)
+}
+
+/// A node's report; `fields` are added to those of a running primary.
+fn body(dcs_last_seen: u64, fields: &str) -> String {
+    let seen = format!(r#""dcs_last_seen": {dcs_last_seen}"#);
+    let comma = if fields.is_empty() { "" } else { ", " };
+    let (state, role) = (r#""state": "running""#, r#""role": "primary""#);
+    let usual = [(r#""state""#, state), (r#""role""#, role)];
+    let usual = usual.iter().filter(|(name, _)| !fields.contains(name)).map(|(_, field)| *field);
+    let usual: Vec<&str> = usual.collect();
+    let usual = [usual.join(", "), seen].join(", ");
+    format!("{{{}{comma}{fields}}}", usual.trim_start_matches(", "))
+}
+
+fn answer(asked_at: Time, status: u16, body: &str) -> Answer {
+    Answer {
+        status,
+        content_type: None,
+        body: body.as_bytes().into(),
+        asked_at,
+        date_unix_seconds: None,
+        address: AddressId(0),
     }
 }
 
-/// Of a node whose HA loop was not seen yet.
-fn unseen(intervals: Intervals) -> Node {
+/// Learns an answer that was asked for in the same millisecond.
+fn learn(node: &mut Node, now: Now, path: &str, status: u16, body: &str) -> Verdict {
+    node.learn(now, route(path), &answer(now.time, status, body))
+}
+
+fn validity(verdict: Verdict) -> Validity {
+    match verdict {
+        Verdict::Serve { validity, .. } => validity,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn distrust(verdict: Verdict) -> Vec<Distrust> {
+    match verdict {
+        Verdict::Serve { distrust, .. } => distrust,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A node whose intervals are known and whose HA loop was not seen yet.
+fn unseen(ttl: u64, loop_wait: u64, retry_timeout: u64) -> Node {
     let mut node = Node::default();
-    node.intervals.learn(now_at(9_990.0), intervals);
+    node.intervals.learn(now_at(9_990.0), Intervals { ttl, loop_wait, retry_timeout });
     node
 }
 
-fn knowing(intervals: Intervals) -> Node {
-    let mut lease = unseen(intervals);
-    judge(&mut lease, now_at(9_990.0), Family::Health, 200, Some(&leader(9_990)));
-    lease
+/// The same, and its HA loop was seen in second 9,990.
+fn seen(ttl: u64, loop_wait: u64, retry_timeout: u64) -> Node {
+    let mut node = unseen(ttl, loop_wait, retry_timeout);
+    learn(&mut node, now_at(9_990.0), "/health", 200, &body(9_990, ""));
+    node
 }
 
-fn known() -> Node {
-    knowing(Intervals::default())
+fn usual() -> Node {
+    seen(30, 10, 10)
 }
 
-fn read(slot: u32) -> ConnId {
-    ConnId { slot, generation: 0 }
-}
-
-fn judge(
-    node: &mut Node,
-    now: Now,
-    family: Family,
-    status: u16,
-    report: Option<&NodeReport>,
-) -> Validity {
-    let body = report.map_or(String::new(), |report| {
-        let NodeReport { state, role, pause, cluster_unlocked, .. } = report;
-        let failsafe = report.failsafe_mode_is_active;
-        let seen = report.dcs_last_seen.map_or("null".to_owned(), |seen| seen.to_string());
-        format!(
-            r#"{{"state": "{state}", "role": "{role}", "dcs_last_seen": {seen}, "pause": {pause},
-            "cluster_unlocked": {cluster_unlocked}, "failsafe_mode_is_active": {failsafe}}}"#
-        )
-    });
-    let body = body.into_bytes().into();
-    let answer = Answer { status, content_type: None, body, asked_at: now.time };
-    node.learn(now, family, &answer, false).validity
-}
-
-fn jumps(node: &mut Node, now: Now) -> bool {
-    node.observe_clock(now) != Distrust::Nothing
-}
-
-/// The second from which on a leader's answer that came at `now` is no longer served stale.
-fn stale_until(lease: &mut Node, now: f64, status: &NodeReport) -> Option<f64> {
-    if let Some(intervals) = lease.intervals.current() {
-        lease.intervals.learn(now_at(now), intervals); // fetched again meanwhile
+/// The Unix second from which on `/primary`'s 200 is no longer served stale.
+fn stale_until(node: &mut Node, now: Now, body: &str) -> Option<u64> {
+    if let Some(intervals) = node.intervals.last() {
+        node.intervals.learn(now, intervals); // fetched again meanwhile
     }
-    let validity = judge(lease, now_at(now), Family::Leader, 200, Some(status));
-    validity.stale_until.map(|until| {
-        let offset_ms = until.unix_ms as i64 - until.time.as_ms() as i64;
-        let is_past = until.unix_ms <= now_at(now).unix_ms;
-        assert!(is_past || offset_ms == 9_900_000, "both clocks say the same");
-        until.unix_ms as f64 / 1e3
-    })
+    let until = validity(learn(node, now, "/primary", 200, body)).stale_until?;
+    let offset_ms = until.unix_ms as i64 - until.time.as_ms() as i64;
+    let is_past = until.unix_ms <= now.unix_ms;
+    assert!(is_past || offset_ms == 9_900_000, "both clocks say the same");
+    Some(until.unix_ms / 1_000)
 }
 
-#[test]
-fn a_node_says_what_it_is() {
-    let body = br#"{"state": "running", "role": "primary", "xlog": {"location": 1}, "timeline": 2,
-        "dcs_last_seen": 9999, "pause": true}"#;
-    let status = NodeReport { pause: true, ..leader(9_999) };
-    assert_eq!(NodeReport::from_json(body), Some(status));
-    for body in ["", "[]", "{}", "{\"state\": 1}", "{\"state\": \"running\""] {
-        assert_eq!(NodeReport::from_json(body.as_bytes()), None, "{body}");
+/// Runs a table of rows `time | dcs_last_seen | our DCS read | stale until`. A row without a
+/// `dcs_last_seen` has no answer, `-` means never stale.
+fn run(node: &mut Node, table: &str) {
+    for row in table.trim().lines() {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [time, seen, read, expected] = cells[..] else { panic!("{row}") };
+        let now = now_at(time.parse().expect("a time"));
+        let words: Vec<&str> = read.split_whitespace().collect();
+        match words[..] {
+            [] => {}
+            ["begins", number] => node.dcs_read_begins(now, fetch(number)),
+            ["ends", number] => node.fetch_ended(now, fetch(number), true, true),
+            ["is", "abandoned", number] => node.fetch_ended(now, fetch(number), false, true),
+            _ => panic!("{row}"),
+        }
+        if !seen.is_empty() {
+            let seen = seen.parse().expect("a second");
+            let until = stale_until(node, now, &body(seen, ""));
+            let until = until.map_or("-".to_owned(), |until| until.to_string());
+            assert_eq!(until, expected, "{row}");
+        }
     }
 }
 
+fn fetch(number: &str) -> ConnId {
+    ConnId { slot: number.parse().expect("a number"), generation: 0 }
+}
+
 #[test]
-fn patronis_intervals_have_patronis_defaults() {
+fn a_leader_is_believed_until_its_lease_is_not_sure() {
+    run(&mut usual(), "10000.5 | 9999 | | 10009");
+    run(&mut usual(), "10000.0 | 10000 | | 10010");
+    // a cycle is known before the present one
+    let cycle = "9997.0 | 9997 | | 10010\n10000.5 | 9999 | | 10014";
+    run(&mut seen(20, 2, 3), cycle);
+    // Patroni raises smaller values to 1 and 3
+    run(&mut seen(20, 2, 0), cycle);
+    run(&mut seen(20, 0, 4), "10000.5 | 9999 | | 10010");
+    // ZooKeeper ends a session after 40 s, whatever ttl is configured
+    run(&mut seen(60, 10, 10), "10000.5 | 9999 | | 10019");
+}
+
+#[test]
+fn a_200_that_rests_on_no_lease_is_never_stale() {
     let table = [
-        (r#"{"ttl": 20, "loop_wait": 2, "retry_timeout": 3, "x": {}}"#, Some((20, 2, 3))),
-        ("{}", Some((30, 10, 10))),
-        (r#"{"ttl": 60}"#, Some((60, 10, 10))),
-        (r#"{"ttl": "x"}"#, None),
-        ("[20, 2, 3]", None),
-        ("", None),
+        body(9_999, r#""pause": true"#),
+        body(9_999, r#""cluster_unlocked": true"#),
+        body(9_999, r#""failsafe_mode_is_active": true"#),
+        body(9_999, r#""state": "stopping""#),
+        r#"{"state": "running", "role": "primary"}"#.to_owned(),
+        String::new(),
+        body(10_001, ""), // the future
     ];
-    for (body, intervals) in table {
-        let intervals = intervals.map(|(ttl, loop_wait, retry_timeout)| Intervals {
-            ttl,
-            loop_wait,
-            retry_timeout,
-        });
-        assert_eq!(Intervals::from_json(body.as_bytes()), intervals, "{body}");
-    }
-}
-
-#[test]
-fn a_leader_is_believed_until_the_lease_is_not_sure() {
-    assert_eq!(stale_until(&mut known(), 10_000.5, &leader(9_999)), Some(10_009.0));
-    for (loop_wait, retry_timeout) in [(2, 3), (2, 0), (0, 4)] {
-        // too small values are raised to 1 and 3
-        let mut lease = knowing(Intervals { ttl: 20, loop_wait, retry_timeout });
-        stale_until(&mut lease, 9_997.0, &leader(9_997));
-        let until = stale_until(&mut lease, 10_000.5, &leader(9_999));
-        assert_eq!(until, Some(10_014.0));
-    }
-}
-
-#[test]
-fn and_not_at_all_when_its_word_does_not_rest_on_a_lease() {
-    let table = [
-        NodeReport { pause: true, ..leader(9_999) },
-        NodeReport { cluster_unlocked: true, ..leader(9_999) },
-        NodeReport { failsafe_mode_is_active: true, ..leader(9_999) },
-        NodeReport { state: "stopping".into(), ..leader(9_999) },
-        NodeReport { dcs_last_seen: None, ..leader(9_999) },
-        leader(10_001), // the future
-    ];
-    for status in table {
-        assert_eq!(stale_until(&mut known(), 10_000.5, &status), None, "{status:?}");
+    for body in table {
+        assert_eq!(stale_until(&mut usual(), now_at(10_000.5), &body), None, "{body}");
     }
     let mut unread = Node::default();
-    assert_eq!(stale_until(&mut unread, 10_000.5, &leader(9_999)), None);
-    let now = now_at(10_000.5);
-    assert_eq!(judge(&mut known(), now, Family::Leader, 200, None).stale_until, None);
-    assert_eq!(
-        judge(&mut known(), now, Family::Leader, 503, Some(&leader(9_999))).stale_until,
-        None
-    );
+    assert_eq!(stale_until(&mut unread, now_at(10_000.5), &body(9_999, "")), None);
+    let denied = learn(&mut usual(), now_at(10_000.5), "/primary", 503, &body(9_999, ""));
+    assert_eq!(validity(denied).stale_until, None);
 }
 
 #[test]
-fn other_routes_risk_only_errors_and_some_must_never_be_old() {
-    for (family, code, may) in [
-        (Family::Replica, 200, true),
-        (Family::Health, 200, true),
-        (Family::Replica, 503, false),
-        (Family::Status, 200, false),
-        (Family::Liveness, 200, false),
-        (Family::Readiness, 200, false),
-        (Family::Metrics, 200, false),
-        (Family::Topology, 200, false),
-    ] {
-        let validity = judge(&mut known(), now_at(10_000.5), family, code, Some(&leader(9_999)));
-        assert_eq!(validity.stale_until.is_some(), may, "{family:?} {code}");
-        assert_eq!(validity.fresh_until, Until::NEVER);
+fn other_routes_risk_only_errors_and_some_are_never_stale() {
+    let stale = [Family::Leader, Family::Replica, Family::Health];
+    for (path, family) in crate::routes::ROUTES {
+        for status in [200, 503] {
+            let now = now_at(10_000.5);
+            let verdict = learn(&mut usual(), now, path, status, &body(9_999, ""));
+            let expected = status == 200 && stale.contains(family);
+            assert_eq!(validity(verdict).stale_until.is_some(), expected, "{path} {status}");
+        }
     }
 }
 
 #[test]
-fn from_memory_a_leader_leads_no_longer_than_its_lease_can_last() {
-    let validity = judge(&mut known(), now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
-    assert!(!validity.fresh_until.is_over(now_at(10_028.999)));
-    assert!(validity.fresh_until.is_over(now_at(10_029.0)));
-    // the least that Patroni accepts, while its own is not known
-    let mut unread = Node::default();
-    let validity = judge(&mut unread, now_at(10_000.5), Family::Leader, 200, Some(&leader(9_999)));
-    assert!(validity.aging_until.is_over(now_at(10_019.0)));
-    // one that saw the DCS in the future says nothing of it
-    let validity =
-        judge(&mut known(), now_at(10_000.5), Family::Leader, 200, Some(&leader(10_001)));
-    assert!(validity.fresh_until.is_over(now_at(10_001.5)));
-    // nothing is known at all
-    let validity = judge(&mut known(), now_at(10_000.5), Family::Leader, 200, None);
-    assert!(!validity.fresh_until.is_over(now_at(10_001.4)));
-    assert!(validity.fresh_until.is_over(now_at(10_001.5)));
+fn a_fresh_200_older_than_a_second_ends_with_the_sure_lease() {
+    let fresh = |node: &mut Node, body: &str| {
+        let Validity { fresh_until, aging_until, .. } =
+            validity(learn(node, now_at(10_000.5), "/primary", 200, body));
+        (fresh_until.unix_ms, aging_until.unix_ms)
+    };
+    assert_eq!(fresh(&mut usual(), &body(9_999, "")), (10_029_000, 10_009_000));
+    // the minimum that Patroni accepts, while its own is not known
+    assert_eq!(fresh(&mut Node::default(), &body(9_999, "")), (10_019_000, 10_001_500));
+    // a dcs_last_seen in the future, or none at all, says nothing
+    assert_eq!(fresh(&mut usual(), &body(10_001, "")), (10_001_500, 10_001_500));
+    assert_eq!(fresh(&mut usual(), ""), (10_001_500, 10_001_500));
+}
+
+#[test]
+fn a_200_whose_bound_passed_before_the_question_rests_on_its_word() {
+    let word = |node: &mut Node, asked: f64, fields: &str| {
+        let (asked, now) = (now_at(asked), now_at(10_050.5));
+        let answer = answer(asked.time, 200, &body(10_000, fields));
+        match node.learn(now, route("/primary"), &answer) {
+            Verdict::Serve { validity, notice, .. } => {
+                assert_eq!(validity.stale_until, None);
+                Some((validity.fresh_until.unix_ms - asked.unix_ms, notice))
+            }
+            Verdict::FetchAgain => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    let passed = Some(Notice::LeaseBoundPassed);
+    assert_eq!(word(&mut usual(), 10_050.4, ""), Some((250, passed)));
+    assert_eq!(word(&mut usual(), 10_050.4, r#""pause": true"#), Some((1_000, None)));
+    let failsafe = r#""cluster_unlocked": true, "failsafe_mode_is_active": true"#;
+    assert_eq!(word(&mut usual(), 10_050.4, failsafe), Some((1_000, None)));
+    // second 10,030 of an unknown ttl's minimum passed meanwhile
+    assert_eq!(word(&mut Node::default(), 10_019.9, ""), None);
+    assert_eq!(word(&mut Node::default(), 10_020.0, ""), Some((250, passed)));
 }
 
 #[test]
@@ -193,166 +211,266 @@ fn either_clock_ends_it() {
 }
 
 #[test]
-fn the_present_second_is_seen_and_the_next_is_not() {
-    assert_eq!(stale_until(&mut known(), 10_000.0, &leader(10_000)), Some(10_010.0));
-    let mut lease = known();
-    assert_eq!(stale_until(&mut lease, 10_000.0, &leader(10_005)), None);
-    // nor is it remembered for the time when it is the past
-    lease.dcs_read_begins(now_at(10_006.0), read(1));
-    assert_eq!(stale_until(&mut lease, 10_007.0, &leader(10_006)), None);
+fn a_future_dcs_last_seen_is_not_remembered() {
+    run(
+        &mut usual(),
+        "10000.0 | 10005 |          | -
+         10006.0 |       | begins 1 |
+         10007.0 | 10006 |          | -",
+    );
 }
 
 #[test]
-fn what_our_own_reads_moved_is_no_sign_of_renewal() {
-    let mut lease = known();
-    assert_eq!(stale_until(&mut lease, 9_995.0, &leader(9_994)), Some(10_004.0));
-    lease.dcs_read_begins(now_at(9_998.2), read(1));
-    // while it is on its way, any second from its beginning may be its doing
-    assert_eq!(stale_until(&mut lease, 9_999.0, &leader(9_998)), Some(10_004.0));
-    lease.dcs_reads.end(now_at(9_999.1), read(1), true);
-    assert_eq!(stale_until(&mut lease, 10_000.0, &leader(9_999)), Some(10_004.0));
-    assert_eq!(stale_until(&mut lease, 10_000.5, &leader(10_000)), Some(10_010.0));
-    // a fetch we gave up on may be carried out later
-    lease.dcs_read_begins(now_at(10_001.0), read(2));
-    lease.dcs_reads.end(now_at(10_004.0), read(2), false);
-    lease.dcs_reads.patroni_answered(now_at(10_004.0), lease.intervals.dcs_read_ms_max());
-    assert_eq!(stale_until(&mut lease, 10_021.0, &leader(10_020)), Some(10_010.0));
-    // the cycle before this one may be the one of second 10,000
-    assert_eq!(stale_until(&mut lease, 10_036.0, &leader(10_035)), Some(10_030.0));
-    // also much later, when it was frozen meanwhile
-    lease.dcs_read_begins(now_at(10_041.0), read(3));
-    lease.dcs_reads.end(now_at(10_044.0), read(3), false);
-    lease.dcs_reads.patroni_answered(now_at(10_100.0), lease.intervals.dcs_read_ms_max());
-    assert_eq!(stale_until(&mut lease, 10_100.0, &leader(10_100)), Some(10_030.0));
-    assert_eq!(stale_until(&mut lease, 10_132.0, &leader(10_131)), Some(10_065.0));
-    assert_eq!(stale_until(&mut lease, 10_140.0, &leader(10_140)), Some(10_150.0));
-    // nothing before it is known
-    let mut lease = unseen(Intervals::default());
-    lease.dcs_read_begins(now_at(9_998.2), read(1));
-    assert_eq!(stale_until(&mut lease, 9_999.0, &leader(9_998)), None);
+fn a_move_that_may_be_our_own_doing_is_no_renewal() {
+    run(
+        &mut usual(),
+        "9995.0  | 9994  |                | 10004
+         9998.2  |       | begins 1       |
+         9999.0  | 9998  |                | 10004
+         9999.1  |       | ends 1         |
+         10000.0 | 9999  |                | 10004
+         10000.5 | 10000 |                | 10010
+         10001.0 |       | begins 2       |
+         10004.0 |       | is abandoned 2 |
+         10004.0 |       | ends 7         |
+         10021.0 | 10020 |                | 10010
+         10033.9 | 10030 |                | 10010
+         10035.0 | 10034 |                | 10010
+         10045.0 | 10045 |                | 10030
+         10055.0 | 10055 |                | 10065",
+    );
+    // no cycle before it is known
+    run(
+        &mut unseen(30, 10, 10),
+        "9998.2 |      | begins 1 |
+         9999.0 | 9998 |          | -",
+    );
+}
+
+#[test]
+fn a_move_first_seen_after_our_read_is_ours_whatever_its_second() {
+    // Patroni's clock is 5 s behind, which its seconds do not show
+    run(
+        &mut unseen(30, 10, 10),
+        "9990.0  | 9983 |          | -
+         9995.0  | 9988 |          | 9998
+         9998.0  |      | begins 1 |
+         9998.1  |      | ends 1   |
+         9999.0  | 9993 |          | 9998
+         10004.0 | 9999 |          | 10009",
+    );
 }
 
 #[test]
 fn a_loop_that_hung_has_to_move_on_twice() {
-    let mut lease = known();
-    assert_eq!(stale_until(&mut lease, 10_020.0, &leader(9_995)), Some(10_005.0));
-    // it read the DCS again, and may hang before it renews the lease of second 9,995
-    assert_eq!(stale_until(&mut lease, 10_020.0, &leader(10_020)), Some(10_025.0));
-    assert_eq!(stale_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
-    // an answer that was overtaken is no way round that
-    assert_eq!(stale_until(&mut lease, 10_022.0, &leader(9_995)), Some(10_005.0));
-    assert_eq!(stale_until(&mut lease, 10_022.0, &leader(10_020)), Some(10_025.0));
-    assert_eq!(stale_until(&mut lease, 10_030.0, &leader(10_030)), Some(10_040.0));
-    // nothing is known of the cycle before when only what we moved ourselves was seen
-    let mut ours = unseen(Intervals::default());
-    ours.dcs_read_begins(now_at(10_000.0), read(1));
-    ours.dcs_reads.end(now_at(10_000.1), read(1), true);
-    assert_eq!(stale_until(&mut ours, 10_029.0, &leader(10_000)), None);
-    assert_eq!(stale_until(&mut ours, 10_030.0, &leader(10_030)), None);
-    assert_eq!(stale_until(&mut ours, 10_040.0, &leader(10_040)), Some(10_050.0));
-    // nor when it is seen for the first time
-    let mut first = unseen(Intervals::default());
-    assert_eq!(stale_until(&mut first, 10_000.0, &leader(9_999)), None);
-    assert_eq!(stale_until(&mut first, 10_001.0, &leader(9_999)), None);
-    assert_eq!(stale_until(&mut first, 10_010.0, &leader(10_009)), Some(10_019.0));
-    // nor is a clock that was set, nor a node that talks nonsense
-    jumps(&mut lease, now_at(10_031.0));
-    let now = now_at(10_061.0);
-    jumps(&mut lease, Now { time: now_at(10_032.0).time, ..now });
-    assert_eq!(stale_until(&mut lease, 10_061.0, &leader(10_030)), None);
-    assert_eq!(stale_until(&mut lease, 10_061.0, &leader(10_061)), None);
-    let nonsense = judge(&mut lease, now, Family::Leader, 200, Some(&leader(u64::MAX)));
-    assert_eq!(nonsense.stale_until, None);
+    run(
+        &mut usual(),
+        "10004.0 | 9995  | | 10005
+         10020.0 | 10020 | | 10025
+         10022.0 | 10020 | | 10025
+         10022.0 | 9995  | | 10005
+         10022.0 | 10020 | | 10025
+         10030.0 | 10030 | | 10040",
+    );
+    // nothing is known of the cycle before when it is seen for the first time
+    run(
+        &mut unseen(30, 10, 10),
+        "10000.0 | 9999  | | -
+         10001.0 | 9999  | | -
+         10010.0 | 10009 | | 10019",
+    );
+    // nor when only what we moved ourselves was seen
+    run(
+        &mut unseen(30, 10, 10),
+        "9999.0  | 9990  |          | -
+         10000.0 |       | begins 1 |
+         10000.1 |       | ends 1   |
+         10004.0 | 10000 |          | -
+         10010.0 | 10010 |          | 10020",
+    );
 }
 
 #[test]
-fn intervals_are_believed_for_a_minute_and_others_only_when_the_lease_has_them() {
-    let until = |lease: &mut Node, now: f64, seen: u64| {
-        let validity = judge(lease, now_at(now), Family::Leader, 200, Some(&leader(seen)));
-        (validity.stale_until.map(|old| old.unix_ms / 1_000), validity.fresh_until.unix_ms / 1_000)
+fn intervals_hold_for_30_s_and_both_count_while_leases_of_the_previous_last() {
+    let until = |node: &mut Node, now: f64, seen: u64| {
+        let Validity { fresh_until, stale_until, .. } =
+            validity(learn(node, now_at(now), "/primary", 200, &body(seen, "")));
+        (stale_until.map(|until| until.unix_ms / 1_000), fresh_until.unix_ms / 1_000)
     };
     let intervals = |ttl, loop_wait| Intervals { ttl, loop_wait, retry_timeout: 10 };
-    let mut lease = knowing(intervals(60, 10));
-    until(&mut lease, 10_050.0, 10_050);
-    assert_eq!(until(&mut lease, 10_064.9, 10_060), (Some(10_100), 10_120));
-    assert_eq!(until(&mut lease, 10_065.0, 10_060), (None, 10_080), "read 75 s ago");
-    assert!(!lease.intervals.learn(now_at(10_070.0), intervals(60, 10)), "no other ones");
-    assert_eq!(until(&mut lease, 10_071.0, 10_070), (Some(10_110), 10_130));
-    assert!(lease.intervals.learn(now_at(10_080.0), intervals(120, 10)));
-    assert_eq!(until(&mut lease, 10_090.0, 10_085), (Some(10_125), 10_145), "not yet");
-    assert!(lease.intervals.learn(now_at(10_100.0), intervals(120, 70)));
-    assert_eq!(until(&mut lease, 10_110.0, 10_105), (Some(10_145), 10_165), "shorter now");
-    lease.intervals.learn(now_at(10_170.0), intervals(120, 70));
-    until(&mut lease, 10_214.0, 10_213); // the HA loop is not hanging
-    assert_eq!(until(&mut lease, 10_219.9, 10_215), (Some(10_255), 10_275), "the first's");
-    assert_eq!(until(&mut lease, 10_220.0, 10_216), (Some(10_256), 10_336));
-    // the first's time is over when the third come, to the second
-    let mut lease = unseen(intervals(20, 10));
-    lease.intervals.learn(now_at(10_000.0), intervals(60, 10));
-    lease.intervals.learn(now_at(10_020.0), intervals(90, 10));
-    assert_eq!(lease.intervals.bounds(now_at(10_021.0)), Some(intervals(60, 10).bounds()));
+    let mut node = usual();
+    until(&mut node, 10_010.0, 10_009);
+    assert_eq!(until(&mut node, 10_019.9, 10_019), (Some(10_029), 10_049));
+    assert_eq!(until(&mut node, 10_020.0, 10_019), (None, 10_039), "fetched 30 s ago");
+    assert!(!node.intervals.learn(now_at(10_021.0), intervals(30, 10)), "the same ones");
+    assert!(node.intervals.learn(now_at(10_022.0), intervals(40, 10)));
+    assert_eq!(until(&mut node, 10_030.0, 10_029), (Some(10_039), 10_059), "not yet");
+    assert!(node.intervals.learn(now_at(10_031.0), intervals(40, 25)));
+    assert_eq!(until(&mut node, 10_040.0, 10_039), (Some(10_044), 10_069), "shorter now");
+    node.intervals.learn(now_at(10_060.0), intervals(40, 25));
+    until(&mut node, 10_060.0, 10_060);
+    node.intervals.learn(now_at(10_071.5), intervals(40, 25));
+    assert_eq!(until(&mut node, 10_072.0, 10_070), (Some(10_075), 10_110), "the last ones");
 }
 
 #[test]
 fn many_reads_are_remembered_as_fewer_longer_ones() {
-    let mut lease = known();
+    let mut reads = DcsReads::default();
+    let id = |slot: u32| ConnId { slot, generation: 0 };
     for second in 0..200 {
-        lease.dcs_read_begins(now_at(10_000.0 + f64::from(second)), read(second));
-        lease.dcs_reads.end(now_at(10_000.1 + f64::from(second)), read(second), true);
+        reads.begin(now_at(10_000.0 + f64::from(second)), id(second));
+        reads.end(now_at(10_000.1 + f64::from(second)), id(second), true);
     }
-    assert!(lease.dcs_reads.count() <= READS_MAX);
+    assert!(reads.count() <= READS_MAX);
     for second in [10_000, 10_050, 10_136, 10_150, 10_199] {
-        assert!(lease.dcs_reads.cover(second), "{second}");
+        assert!(reads.cover(second), "{second}");
     }
-    assert!(!lease.dcs_reads.cover(10_200));
-    // and forgotten in the end
-    let much_later = now_at(10_199.1 + RELEVANT_MS as f64 / 1e3);
-    lease.dcs_read_begins(much_later, read(200));
-    assert_eq!(lease.dcs_reads.count(), 1);
+    assert!(!reads.cover(10_200));
+    reads.begin(now_at(10_199.1 + RELEVANT_MS as f64 / 1e3), id(200));
+    assert_eq!(reads.count(), 1);
 }
 
 #[test]
-fn a_clock_that_jumped_is_not_believed_until_patroni_has_moved_on_twice() {
-    let mut lease = known();
+fn after_a_jump_nothing_is_believed_until_patroni_has_moved_on_twice() {
     let jumped = |seconds: f64, by_ms: i64| {
         let now = now_at(seconds);
-        Now { unix_ms: (now.unix_ms as i64 + by_ms) as u64, ..now }
+        Now { unix_ms: now.unix_ms.saturating_add_signed(by_ms), ..now }
     };
-    assert!(!jumps(&mut lease, now_at(10_000.0)));
-    assert!(!jumps(&mut lease, jumped(10_001.0, JUMP_MS_MIN as i64)), "slewing");
+    let mut node = usual();
+    assert_eq!(node.observe_clock(now_at(10_000.0)), None);
+    assert_eq!(node.observe_clock(jumped(10_001.0, JUMP_MS_MIN as i64)), None, "slewing");
     for by_ms in [-5_000, 5_000] {
-        let mut lease = known();
-        jumps(&mut lease, now_at(10_000.0));
-        assert!(jumps(&mut lease, jumped(10_001.0, by_ms)));
-        assert!(!jumps(&mut lease, jumped(10_002.0, by_ms)), "only once");
-        let seen = (jumped(10_002.0, by_ms).unix_ms / 1_000) - 3;
-        let mut judge = |seconds: f64, seen: u64| {
-            let now = jumped(seconds, by_ms);
-            let validity = judge(&mut lease, now, Family::Leader, 200, Some(&leader(seen)));
-            validity.stale_until.map(|until| until.unix_ms / 1_000)
+        let mut node = usual();
+        node.observe_clock(now_at(10_000.0));
+        assert_eq!(node.observe_clock(jumped(10_001.0, by_ms)), Some(Distrust::Answers));
+        assert_eq!(node.observe_clock(jumped(10_002.0, by_ms)), None, "once");
+        let first = jumped(10_002.0, by_ms).unix_ms / 1_000 - 3;
+        let mut until = |seconds: f64, seen: u64| {
+            let verdict =
+                learn(&mut node, jumped(seconds, by_ms), "/primary", 200, &body(seen, ""));
+            validity(verdict).stale_until.map(|until| until.unix_ms / 1_000)
         };
-        assert_eq!(judge(10_002.0, seen), None);
-        assert_eq!(judge(10_003.0, seen), None);
-        // the lease may rest on a second of the former clock's
-        assert_eq!(judge(10_008.0, seen + 4), None);
-        assert_eq!(judge(10_009.0, seen + 4), None);
-        assert_eq!(judge(10_010.0, seen + 10), Some(seen + 20));
+        assert_eq!(until(10_002.0, first), None);
+        assert_eq!(until(10_003.0, first), None);
+        // the lease may rest on a second of the clock before the jump
+        assert_eq!(until(10_008.0, first + 4), None);
+        assert_eq!(until(10_010.0, first + 10), Some(first + 20));
     }
 }
 
 #[test]
-fn what_contradicts() {
-    let former = leader(9_999);
+fn a_skewed_clock_of_patroni_allows_no_stale_leader() {
+    let mut node = usual();
+    let now = now_at(10_000.5);
+    let dated =
+        |date| Answer { date_unix_seconds: Some(date), ..answer(now.time, 200, &body(9_999, "")) };
+    let mut until = |date| match node.learn(now, route("/primary"), &dated(date)) {
+        Verdict::Serve { validity, notice, .. } => (validity.stale_until.is_some(), notice),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(until(10_000), (true, None));
+    assert_eq!(until(9_999), (false, Some(Notice::ClockSkewed)));
+    assert_eq!(until(10_000), (false, None), "for a minute");
+}
+
+#[test]
+fn a_leader_routes_503_ends_the_routes_it_speaks_for() {
     let table = [
-        (leader(10_005), false),
-        (NodeReport { timeline: None, ..leader(1) }, false),
-        (NodeReport { timeline: Some(3), ..leader(1) }, true),
-        (NodeReport { role: "replica".into(), ..leader(1) }, true),
-        (NodeReport { state: "stopping".into(), ..leader(1) }, true),
+        ("/leader", LeaderRoutes::Any, [true, true, true]),
+        ("/primary", LeaderRoutes::Primary, [false, true, false]),
+        ("/", LeaderRoutes::Primary, [false, true, false]),
+        ("/standby-leader", LeaderRoutes::StandbyLeader, [false, false, true]),
     ];
-    for (status, contradicts) in table {
-        assert_eq!(status.contradicts(&former), contradicts, "{status:?}");
+    for (path, routes, ends) in table {
+        let mut node = usual();
+        let (asked, later) = (now_at(10_000.0), now_at(10_000.2));
+        let denied = learn(&mut node, now_at(10_000.1), path, 503, &body(9_999, ""));
+        assert_eq!(distrust(denied), [Distrust::Leaders(routes)], "{path}");
+        for (other, ends) in ["/leader", "/master", "/standby_leader"].into_iter().zip(ends) {
+            let before = answer(asked.time, 200, &body(9_999, ""));
+            let verdict = node.learn(later, route(other), &before);
+            assert_eq!(verdict == Verdict::FetchAgain, ends, "{path} {other}");
+            let after = answer(later.time, 200, &body(9_999, ""));
+            assert_ne!(node.learn(later, route(other), &after), Verdict::FetchAgain);
+        }
     }
-    let starting = NodeReport { state: "starting".into(), ..leader(1) };
-    assert!(!former.contradicts(&starting), "what was not running was not promised");
+    for path in ["/replica", "/health", "/liveness"] {
+        let denied = learn(&mut usual(), now_at(10_000.1), path, 503, &body(9_999, ""));
+        assert_eq!(distrust(denied), [], "{path}");
+    }
+}
+
+#[test]
+fn an_unlocked_cluster_ends_all_leader_answers_once() {
+    let mut node = usual();
+    let unlocked = body(9_999, r#""cluster_unlocked": true"#);
+    let mut ends = |body: &str| distrust(learn(&mut node, now_at(10_000.0), "/replica", 200, body));
+    let all = Distrust::Leaders(LeaderRoutes::Any);
+    assert_eq!(ends(&unlocked), [all, Distrust::StaleLeaders]);
+    assert_eq!(ends(&unlocked), [Distrust::StaleLeaders]);
+    assert_eq!(ends(&body(9_999, "")), []);
+    let failsafe = body(9_999, r#""cluster_unlocked": true, "failsafe_mode_is_active": true"#);
+    assert_eq!(ends(&failsafe), [Distrust::StaleLeaders]);
+}
+
+#[test]
+fn the_later_question_wins_over_the_later_answer() {
+    let mut node = Node::default();
+    let (first, second, now) = (now_at(10_000.0), now_at(10_000.1), now_at(10_000.5));
+    let primary = answer(second.time, 200, &body(9_999, ""));
+    assert_eq!(distrust(node.learn(now, route("/primary"), &primary)), []);
+    let replica = answer(first.time, 200, &body(9_999, r#""role": "replica""#));
+    assert_eq!(node.learn(now, route("/replica"), &replica), Verdict::FetchAgain);
+    let replica = answer(now.time, 200, &body(9_999, r#""role": "replica""#));
+    assert_eq!(distrust(node.learn(now, route("/replica"), &replica)), [Distrust::Answers]);
+}
+
+#[test]
+fn another_node_at_another_address_is_not_believed() {
+    let of = |name: &str, address: u32| Answer {
+        address: AddressId(address),
+        ..answer(
+            now_at(10_000.0).time,
+            200,
+            &body(9_999, &format!(r#""patroni": {{"name": "{name}", "scope": "main"}}"#)),
+        )
+    };
+    let mut node = usual();
+    let mut learn =
+        |name, address| node.learn(now_at(10_000.0), route("/primary"), &of(name, address));
+    let other = |is_news| Verdict::OtherNode { difference: "this is pg2, not pg1".into(), is_news };
+    assert_eq!(distrust(learn("pg1", 0)), []);
+    assert_eq!(learn("pg2", 1), other(true));
+    assert_eq!(learn("pg2", 1), other(false));
+    let Verdict::Serve { notice, .. } = learn("pg1", 0) else { panic!("the first node is back") };
+    assert_eq!(notice, Some(Notice::FirstNodeBack));
+    // the first node moved to another address
+    assert_eq!(distrust(learn("pg1", 2)), []);
+    // a renamed or reinstalled node
+    let Verdict::Serve { notice, distrust: ends, .. } = learn("pg3", 2) else { panic!("renamed") };
+    assert_eq!((notice, &ends[..]), (Some(Notice::Renamed), &[Distrust::Everything][..]));
+    node.forget_identity();
+    let mut learn =
+        |name, address| node.learn(now_at(10_000.0), route("/primary"), &of(name, address));
+    assert_eq!(distrust(learn("pg2", 1)), []);
+}
+
+#[test]
+fn a_changing_node_is_in_transition_for_a_while() {
+    let mut node = usual();
+    let mut until = |seconds: f64, fields: &str| {
+        learn(&mut node, now_at(seconds), "/health", 200, &body(9_990, fields));
+        let until = node.in_transition_until();
+        (until > now_at(seconds).time).then(|| until.as_ms() as f64 / 1e3 + 9_900.0)
+    };
+    assert_eq!(until(10_000.0, ""), None);
+    let stopping = r#""state": "stopping""#;
+    assert_eq!(until(10_001.0, stopping), Some(10_031.0));
+    assert_eq!(until(10_020.0, stopping), Some(10_031.0));
+    assert_eq!(until(10_031.0, stopping), None, "it stops for 30 s");
+    let starting = r#""state": "starting", "role": "replica""#;
+    assert_eq!(until(10_040.0, starting), Some(10_070.0));
+    assert_eq!(until(10_042.0, r#""role": "replica""#), Some(10_045.0));
+    assert_eq!(until(10_050.0, r#""role": "replica""#), None);
+    assert_eq!(until(10_051.0, r#""state": "unknown", "role": "replica""#), None);
 }

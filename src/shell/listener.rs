@@ -96,7 +96,7 @@ impl Listener {
                 Err(error) if is_no_descriptor(&error) => {
                     // the bit stays: the poll will not say it again
                     self.paused_until = now.plus_ms(PAUSE_MS);
-                    if let Some(times) = self.shortages.note(now) {
+                    if let Some(times) = self.shortages.count(now) {
                         warn!("no client is let in: {error} ({times} times)");
                     }
                     return Accepted::NoDescriptor;

@@ -147,7 +147,7 @@ impl Daemon {
     /// What a fetch says of it is for everybody; this is for who looks for the cause.
     pub(super) fn no_tls(&mut self, now: Now, id: ConnId, error: &TlsError) {
         if self.streams.get_mut(id).is_none_or(|stream| stream.is_upstream()) {
-            if let Some(times) = self.tls_failures_of_patroni.note(now.time) {
+            if let Some(times) = self.tls_failures_of_patroni.count(now.time) {
                 warn!("no TLS with Patroni: {error} ({times} times)");
             }
             return;
@@ -155,7 +155,7 @@ impl Daemon {
         let Some(address) = self.streams.get_mut(id).and_then(|stream| stream.peer()) else {
             return;
         };
-        if let Some(times) = self.tls_failures.note(now.time) {
+        if let Some(times) = self.tls_failures.count(now.time) {
             info!("no TLS with {address}: {error} ({times} times)");
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use patroniglue::answer::Answer;
 use patroniglue::failure::Failure;
-use patroniglue::fetch::{Fetch, Progress, Purpose};
+use patroniglue::fetch::{Expected, Fetch, Progress, Purpose};
 use patroniglue::node::intervals::Intervals;
 use patroniglue::node::report::NodeReport;
 use patroniglue::time::Time;
@@ -19,8 +19,10 @@ fn bytes_of(name: &str) -> Vec<u8> {
 }
 
 fn fetched(bytes: &[u8], step: usize) -> Result<Answer, Failure> {
+    let expected = Expected { body_bytes_max: 1024 * 1024, bodyless: false };
     let request = b"GET".as_slice().into();
-    let mut fetch = Fetch::new(Time::ZERO, Purpose::Intervals, request, Time::from_ms(3_000));
+    let mut fetch =
+        Fetch::new(Time::ZERO, Purpose::Intervals, expected, request, Time::from_ms(3_000));
     fetch.connect(Time::ZERO);
     fetch.progress(Progress::Open);
     fetch.sent(3);

@@ -92,6 +92,10 @@ impl Player {
                     }
                 }
             }
+            Step::PatroniAnswers { target, bytes } => {
+                let fetch = self.fetch(target)?;
+                self.world.patroni_answers(fetch, &self.world.with_time(bytes))
+            }
             Step::PatroniEnds(target) => {
                 let fetch = self.fetch(target)?;
                 self.world.patroni_ends(fetch)

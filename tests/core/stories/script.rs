@@ -108,9 +108,19 @@ pub struct Line {
 /// An event, or an expectation.
 #[derive(Clone)]
 pub enum Step {
-    Connect { client: String, count: Option<usize> },
-    Send { client: String, bytes: Vec<u8>, every_ms: Option<u64> },
-    SendLate { client: String, bytes: Vec<u8> },
+    Connect {
+        client: String,
+        count: Option<usize>,
+    },
+    Send {
+        client: String,
+        bytes: Vec<u8>,
+        every_ms: Option<u64>,
+    },
+    SendLate {
+        client: String,
+        bytes: Vec<u8>,
+    },
     HalfClose(String),
     HalfCloseSeen(String),
     Reset(String),
@@ -123,7 +133,16 @@ pub enum Step {
     Configure(String),
     Connects(Connects),
     AcceptWaiting,
-    PatroniSends { target: String, bytes: Vec<u8>, every_ms: Option<u64> },
+    PatroniSends {
+        target: String,
+        bytes: Vec<u8>,
+        every_ms: Option<u64>,
+    },
+    /// The whole answer and its end.
+    PatroniAnswers {
+        target: String,
+        bytes: Vec<u8>,
+    },
     PatroniEnds(String),
     PatroniResets(String),
     Expect(Expectation),
@@ -381,13 +400,12 @@ fn patroni_answers(line: &str) -> Option<Vec<Step>> {
     let (target, answer) = line.split_once(" with ")?;
     let (status, body) = answer.split_once(' ').unwrap_or((answer, ""));
     let status: u16 = status.parse().ok()?;
-    let fields = "Server: BaseHTTP/0.6 Python/3.11.2\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+    let fields = "Server: BaseHTTP/0.6 Python/3.11.2\r\nDate: @date\r\n\
         Content-Type: application/json\r\n";
     let fields = if body.is_empty() { "" } else { fields };
     let bytes = format!("HTTP/1.0 {status} Whatever\r\n{fields}\r\n{body}").into_bytes();
     let target = target.to_owned();
-    let sends = Step::PatroniSends { target: target.clone(), bytes, every_ms: None };
-    Some(vec![sends, Step::PatroniEnds(target)])
+    Some(vec![Step::PatroniAnswers { target, bytes }])
 }
 
 fn common(line: &str) -> Option<Step> {

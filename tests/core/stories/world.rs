@@ -5,6 +5,7 @@
 //! A break of a rule that holds in every story is an error at once.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, UNIX_EPOCH};
 
 use patroniglue::VERSION;
 use patroniglue::engine::{Action, Counts, Engine, Port, Settings};
@@ -246,6 +247,8 @@ impl World {
     /// `@now-2` becomes the Unix second two seconds ago.
     pub fn with_time(&self, bytes: &[u8]) -> Vec<u8> {
         let Ok(text) = std::str::from_utf8(bytes) else { return bytes.to_vec() };
+        let date = UNIX_EPOCH + Duration::from_millis(self.now().unix_ms);
+        let text = text.replace("@date", &httpdate::fmt_http_date(date));
         let mut parts = text.split("@now");
         let mut text = parts.next().unwrap_or_default().to_owned();
         for part in parts {
@@ -274,6 +277,16 @@ impl World {
         fetch.inbox.extend(bytes);
         self.queue.push_back(fetch.id);
         self.settle()
+    }
+
+    /// A whole answer and its end, which the engine need not wait for.
+    pub fn patroni_answers(&mut self, fetch: usize, bytes: &[u8]) -> Outcome {
+        let fetch = &mut self.fetches[fetch];
+        fetch.inbox.extend(bytes);
+        fetch.end = End::Ended;
+        self.queue.push_back(fetch.id);
+        self.settle()?;
+        self.ended_ones_are_closed()
     }
 
     pub fn patroni_ends(&mut self, fetch: usize) -> Outcome {
@@ -560,7 +573,7 @@ impl World {
                 let fetch = &mut self.fetches[at];
                 fetch.closed = true;
                 match (&fetch.target, fetch.end) {
-                    (_, End::Seen) => {}
+                    (_, End::Seen | End::Ended) => {}
                     (Some(target), _) => self.connections_closed.push_back(target.clone()),
                     (None, _) => self.given_up += 1,
                 }
