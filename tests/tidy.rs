@@ -1,9 +1,9 @@
-//! The house's rules, as tests: what stands where, how long it may be, who may know whom.
+//! The rules of the sources as tests: layers, lengths, language.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file of ours, without what the compiler does not see either.
+/// A source file of the project, and its code without comments.
 struct Source {
     name: String,
     text: String,
@@ -33,15 +33,15 @@ impl Source {
             .collect()
     }
 
-    /// In the core there are no sockets, no files and no clocks.
+    /// Whether it is part of the core, which has no sockets, files or clocks.
     fn is_core(&self) -> bool {
         self.name.starts_with("src/")
             && !self.name.starts_with("src/shell/")
             && self.name != "src/main.rs"
     }
 
-    /// The module's place in the house: `shell`, `engine`, `http`, …
-    fn room(&self) -> &str {
+    /// Its top-level module: `shell`, `engine`, `http`, …
+    fn module(&self) -> &str {
         let inside = self.name.trim_start_matches("src/").trim_end_matches(".rs");
         inside.split('/').next().unwrap_or(inside)
     }
@@ -67,19 +67,22 @@ fn has_word(line: &str, word: &str) -> bool {
 fn sources(folders: &[&str]) -> Vec<Source> {
     let mut paths = Vec::new();
     for folder in folders {
-        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut paths);
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &["rs"], &mut paths);
     }
     paths.sort();
     paths.iter().map(|path| Source::read(path)).collect()
 }
 
-fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            collect(&path, paths);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            paths.push(path);
+/// The files of a folder, or the path itself, with one of these extensions.
+fn collect(path: &Path, extensions: &[&str], paths: &mut Vec<PathBuf>) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            collect(&entry.path(), extensions, paths);
+        }
+    } else {
+        let extension = path.extension().unwrap_or_default();
+        if extensions.iter().any(|one| extension == *one) {
+            paths.push(path.to_owned());
         }
     }
 }
@@ -110,7 +113,7 @@ fn the_core_has_no_sockets_no_files_and_no_clocks() {
     let core = sources(&["src"]).into_iter().filter(Source::is_core).collect::<Vec<_>>();
     assert!(core.len() > 10);
     let found = core.iter().flat_map(|source| words.map(|word| source.lines_with(word)));
-    assert_none("only main.rs and shell/ may say this", found.flatten().collect());
+    assert_none("only main.rs and shell/ may contain this", found.flatten().collect());
 }
 
 #[test]
@@ -130,22 +133,22 @@ fn one_poll_one_clock_one_home_of_rustls() {
             let homes = all.iter().filter(move |source| source.name.starts_with(home) == inside);
             homes.flat_map(|source| source.lines_with(word)).collect::<Vec<_>>()
         };
-        assert!(!lines(true).is_empty(), "{home} does not say {word} any more");
-        assert_none(&format!("only {home} may say this"), lines(false));
+        assert!(!lines(true).is_empty(), "{home} has no {word}");
+        assert_none(&format!("only {home} may contain this"), lines(false));
     }
 }
 
 #[test]
-fn every_file_says_its_job_first() {
+fn every_file_begins_with_its_purpose() {
     let silent = everything().into_iter().filter(|source| {
         let first = source.text.lines().next().unwrap_or_default();
         !first.starts_with("//! ") || first.len() < 20
     });
-    assert_none("no job on the first line", silent.map(|source| source.name).collect());
+    assert_none("no purpose on the first line", silent.map(|source| source.name).collect());
 }
 
 #[test]
-fn lines_functions_and_files_have_an_end() {
+fn lines_functions_and_files_have_a_maximum_length() {
     let mut long = Vec::new();
     for source in everything() {
         for (at, line) in source.text.lines().enumerate() {
@@ -162,7 +165,7 @@ fn lines_functions_and_files_have_an_end() {
     assert_none("too long", long);
 }
 
-/// A row of a test's table may be long, where rustfmt was told to leave it alone.
+/// Whether it is a row of a test's table, which rustfmt leaves long.
 fn is_table_row(line: &str) -> bool {
     let row = line.trim_start();
     row.starts_with('(') || row.starts_with('"')
@@ -187,7 +190,7 @@ fn long_functions(source: &Source) -> Vec<String> {
 }
 
 #[test]
-fn nothing_is_left_half_done_or_hoped_for() {
+fn nothing_is_left_unfinished() {
     let left = ["todo!", "unimplemented!", "FIXME", "XXX", "TODO"];
     let mut found = Vec::new();
     for source in everything().iter().filter(|source| source.name != "tests/tidy.rs") {
@@ -201,16 +204,16 @@ fn nothing_is_left_half_done_or_hoped_for() {
             found.extend(unwraps.map(|(at, _)| format!("{}:{}: unwrap", source.name, at + 1)));
         }
     }
-    assert_none("left behind", found);
+    assert_none("unfinished", found);
 }
 
 #[test]
-fn tests_stand_at_the_foot() {
+fn unit_tests_are_at_the_end_of_a_file() {
     let misplaced = sources(&["src"]).into_iter().filter(|source| {
         let tests = source.text.split("#[cfg(test)]\nmod tests {").nth(1);
         tests.is_some_and(|tests| !tests.trim_end().ends_with("\n}") || tests.contains("\n}\n\n"))
     });
-    assert_none("something stands behind the tests", misplaced.map(|s| s.name).collect());
+    assert_none("code after the tests", misplaced.map(|s| s.name).collect());
 }
 
 #[test]
@@ -222,7 +225,7 @@ fn imports_come_in_order() {
         let wrong = ranks.windows(2).filter(|pair| pair[0].1 > pair[1].1);
         found.extend(wrong.map(|pair| format!("{}:{}", source.name, pair[1].0 + 1)));
     }
-    assert_none("std first, then crates, then ours", found);
+    assert_none("std first, then crates, then our modules", found);
 }
 
 fn import_rank(line: &str) -> u8 {
@@ -234,39 +237,39 @@ fn import_rank(line: &str) -> u8 {
     }
 }
 
-/// Who may know whom, as the drawing in lib.rs has it. Nobody knows the rooms above.
+/// The imports allowed are those of the drawing in lib.rs.
 #[test]
-fn rooms_know_only_those_below() {
+fn modules_import_only_lower_layers() {
     let mut found = Vec::new();
     for source in sources(&["src"]) {
-        let room = source.room().to_owned();
-        if room == "lib" || room == "main" {
+        let module = source.module().to_owned();
+        if module == "lib" || module == "main" {
             continue;
         }
-        let allowed = KNOWS.iter().find(|(name, _)| *name == room);
+        let allowed = LAYERS.iter().find(|(name, _)| *name == module);
         let Some((_, allowed)) = allowed else {
-            found.push(format!("{}: {room} is not in the table", source.name));
+            found.push(format!("{}: {module} is not in the table", source.name));
             continue;
         };
         for (at, line) in source.code.iter().enumerate() {
             for rest in line.split("crate::").skip(1) {
                 let end = rest.find(|char: char| !char.is_alphanumeric() && char != '_');
                 let other = &rest[..end.unwrap_or(rest.len())];
-                if other != room && !allowed.contains(&other) {
-                    found.push(format!("{}:{}: {room} -> {other}", source.name, at + 1));
+                if other != module && !allowed.contains(&other) {
+                    found.push(format!("{}:{}: {module} -> {other}", source.name, at + 1));
                 }
             }
         }
     }
-    assert_none("an arrow that is not in the drawing", found);
-    for (at, (room, below)) in KNOWS.iter().enumerate() {
-        let known_before = KNOWS[..at].iter().find(|(name, _)| below.contains(name));
-        assert!(known_before.is_none(), "{room} knows a room above: a cycle");
+    assert_none("an import that is not in the drawing", found);
+    for (at, (module, below)) in LAYERS.iter().enumerate() {
+        let known_before = LAYERS[..at].iter().find(|(name, _)| below.contains(name));
+        assert!(known_before.is_none(), "{module} imports a higher layer: a cycle");
     }
 }
 
-/// From the top of the house to its ground: each room knows only rooms further down.
-const KNOWS: &[(&str, &[&str])] = &[
+/// From top to bottom: each module and the lower modules it may import.
+const LAYERS: &[(&str, &[&str])] = &[
     (
         "shell",
         &[
@@ -344,7 +347,7 @@ fn every_dependency_has_its_reason() {
 }
 
 #[test]
-fn nothing_knows_the_machine_it_was_written_on() {
+fn no_path_of_a_private_machine_is_left() {
     let mut found = Vec::new();
     for source in everything().iter().filter(|source| source.name != "tests/tidy.rs") {
         for (at, line) in source.text.lines().enumerate() {
@@ -353,10 +356,99 @@ fn nothing_knows_the_machine_it_was_written_on() {
             }
         }
     }
-    assert_none("a path of somebody's machine", found);
+    assert_none("a path of a private machine", found);
 }
 
+/// No word of this list has a place in plain technical English: the subject is a noun, a client or
+/// Patroni is it, a number has a name. Without regard to case.
+#[test]
+fn the_language_is_plain() {
+    let words = [
+        "who",
+        "whoever",
+        "whatever",
+        "former",
+        "he",
+        "him",
+        "so many",
+        "so long",
+        "so much",
+        "not any more",
+        "at the most",
+        "behind",
+    ];
+    let mut found = Vec::new();
+    for (name, text) in texts() {
+        for (at, line) in text.lines().enumerate() {
+            let lower = line.to_lowercase();
+            let hits = words.iter().filter(|word| has_word(&lower, word));
+            found.extend(hits.map(|word| format!("{name}:{}: {word}", at + 1)));
+            let comment = line.trim_start();
+            if comment.starts_with("///") && comment.ends_with('?') {
+                found.push(format!("{name}:{}: a question as documentation", at + 1));
+            }
+        }
+    }
+    assert_none("not plain", found);
+}
+
+#[test]
+fn names_of_tests_have_a_maximum_length() {
+    let mut found = Vec::new();
+    for (file, text) in texts() {
+        for test in text.split("#[test]\n").skip(1) {
+            let name = test.split("fn ").nth(1).and_then(|rest| rest.split('(').next());
+            let name = name.unwrap_or_default();
+            if name.len() > TEST_NAME_CHARS_MAX {
+                found.push(format!("{file}: {name}: {}", name.len()));
+            }
+        }
+    }
+    assert_none("too long", found);
+}
+
+/// The sources, stories, documents and scripts in [`PLAIN`], without this file, which has the
+/// words.
+fn texts() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = Vec::new();
+    for name in PLAIN {
+        let path = root.join(name);
+        assert!(path.exists(), "{name} does not exist");
+        collect(&path, &["rs", "txt", "md", "py", "sh", "example", ""], &mut paths);
+    }
+    paths.sort();
+    let named = paths.iter().map(|path| {
+        let name = path.strip_prefix(root).expect("below the root").display().to_string();
+        (name, fs::read_to_string(path).expect("a text"))
+    });
+    named.filter(|(name, _)| name != "tests/tidy.rs").collect()
+}
+
+/// Files and folders in plain technical English.
+const PLAIN: &[&str] = &[
+    ".ci",
+    "benches",
+    "build.sh",
+    "config.yml.example",
+    "examples",
+    "fuzz/README.md",
+    "fuzz/fuzz_targets",
+    "fuzz/run",
+    "src/config",
+    "src/failure.rs",
+    "src/frontend.rs",
+    "src/http",
+    "src/journal.rs",
+    "src/logformat.rs",
+    "src/main.rs",
+    "src/reply.rs",
+    "src/routes.rs",
+    "src/shell/tls",
+    "src/time.rs",
+    "tests",
+];
 const LINE_CHARS_MAX: usize = 100;
+const TEST_NAME_CHARS_MAX: usize = 60;
 const FUNCTION_LINES_MAX: usize = 70;
-/// A room of the house is a screenful or ten.
 const FILE_LINES_MAX: usize = 600;

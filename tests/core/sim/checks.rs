@@ -296,7 +296,7 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
         }
         _ => {}
     }
-    // for 1 s the node's own word that it leads is served, whatever moved dcs_last_seen
+    // for 1 s the node's own word that it leads is served, even if our read moved dcs_last_seen
     let aged = age_ms >= 1_000 && clock.ms >= brought.done.ms + 1_000;
     if aged && seen.is_some() && over(brought.said.loop_seen * 1_000 + ttl_ms) {
         return Err("promise 3: the ttl since the HA loop saw the DCS is over".into());

@@ -403,7 +403,7 @@ fn patroni_answers(line: &str) -> Option<Vec<Step>> {
     let fields = "Server: BaseHTTP/0.6 Python/3.11.2\r\nDate: @date\r\n\
         Content-Type: application/json\r\n";
     let fields = if body.is_empty() { "" } else { fields };
-    let bytes = format!("HTTP/1.0 {status} Whatever\r\n{fields}\r\n{body}").into_bytes();
+    let bytes = format!("HTTP/1.0 {status} Reason\r\n{fields}\r\n{body}").into_bytes();
     let target = target.to_owned();
     Some(vec![Step::PatroniAnswers { target, bytes }])
 }
