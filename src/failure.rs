@@ -157,3 +157,7 @@ impl fmt::Display for TlsFailure {
         })
     }
 }
+
+/// Follows the name of an unsupported kind of key.
+pub const UNSUPPORTED_KEY: &str =
+    "this build does not support; use P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits";

@@ -127,6 +127,132 @@ fn insecure_accepts_any_certificate_of_patroni() {
     }
 }
 
+/// Makes certificates with openssl, in a folder of their own.
+struct OpenSsl(Folder);
+
+impl OpenSsl {
+    /// `None` if openssl is not installed.
+    fn new() -> Option<OpenSsl> {
+        tool("openssl", &["version"], b"")?;
+        Some(OpenSsl(Folder::new()))
+    }
+
+    fn run(&self, arguments: &[&str]) {
+        tool("openssl", arguments, b"").expect("installed");
+    }
+
+    /// A self-signed CA certificate; returns the paths of certificate and key.
+    fn ca(&self, kind: &[&str], digest: &str) -> [String; 2] {
+        let paths = ["ca.pem", "ca.key"].map(|name| self.0.path(name));
+        self.run(&[&["genpkey", "-out", &paths[1], "-algorithm"], kind].concat());
+        let [cert, key] = &paths;
+        let make = ["req", "-x509", "-days", "99", "-subj", "/CN=ca", "-key", key, "-out", cert];
+        self.run(&[&make[..], digest_option(digest)].concat());
+        paths
+    }
+
+    /// A certificate for 127.0.0.1, or of X.509 version 1 without names.
+    fn leaf(&self, kind: &[&str], digest: &str, version: u8) -> [String; 2] {
+        let paths = ["leaf.pem", "leaf.key"].map(|name| self.0.path(name));
+        let [cert, key] = &paths;
+        self.run(&[&["genpkey", "-out", key, "-algorithm"], kind].concat());
+        let request = self.0.path("leaf.csr");
+        self.run(&["req", "-new", "-key", key, "-subj", "/CN=leaf", "-out", &request]);
+        let (ca, ca_key) = (self.0.path("ca.pem"), self.0.path("ca.key"));
+        let names = self.0.write("names", "subjectAltName = IP:127.0.0.1, DNS:localhost\n");
+        let sign =
+            ["x509", "-req", "-days", "99", "-CAcreateserial", "-in", &request, "-out", cert];
+        let sign = [&sign[..], &["-CA", &ca, "-CAkey", &ca_key], digest_option(digest)].concat();
+        let extensions = ["-extfile", &names];
+        self.run(&[&sign[..], if version == 1 { &[] } else { &extensions }].concat());
+        let text = tool("openssl", &["x509", "-in", cert, "-noout", "-text"], b"");
+        let text = text.expect("installed");
+        assert!(text.contains(&format!("Version: {version} ")), "{kind:?} {digest}: {text}");
+        paths
+    }
+}
+
+/// Ed25519 and Ed448 have a digest of their own.
+fn digest_option(digest: &str) -> &[&'static str] {
+    match digest {
+        "sha256" => &["-sha256"],
+        "sha512" => &["-sha512"],
+        _ => &[],
+    }
+}
+
+/// Arguments of `openssl genpkey -algorithm`.
+type Kind = &'static [&'static str];
+
+const P256: Kind = &["EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
+const EXPLICIT: Kind =
+    &["EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-pkeyopt", "ec_param_enc:explicit"];
+const P521: Kind = &["EC", "-pkeyopt", "ec_paramgen_curve:P-521"];
+const RSA_1024: Kind = &["RSA", "-pkeyopt", "rsa_keygen_bits:1024"];
+const RSA_2048: Kind = &["RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+
+#[test]
+fn a_certificate_of_x509_version_1_is_served() {
+    let Some(openssl) = OpenSsl::new() else { return };
+    let [ca, _] = openssl.ca(P256, "sha256");
+    for kind in [P256, RSA_2048] {
+        let [cert, key] = openssl.leaf(kind, "sha256", 1);
+        let lines = [format!("certfile: {cert}"), format!("keyfile: {key}")];
+        let patroni = StandIn::start(at_once(primary()));
+        let glue = Glue::start(patroni.address, &section("frontend", &lines));
+        let connect = glue.address.to_string();
+        let common = ["s_client", "-connect", &connect, "-CAfile", &ca, "-verify_return_error"];
+        for version in ["-tls1_2", "-tls1_3"] {
+            let arguments = [&common[..], &["-ign_eof", version]].concat();
+            let request = b"GET /primary HTTP/1.0\r\n\r\n";
+            let text = tool("openssl", &arguments, request).expect("installed");
+            assert!(text.contains("HTTP/1.1 200 OK"), "{kind:?} {version}: {text}");
+        }
+        // and presented to a Patroni that requires a certificate
+        let arguments = ["-cert", &cert, "-key", &key, "-CAfile", &ca, "-Verify", "1"];
+        let server =
+            Server::start(&openssl.0, &[&arguments[..], &["-verify_return_error"]].concat());
+        let mut lines = section("backend", &lines);
+        lines.extend([("backend", "scheme: https"), ("backend", "insecure: yes")]);
+        let (status, text) = Glue::start(server.address, &lines).get("/primary");
+        assert_eq!((status, body(&text)), (200, "all is well"), "{kind:?}: {text}");
+        // the key must belong to it
+        openssl.run(&[&["genpkey", "-out", &key, "-algorithm"], kind].concat());
+        let lines = [format!("certfile: {cert}"), format!("keyfile: {key}")];
+        let path = config_file(&config("127.0.0.1", 1, &section("frontend", &lines)));
+        let (code, _, stderr) = run(&["-check", "-config", &path.display().to_string()]);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("the key does not belong to the certificate in"), "{stderr}");
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+#[test]
+fn certificates_with_unsupported_keys_are_named() {
+    let Some(openssl) = OpenSsl::new() else { return };
+    let table: [(Kind, &str); 6] = [
+        (P521, "P-521"),
+        (EXPLICIT, "of a curve with explicit parameters"),
+        (
+            &["EC", "-pkeyopt", "ec_paramgen_curve:secp256k1"],
+            "of another curve than P-256 and P-384",
+        ),
+        (&["RSA-PSS"], "RSA-PSS"),
+        (&["ED448"], "Ed448"),
+        (RSA_1024, "RSA of less than 2048 bits"),
+    ];
+    for (kind, name) in table {
+        let [cert, key] = openssl.ca(kind, "");
+        let lines = [format!("certfile: {cert}"), format!("keyfile: {key}")];
+        let path = config_file(&config("127.0.0.1", 1, &section("frontend", &lines)));
+        let (code, _, stderr) = run(&["-check", "-config", &path.display().to_string()]);
+        assert_eq!((code, stderr.lines().count()), (Some(1), 1), "{name}: {stderr}");
+        let why = format!("ca.pem: the certificate's key is {name}, which this build does not");
+        assert!(stderr.contains("frontend.certfile: ") && stderr.contains(&why), "{why}: {stderr}");
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 #[test]
 fn unsupported_keys_are_named() {
     let folder = Folder::new();

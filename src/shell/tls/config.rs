@@ -9,13 +9,15 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    CipherSuite, ClientConfig, Error, RootCertStore, ServerConfig, SupportedProtocolVersion,
-    version,
+    CipherSuite, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
 };
 
+use super::certificate::Certificate;
 use super::verify::{OwnOrSigned, Unchecked};
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
+use crate::failure::UNSUPPORTED_KEY;
 use crate::time::Time;
 
 /// TLS settings of both sides. Cheap to clone; open sessions keep the settings they began with.
@@ -83,14 +85,15 @@ impl ClientSide {
 fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig, WrongValue> {
     let provider = Arc::new(provider(tls, warnings)?);
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
-    let builder = builder.with_protocol_versions(versions(tls.min_version)).map_err(|error| {
-        WrongValue { section: "frontend", key: "tls-ciphers", message: error.to_string() }
+    let builder = builder.with_protocol_versions(versions(tls.min_version)).map_err(|_| {
+        let message = "none of these cipher suites fits frontend.tls-min-version".to_owned();
+        WrongValue { section: "frontend", key: "tls-ciphers", message }
     })?;
     let builder = match &tls.cafile {
         None => builder.with_no_client_auth(),
         Some(file) => {
-            let roots = roots("frontend", file, &certificates("frontend", "cafile", file)?)?;
-            let roots = Arc::new(roots);
+            let certificates = certificates("frontend", "cafile", file)?;
+            let roots = Arc::new(roots("frontend", file, &certificates)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             let verifier = verifier.map_err(|error: VerifierBuilderError| {
                 wrong_file("frontend", "cafile", file, &error)
@@ -98,10 +101,8 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let (chain, key) = read_identity("frontend", &tls.identity)?;
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| wrong_identity("frontend", &tls.identity, &error))?;
+    let identity = certified_key("frontend", &tls.identity)?;
+    let mut config = builder.with_cert_resolver(Arc::new(identity));
     // a client that offers only h2 gets the alert no_application_protocol
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     if tls.cafile.is_some() {
@@ -112,7 +113,7 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
     }
     // stateless tickets: no memory per client; their keys change every six hours
     config.ticketer = ring::Ticketer::new()
-        .map_err(|error| wrong_file("frontend", "certfile", &tls.identity.certfile, &error))?;
+        .map_err(|_| wrong_file("frontend", "certfile", &tls.identity.certfile, &NO_RANDOM))?;
     // a ticket costs 4 to 5 microseconds, and clients resume with the newest one
     config.send_tls13_tickets = 1;
     Ok(config)
@@ -144,11 +145,40 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
     match &tls.identity {
         None => Ok(builder.with_no_client_auth()),
         Some(identity) => {
-            let (chain, key) = read_identity("backend", identity)?;
-            let config = builder.with_client_auth_cert(chain, key);
-            config.map_err(|error| wrong_identity("backend", identity, &error))
+            let identity = certified_key("backend", identity)?;
+            Ok(builder.with_client_cert_resolver(Arc::new(identity)))
         }
     }
+}
+
+/// A certificate with its key. rustls would check that they belong together by webpki, which cannot
+/// read X.509 version 1; nginx and Go serve such a certificate, and so does this.
+fn certified_key(
+    section: &'static str,
+    identity: &Identity,
+) -> Result<SingleCertAndKey, WrongValue> {
+    let Identity { certfile, keyfile } = identity;
+    let chain = certificates(section, "certfile", certfile)?;
+    let leaf = chain.first().and_then(|leaf| Certificate::read(leaf));
+    let leaf = leaf.ok_or_else(|| wrong_file(section, "certfile", certfile, &INVALID))?;
+    let wrong_key = |message: &str| match leaf.key.unusable() {
+        Some(kind) => {
+            let message = format!("the certificate's key is {kind}, which {UNSUPPORTED_KEY}");
+            wrong_file(section, "certfile", certfile, &message)
+        }
+        None => wrong_file(section, "keyfile", keyfile, &message),
+    };
+    let key = ring::sign::any_supported_type(&private_key(section, keyfile)?);
+    // ring returns no usable reason
+    let key = key.map_err(|_| {
+        wrong_key("the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519")
+    })?;
+    if key.public_key().is_some_and(|info| *info != *leaf.public_key_info) {
+        return Err(wrong_key(&format!(
+            "the key does not belong to the certificate in {certfile}"
+        )));
+    }
+    Ok(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
 }
 
 /// ring's cipher suites, limited to those in `tls-ciphers`. Without a TLS 1.3 suite in the list
@@ -219,25 +249,20 @@ fn roots(
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
         let added = roots.add(certificate.clone());
-        added.map_err(|error| wrong_file(section, "cafile", file, &error))?;
+        added.map_err(|_| wrong_file(section, "cafile", file, &INVALID))?;
     }
     Ok(roots)
 }
 
-type ChainAndKey = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
-
-fn read_identity(section: &'static str, identity: &Identity) -> Result<ChainAndKey, WrongValue> {
-    let chain = certificates(section, "certfile", &identity.certfile)?;
-    let file = &identity.keyfile;
+fn private_key(section: &'static str, file: &str) -> Result<PrivateKeyDer<'static>, WrongValue> {
     let pem = fs::read(file).map_err(|error| wrong_file(section, "keyfile", file, &error))?;
     // in the PEM label, or in a header of the traditional format
     let is_encrypted = pem.windows(ENCRYPTED.len()).any(|window| window == ENCRYPTED);
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         let encrypted = "encrypted keys are not supported";
         let why = if is_encrypted { encrypted } else { "no private key found" };
         wrong_file(section, "keyfile", file, &why)
-    })?;
-    Ok((chain, key))
+    })
 }
 
 fn certificates(
@@ -254,23 +279,6 @@ fn certificates(
     }
 }
 
-fn wrong_identity(section: &'static str, identity: &Identity, error: &Error) -> WrongValue {
-    let file = &identity.certfile;
-    match error {
-        Error::InconsistentKeys(_) => {
-            let message = format!("the key does not belong to the certificate in {file}");
-            wrong_file(section, "keyfile", &identity.keyfile, &message)
-        }
-        Error::InvalidCertificate(_) => wrong_file(section, "certfile", file, error),
-        // ring rejects the key, without a usable reason
-        Error::General(_) => {
-            let message = "the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519";
-            wrong_file(section, "keyfile", &identity.keyfile, &message)
-        }
-        _ => wrong_file(section, "keyfile", &identity.keyfile, error),
-    }
-}
-
 fn wrong_file(
     section: &'static str,
     key: &'static str,
@@ -282,6 +290,8 @@ fn wrong_file(
 
 /// How long sessions with Patroni are resumed.
 const SESSIONS_KEPT_MS: u64 = 60 * 60 * 1_000;
+const INVALID: &str = "the certificate is not valid DER";
+const NO_RANDOM: &str = "the system returns no random bytes";
 const ENCRYPTED: &[u8] = b"ENCRYPTED";
 /// Go lists it as a cipher suite; clients send it to mark a retry with an older version (RFC 7507).
 const FALLBACK: &str = "TLS_FALLBACK_SCSV";
