@@ -311,6 +311,33 @@ fn wrong_files_and_names_end_the_start_with_one_line() {
     }
 }
 
+#[test]
+fn check_warns_of_certificates_that_will_fail() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let good = ca.issue().lines(&folder, "good");
+    let expired = ca.issue_for(&["x.test"], Valid::Before);
+    let leaf = format!("cafile: {}", folder.write("leaf.pem", &expired.chain));
+    let root = format!("cafile: {}", folder.write("root.pem", &ca.pem));
+    let table = [
+        (expired.lines(&folder, "old").to_vec(), "certificate 1 expired on Fri, 01 Jan 2021"),
+        (
+            ca.issue_for(&["x.test"], Valid::Later).lines(&folder, "new").to_vec(),
+            "certificate 1 is not valid before Sun, 01 Jan 2090",
+        ),
+        ([&good[..], std::slice::from_ref(&leaf)].concat(), "all certificates in it have expired"),
+        ([&good[..], &[leaf]].concat(), "no CA certificate in it, nor a self-signed one"),
+        ([&good[..], &[root]].concat(), ""),
+    ];
+    for (lines, warning) in table {
+        let path = config_file(&config("127.0.0.1", 1, &section("frontend", &lines)));
+        let (code, stdout, stderr) = run(&["-check", "-config", &path.display().to_string()]);
+        assert_eq!((code, stdout.trim()), (Some(0), "OK"), "{stderr}");
+        assert!(stderr.contains(warning), "{warning}: {stderr}");
+        assert_eq!(stderr.is_empty(), warning.is_empty(), "{stderr}");
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 /// A backend that sends the same bytes on each connection.
 fn parrot(bytes: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

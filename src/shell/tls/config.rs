@@ -7,14 +7,14 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CipherSuite, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
 };
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, date};
 use super::verify::{OwnOrSigned, Unchecked};
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
 use crate::failure::UNSUPPORTED_KEY;
@@ -64,7 +64,7 @@ impl Tls {
                     format!("{:?} is neither a host name nor an address", backend.server_name);
                 WrongValue { section: "backend", key: "server-name", message }
             })?;
-            let config = Arc::new(client(backend)?);
+            let config = Arc::new(client(backend, &mut tls.warnings)?);
             tls.client = Some(ClientSide { config, name, kept_since: Time::ZERO });
         }
         Ok(tls)
@@ -93,7 +93,7 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
         None => builder.with_no_client_auth(),
         Some(file) => {
             let certificates = certificates("frontend", "cafile", file)?;
-            let roots = Arc::new(roots("frontend", file, &certificates)?);
+            let roots = Arc::new(roots("frontend", file, &certificates, warnings)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             let verifier = verifier.map_err(|error: VerifierBuilderError| {
                 wrong_file("frontend", "cafile", file, &error)
@@ -101,7 +101,7 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let identity = certified_key("frontend", &tls.identity)?;
+    let identity = certified_key("frontend", &tls.identity, warnings)?;
     let mut config = builder.with_cert_resolver(Arc::new(identity));
     // a client that offers only h2 gets the alert no_application_protocol
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
@@ -119,7 +119,7 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
     Ok(config)
 }
 
-fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
+fn client(tls: &BackendTls, warnings: &mut Vec<String>) -> Result<ClientConfig, WrongValue> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| WrongValue {
@@ -133,7 +133,7 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
         let (roots, own, file) = match &tls.cafile {
             Some(file) => {
                 let own = certificates("backend", "cafile", file)?;
-                (roots("backend", file, &own)?, own, file.as_str())
+                (roots("backend", file, &own, warnings)?, own, file.as_str())
             }
             None => (public_roots(), Vec::new(), "the public roots"),
         };
@@ -145,7 +145,7 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
     match &tls.identity {
         None => Ok(builder.with_no_client_auth()),
         Some(identity) => {
-            let identity = certified_key("backend", identity)?;
+            let identity = certified_key("backend", identity, warnings)?;
             Ok(builder.with_client_cert_resolver(Arc::new(identity)))
         }
     }
@@ -156,6 +156,7 @@ fn client(tls: &BackendTls) -> Result<ClientConfig, WrongValue> {
 fn certified_key(
     section: &'static str,
     identity: &Identity,
+    warnings: &mut Vec<String>,
 ) -> Result<SingleCertAndKey, WrongValue> {
     let Identity { certfile, keyfile } = identity;
     let chain = certificates(section, "certfile", certfile)?;
@@ -178,7 +179,52 @@ fn certified_key(
             "the key does not belong to the certificate in {certfile}"
         )));
     }
+    for warning in warnings_of_dates(&chain, UnixTime::now().as_secs()) {
+        warnings.push(format!("{section}.certfile: {certfile}: {warning}"));
+    }
     Ok(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
+}
+
+/// Warnings of certificates that are not valid now, or not for long.
+fn warnings_of_dates(chain: &[CertificateDer<'_>], now: u64) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (at, der) in chain.iter().enumerate() {
+        let Some(certificate) = Certificate::read(der) else { continue };
+        let Certificate { not_before, not_after, .. } = certificate;
+        // certificates of a day or a week are renewed later
+        let lifetime = not_after.saturating_sub(not_before);
+        let warned_seconds = EXPIRY_WARNED_SECONDS.min(lifetime / 3);
+        let what = if now > not_after {
+            format!("expired on {}", date(not_after))
+        } else if now < not_before {
+            format!("is not valid before {}", date(not_before))
+        } else if not_after - now < warned_seconds {
+            format!("expires on {}", date(not_after))
+        } else {
+            continue;
+        };
+        warnings.push(format!("certificate {} {what}", at + 1));
+    }
+    warnings
+}
+
+/// Warnings of a file of CA certificates by which nothing can be verified.
+fn warnings_of_roots(roots: &[CertificateDer<'_>], now: u64) -> Vec<String> {
+    let roots: Vec<Certificate<'_>> =
+        roots.iter().filter_map(|root| Certificate::read(root)).collect();
+    let mut warnings = Vec::new();
+    if roots.iter().all(|root| now > root.not_after) {
+        warnings.push("all certificates in it have expired".to_owned());
+    }
+    if !roots.iter().any(Certificate::is_anchor) {
+        warnings.push("no CA certificate in it, nor a self-signed one".to_owned());
+    }
+    let mut keys = roots.iter().enumerate().map(|(at, root)| (at + 1, root.key.unverifiable()));
+    if let Some((number, Some(kind))) = keys.find(|(_, kind)| kind.is_some()) {
+        let which = format!("the key of certificate {number}");
+        warnings.push(format!("{which} is {kind}, which {UNSUPPORTED_KEY}"));
+    }
+    warnings
 }
 
 /// ring's cipher suites, limited to those in `tls-ciphers`. Without a TLS 1.3 suite in the list
@@ -245,11 +291,15 @@ fn roots(
     section: &'static str,
     file: &str,
     certificates: &[CertificateDer<'static>],
+    warnings: &mut Vec<String>,
 ) -> Result<RootCertStore, WrongValue> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
         let added = roots.add(certificate.clone());
         added.map_err(|_| wrong_file(section, "cafile", file, &INVALID))?;
+    }
+    for warning in warnings_of_roots(certificates, UnixTime::now().as_secs()) {
+        warnings.push(format!("{section}.cafile: {file}: {warning}"));
     }
     Ok(roots)
 }
@@ -290,8 +340,37 @@ fn wrong_file(
 
 /// How long sessions with Patroni are resumed.
 const SESSIONS_KEPT_MS: u64 = 60 * 60 * 1_000;
+/// Remaining validity below which the start warns.
+const EXPIRY_WARNED_SECONDS: u64 = 14 * 24 * 60 * 60;
 const INVALID: &str = "the certificate is not valid DER";
 const NO_RANDOM: &str = "the system returns no random bytes";
 const ENCRYPTED: &[u8] = b"ENCRYPTED";
 /// Go lists it as a cipher suite; clients send it to mark a retry with an older version (RFC 7507).
 const FALLBACK: &str = "TLS_FALLBACK_SCSV";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_near_its_end_is_warned_of() {
+        let path = format!("{}/tests/fixtures/tls/ecdsa.pem", env!("CARGO_MANIFEST_DIR"));
+        let chain = certificates("frontend", "certfile", &path).expect("a certificate");
+        // it is valid from the beginning of 2020 to the end of 2049
+        let (begin, end, day) = (1_577_836_800, 2_524_521_600, 24 * 60 * 60);
+        let expires = "certificate 1 expires on Fri, 31 Dec 2049 00:00:00 GMT";
+        let table = [
+            (begin - 1, "certificate 1 is not valid before Wed, 01 Jan 2020 00:00:00 GMT"),
+            (begin, ""),
+            (end - 14 * day, ""),
+            (end - 14 * day + 1, expires),
+            (end, expires),
+            (end + 1, "certificate 1 expired on Fri, 31 Dec 2049 00:00:00 GMT"),
+        ];
+        for (now, expected) in table {
+            assert_eq!(warnings_of_dates(&chain, now).concat(), expected, "{now}");
+        }
+        assert_eq!(warnings_of_roots(&chain, end), Vec::<String>::new());
+        assert_eq!(warnings_of_roots(&chain, end + 1), ["all certificates in it have expired"]);
+    }
+}
