@@ -50,6 +50,20 @@ pub enum TlsFailure {
     CertificateIssuer,
     /// Patroni's certificate is a CA certificate that `backend.cafile` does not contain.
     CertificateOfCa,
+    /// Patroni's certificate has no subjectAltName.
+    CertificateWithoutNames,
+    /// Patroni's certificate, or one of its chain, is older than X.509 version 3.
+    CertificateVersion,
+    /// Patroni's certificate is not for servers.
+    CertificatePurpose,
+    /// Patroni's certificate is signed by another key than the CA's of that name.
+    CertificateSignature,
+    /// The key of Patroni's CA is of this kind.
+    UnsupportedCaKey(&'static str),
+    /// The key of Patroni's certificate is of this kind.
+    UnsupportedKey(&'static str),
+    /// Patroni's certificate chain has a signature by this algorithm.
+    UnsupportedSignature(&'static str),
     /// Patroni's certificate is not valid for another reason.
     CertificateInvalid,
     /// Patroni requires a client certificate, or rejected ours.
@@ -129,7 +143,21 @@ impl fmt::Display for Failure {
 
 impl fmt::Display for TlsFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        let text = match self {
+            TlsFailure::UnsupportedCaKey(kind) => {
+                return write!(f, "the key of Patroni's CA is {kind}, which {UNSUPPORTED_KEY}");
+            }
+            TlsFailure::UnsupportedKey(kind) => {
+                let whose = "the key of Patroni's certificate";
+                return write!(f, "{whose} is {kind}, which {UNSUPPORTED_KEY}");
+            }
+            TlsFailure::UnsupportedSignature(algorithm) => {
+                let whose = "Patroni's certificate chain";
+                return write!(
+                    f,
+                    "{whose} is signed by {algorithm}, which {UNSUPPORTED_SIGNATURE}"
+                );
+            }
             TlsFailure::CertificateExpired => "Patroni's certificate has expired",
             TlsFailure::CertificateNotYetValid => "Patroni's certificate is not valid yet",
             TlsFailure::CertificateName => {
@@ -141,23 +169,44 @@ impl fmt::Display for TlsFailure {
             TlsFailure::CertificateOfCa => {
                 "Patroni's certificate is a CA certificate that backend.cafile does not contain"
             }
+            TlsFailure::CertificateWithoutNames => {
+                "Patroni's certificate has no subjectAltName; issue it with one (the common name \
+                 is not looked at)"
+            }
+            TlsFailure::CertificateVersion => {
+                "Patroni's certificate is not of X.509 version 3; issue it with extensions, such \
+                 as subjectAltName"
+            }
+            TlsFailure::CertificatePurpose => {
+                "Patroni's certificate is not for servers; issue it with serverAuth in its \
+                 extendedKeyUsage"
+            }
+            TlsFailure::CertificateSignature => {
+                "Patroni's certificate is not signed by the CA in backend.cafile, but by another \
+                 one of the same name"
+            }
             TlsFailure::CertificateInvalid => "Patroni's certificate is not valid",
             TlsFailure::ClientCertificate => {
                 "Patroni requires a client certificate that it trusts; set backend.certfile"
             }
             TlsFailure::HandshakeRefused => {
                 "Patroni refused the TLS handshake: it may require backend.certfile, or there is \
-                 no TLS version or cipher suite in common"
+                 no TLS version or cipher suite in common, or its key is not RSA, P-256, P-384 or \
+                 Ed25519"
             }
             TlsFailure::NoCommonVersion => {
                 "no TLS version, cipher suite or key exchange in common with Patroni"
             }
             TlsFailure::NotTls => "Patroni does not speak TLS on this port; set backend.scheme",
             TlsFailure::Other => "the TLS connection to Patroni failed",
-        })
+        };
+        f.write_str(text)
     }
 }
 
 /// Follows the name of an unsupported kind of key.
 pub const UNSUPPORTED_KEY: &str =
     "this build does not support; use P-256, P-384, Ed25519 or RSA of 2048 to 4096 bits";
+/// Follows the name of an unsupported algorithm of a signature.
+pub const UNSUPPORTED_SIGNATURE: &str =
+    "this build does not support; have the CA sign with SHA-256 or SHA-384";

@@ -148,7 +148,7 @@ impl Daemon {
     pub(super) fn no_tls(&mut self, now: Now, id: ConnId, error: &TlsError) {
         if self.streams.get_mut(id).is_none_or(|stream| stream.is_upstream()) {
             if let Some(times) = self.tls_failures_of_patroni.count(now.time) {
-                warn!("no TLS with Patroni: {error} ({times} times)");
+                warn!("TLS with Patroni failed: {error} ({times} times)");
             }
             return;
         }
@@ -156,7 +156,7 @@ impl Daemon {
             return;
         };
         if let Some(times) = self.tls_failures.count(now.time) {
-            info!("no TLS with {address}: {error} ({times} times)");
+            info!("TLS client {address}: {error} ({times} times)");
         }
     }
 

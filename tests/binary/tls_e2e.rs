@@ -208,8 +208,8 @@ fn client_certificates_are_required_and_verified() {
             assert!(alert.split('|').any(|alert| text.contains(alert)), "{text}");
         }
     }
-    let line = glue.wait_for_line("no TLS with 127.0.0.1");
-    assert!(line.contains("peer sent no certificates"), "{line}");
+    let line = glue.wait_for_line("TLS client 127.0.0.1: ");
+    assert!(line.contains("it presents no certificate; frontend.cafile requires one"), "{line}");
 }
 
 #[test]
@@ -354,36 +354,41 @@ fn parrot(bytes: &'static [u8]) -> SocketAddr {
 #[test]
 fn failures_of_tls_with_patroni_are_named() {
     let (folder, ca, other) = (Folder::new(), Ca::new("root"), Ca::new("other"));
-    let names = ["127.0.0.1"];
+    let (twin, names) = (Ca::new("root"), ["127.0.0.1"]);
     let start = |config| TlsPatroni::start(config).address;
     let valid = |valid| start(server(&ca.issue_for(&names, valid), BOTH, None));
+    let named = |names: &[&str]| start(server(&ca.issue_for(names, Valid::Now), BOTH, None));
     let wants = |versions| start(server(&ca.issue(), versions, Some(&ca.pem)));
+    let named_for_client = start(server(&ca.issue_for_client(), BOTH, None));
+    let page = b"HTTP/1.0 400 Bad Request\r\n\r\n";
     // protocol_version, handshake_failure
     let (version, refusal) = (&[0x15, 3, 3, 0, 2, 2, 70], &[0x15, 3, 3, 0, 2, 2, 40]);
     let table = [
-        (valid(Valid::Before), "Patroni's certificate has expired"),
-        (valid(Valid::Later), "Patroni's certificate is not valid yet"),
-        (start(server(&ca.issue_for(&["x.test"], Valid::Now), BOTH, None)), "is for another name"),
-        (start(server(&other.issue(), BOTH, None)), "not signed by a trusted CA"),
-        (wants(ONLY_13), "set backend.certfile"),
-        (wants(ONLY_12), "set backend.certfile"),
-        (parrot(version), "no TLS version, cipher suite or key exchange in common"),
-        (parrot(refusal), "it may require backend.certfile, or there is no TLS version or cipher"),
-        (start(server_of_rsa_suites(&ca.issue())), "or there is no TLS version or cipher suite"),
-        (parrot(b"HTTP/1.0 400 Bad Request\r\n\r\n"), "does not speak TLS on this port"),
+        (valid(Valid::Before), "Patroni's certificate has expired", "expired on Fri, 01 Jan 2021"),
+        (valid(Valid::Later), "Patroni's certificate is not valid yet", "not valid before Sun, 01"),
+        (named(&["x.test", "y.test"]), "is for another name", "is for x.test, y.test, not for 127"),
+        (named(&[]), "has no subjectAltName; issue it with one", "has no subjectAltName"),
+        (start(server(&other.issue(), BOTH, None)), "not signed by a trusted CA", "is not signed"),
+        (start(server(&twin.issue(), BOTH, None)), "one of the same name", "one of the same name"),
+        (named_for_client, "is not for servers", "lacks serverAuth"),
+        (wants(ONLY_13), "set backend.certfile", "requires a client certificate (alert"),
+        (wants(ONLY_12), "set backend.certfile", "requires a client certificate (alert"),
+        (parrot(version), "no TLS version, cipher suite or key", "(alert protocol_version)"),
+        (parrot(refusal), "it may require backend.certfile", "(alert handshake_failure)"),
+        (start(server_of_rsa_suites(&ca.issue())), "or there is no TLS version or", "it refuses"),
+        (parrot(page), "does not speak TLS on this port", "it speaks plain HTTP"),
     ];
-    for (address, why) in table {
+    for (address, why, detail) in table {
         let lines = https(&folder, &ca);
         let mut glue = Glue::start(address, &section("backend", &lines));
         let (status, text) = glue.get("/primary");
         assert_eq!(status, 503);
         assert!(body(&text).starts_with("{\"error\":\"") && text.contains(why), "{why}: {text}");
-        let line = glue.wait_for_line(why);
-        assert!(line.contains("fetching "), "{line}");
-        assert_eq!(glue.lines_with(why).len(), 1);
-        // and the cause in rustls' words
-        let line = glue.wait_for_line("no TLS with Patroni: ");
-        assert!(line.ends_with(" (1 times)") && !line.contains(":  ("), "{line}");
+        let line = glue.wait_for_line("fetching ");
+        assert!(line.contains(why), "{line}");
+        assert_eq!(glue.lines_with("fetching ").len(), 1);
+        let line = glue.wait_for_line("TLS with Patroni failed: ");
+        assert!(line.contains(detail) && line.ends_with(" (1 times)"), "{detail}: {line}");
     }
     // public roots, `insecure`, and a client certificate
     let address = start(server(&ca.issue(), BOTH, None));

@@ -160,7 +160,7 @@ fn garbage_closes_the_connection_at_once() {
         assert!(waited < Duration::from_secs(4), "{waited:?} for {:?}", &bytes[..6]);
         setup.assert_answers();
         // the first failure is logged; those within the same second are counted
-        setup.glue.wait_for_line("no TLS with 127.0.0.1: it does not speak TLS (1 times)");
+        setup.glue.wait_for_line("TLS client 127.0.0.1: it speaks plain HTTP (1 times)");
     }
     // a valid beginning, then pseudo-random bits
     let mut seed = 1_u32;
@@ -177,8 +177,24 @@ fn garbage_closes_the_connection_at_once() {
     }
     setup.assert_answers();
     wait_for("the slots", || (setup.descriptors() <= baseline).then_some(()));
-    let lines = setup.glue.lines_with("no TLS with 127.0.0.1");
+    let lines = setup.glue.lines_with("TLS client 127.0.0.1: ");
     assert!((1..=20).contains(&lines.len()), "{lines:?}");
+}
+
+#[test]
+fn an_sni_that_is_no_host_name_is_logged() {
+    let mut setup = Setup::new(&[]);
+    let mut hello = setup.hello();
+    let name = b"localhost";
+    let at = hello.windows(name.len()).position(|bytes| bytes == name).expect("an SNI");
+    hello[at + 5] = b' ';
+    let mut socket = setup.raw();
+    socket.write_all(&hello).expect("an open socket");
+    let alert = read_to_any_end(&socket);
+    assert_eq!(alert.first(), Some(&0x15), "{alert:?}");
+    let why = "its SNI is not a host name; in HAProxy use check-sni";
+    setup.glue.wait_for_line(&format!("TLS client 127.0.0.1: {why} (1 times)"));
+    setup.assert_answers();
 }
 
 #[test]

@@ -192,6 +192,41 @@ const RSA_1024: Kind = &["RSA", "-pkeyopt", "rsa_keygen_bits:1024"];
 const RSA_2048: Kind = &["RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
 
 #[test]
+fn unsupported_certificates_of_patroni_are_named() {
+    let Some(openssl) = OpenSsl::new() else { return };
+    let ca_key = "the key of Patroni's CA is ";
+    let table: [(Kind, &str, Kind, u8, &str, &str); 8] = [
+        (P521, "sha512", P256, 3, ca_key, "P-521"),
+        (P521, "sha256", P256, 3, ca_key, "P-521"),
+        (RSA_1024, "sha256", P256, 3, ca_key, "RSA of less than 2048 bits"),
+        (&["RSA-PSS"], "sha256", P256, 3, ca_key, "RSA-PSS"),
+        (&["ED448"], "", P256, 3, ca_key, "Ed448"),
+        (P256, "sha512", P256, 3, "chain is signed by ", "ECDSA with SHA-512"),
+        (P256, "sha256", RSA_1024, 3, "of Patroni's certificate is ", "RSA of less than 2048 bits"),
+        (P256, "sha256", P256, 1, "is not of X.509 version 3; issue it with extensions", ""),
+    ];
+    for (ca_kind, digest, kind, version, before, name) in table {
+        let [ca, _] = openssl.ca(ca_kind, digest);
+        let [cert, key] = openssl.leaf(kind, digest, version);
+        let arguments = ["-cert", &cert, "-key", &key, "-cipher", "DEFAULT@SECLEVEL=0"];
+        let server = Server::start(&openssl.0, &arguments);
+        let cafile = format!("cafile: {ca}");
+        let lines = [("backend", "scheme: https"), ("backend", cafile.as_str())];
+        let mut glue = Glue::start(server.address, &lines);
+        let (status, text) = glue.get("/primary");
+        let why = format!("{before}{name}");
+        assert!(status == 503 && body(&text).contains(&why), "{why}: {text}");
+        let line = glue.wait_for_line("TLS with Patroni failed: ");
+        assert!(line.contains(&why) && line.len() < 250, "{why}: {line}");
+        if before == ca_key {
+            let line = glue.wait_for_line("backend.cafile: ");
+            let warning = format!("the key of certificate 1 is {name}, which this build does not");
+            assert!(line.contains(&warning), "{line}");
+        }
+    }
+}
+
+#[test]
 fn a_certificate_of_x509_version_1_is_served() {
     let Some(openssl) = OpenSsl::new() else { return };
     let [ca, _] = openssl.ca(P256, "sha256");
@@ -384,5 +419,5 @@ fn openssl_uses_both_versions_and_resumes() {
     let arguments = [&common[..], &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]].concat();
     let text = tool("openssl", &arguments, b"").expect("installed");
     assert!(text.contains(" alert ") && !text.contains("New, TLSv1.1"), "{text}");
-    setup.glue.wait_for_line("no TLS with 127.0.0.1: no TLS version in common (1 times)");
+    setup.glue.wait_for_line("TLS client 127.0.0.1: it offers only TLS 1.1 or older (1 times)");
 }

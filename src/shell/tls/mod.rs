@@ -1,13 +1,14 @@
 //! TLS towards clients and Patroni. Nothing outside this folder names rustls.
 
-#[allow(dead_code)] // used from the next commits on
 mod certificate;
 mod config;
+mod error;
 mod session;
 mod verify;
 
 pub use config::{ClientSide, ServerSide, Tls};
-pub use session::{Session, TlsError};
+pub use error::TlsError;
+pub use session::Session;
 
 #[cfg(test)]
 mod tests;

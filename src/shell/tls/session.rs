@@ -3,18 +3,15 @@
 //! Touches no socket. An idle session owns no buffer: data passes through the loop's buffers, and
 //! only incomplete records and records that the socket did not take are kept here.
 
-use std::fmt;
-
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+use rustls::{Error, InvalidMessage};
 
 use super::config::{ClientSide, ServerSide};
-use super::verify::is_ca_as_server;
-use crate::failure::{Failure, TlsFailure};
+use super::error::{Peer, TlsError};
 
 /// One TLS connection.
 pub struct Session {
@@ -31,15 +28,6 @@ pub struct Session {
     /// Set once the session failed. rustls must not be called again: it would expect records that
     /// are gone.
     failed: Option<Box<TlsError>>,
-}
-
-/// Why a session failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsError {
-    /// The fetch's failure.
-    pub failure: Failure,
-    /// The cause, for the log.
-    pub text: String,
 }
 
 enum Side {
@@ -62,7 +50,7 @@ impl Session {
     /// A session with a client.
     pub fn server(config: &ServerSide) -> Result<Session, TlsError> {
         let connection = UnbufferedServerConnection::new(config.config.clone());
-        let connection = connection.map_err(|error| TlsError::of(&error, true))?;
+        let connection = connection.map_err(|error| TlsError::of(&error, Peer::Client))?;
         let incoming_bytes_max =
             if config.wants_certificates { CHAIN_BYTES_MAX } else { RECORD_BYTES_MAX };
         Ok(Session::new(Side::Server(connection), incoming_bytes_max))
@@ -72,7 +60,7 @@ impl Session {
     pub fn client(config: &ClientSide) -> Result<Session, TlsError> {
         let connection =
             UnbufferedClientConnection::new(config.config.clone(), config.name.clone());
-        let connection = connection.map_err(|error| TlsError::of(&error, true))?;
+        let connection = connection.map_err(|error| TlsError::of(&error, Peer::Patroni))?;
         let mut session = Session::new(Side::Client(connection), CHAIN_BYTES_MAX);
         session.receive(&mut [], &mut Vec::new())?;
         Ok(session)
@@ -111,14 +99,23 @@ impl Session {
                 Step::PeerClosed => self.peer_closed = true,
                 Step::Wait => break,
                 Step::Failed(error) => {
+                    let error = match error {
+                        Error::InvalidMessage(InvalidMessage::InvalidContentType)
+                            if !self.has_received =>
+                        {
+                            TlsError::not_tls(&view[used..])
+                        }
+                        error => TlsError::of(&error, self.side.peer()),
+                    };
                     self.side.encode_alert(&mut view[used..], &mut self.outgoing);
-                    return Err(self.fail(&error));
+                    return Err(self.fail(error));
                 }
             }
         }
         if used < view.len() {
             if view.len() - used > self.incoming_bytes_max {
-                return Err(self.fail(&Error::PeerSentOversizedRecord));
+                let error = TlsError::of(&Error::PeerSentOversizedRecord, self.side.peer());
+                return Err(self.fail(error));
             }
             self.incoming = view[used..].to_vec();
         }
@@ -178,8 +175,7 @@ impl Session {
         self.incoming.capacity() + self.outgoing.capacity()
     }
 
-    fn fail(&mut self, error: &Error) -> TlsError {
-        let error = TlsError::of(error, self.has_received);
+    fn fail(&mut self, error: TlsError) -> TlsError {
         self.failed = Some(Box::new(error.clone()));
         error
     }
@@ -190,6 +186,13 @@ impl Session {
 }
 
 impl Side {
+    fn peer(&self) -> Peer {
+        match self {
+            Side::Server(_) => Peer::Client,
+            Side::Client(_) => Peer::Patroni,
+        }
+    }
+
     fn step(
         &mut self,
         records: &mut [u8],
@@ -237,7 +240,7 @@ impl Side {
                 write_traffic(connection.process_tls_records(incoming), outgoing, write)
             }
         };
-        outcome.map_err(|error| TlsError::of(&error, true))
+        outcome.map_err(|error| TlsError::of(&error, self.peer()))
     }
 }
 
@@ -349,76 +352,6 @@ fn too_small(error: EncryptError) -> Result<usize, Error> {
     match error {
         EncryptError::InsufficientSize(size) => Ok(size.required_size),
         EncryptError::EncryptExhausted => Err(Error::EncryptError),
-    }
-}
-
-impl TlsError {
-    fn of(error: &Error, has_received: bool) -> TlsError {
-        use AlertDescription as Alert;
-        use PeerIncompatible as Incompatible;
-        let failure = match error {
-            Error::InvalidCertificate(why) => certificate_failure(why),
-            Error::AlertReceived(
-                Alert::CertificateRequired
-                | Alert::BadCertificate
-                | Alert::UnknownCA
-                | Alert::CertificateExpired
-                | Alert::CertificateUnknown
-                | Alert::UnsupportedCertificate,
-            ) => Failure::Tls(TlsFailure::ClientCertificate),
-            // TLS 1.2 sends it for a missing client certificate, among other causes
-            Error::AlertReceived(Alert::HandshakeFailure) => {
-                Failure::Tls(TlsFailure::HandshakeRefused)
-            }
-            Error::AlertReceived(Alert::ProtocolVersion) | Error::PeerIncompatible(_) => {
-                Failure::Tls(TlsFailure::NoCommonVersion)
-            }
-            Error::InvalidMessage(InvalidMessage::InvalidContentType) if !has_received => {
-                Failure::Tls(TlsFailure::NotTls)
-            }
-            _ => Failure::Tls(TlsFailure::Other),
-        };
-        let text = match error {
-            _ if failure == Failure::Tls(TlsFailure::NotTls) => "it does not speak TLS".to_owned(),
-            Error::PeerIncompatible(
-                Incompatible::ServerDoesNotSupportTls12Or13
-                | Incompatible::ServerTlsVersionIsDisabledByOurConfig
-                // TLS 1.2 introduced this extension: a hello without it is of an older version,
-                // and rustls checks this first
-                | Incompatible::SignatureAlgorithmsExtensionRequired
-                | Incompatible::SupportedVersionsExtensionRequired
-                | Incompatible::Tls12NotOffered
-                | Incompatible::Tls12NotOfferedOrEnabled,
-            ) => "no TLS version in common".to_owned(),
-            Error::PeerIncompatible(Incompatible::NoCipherSuitesInCommon) => {
-                "no cipher suite in common".to_owned()
-            }
-            other => other.to_string(),
-        };
-        TlsError { failure, text }
-    }
-}
-
-fn certificate_failure(why: &CertificateError) -> Failure {
-    match why {
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            Failure::Tls(TlsFailure::CertificateExpired)
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            Failure::Tls(TlsFailure::CertificateNotYetValid)
-        }
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            Failure::Tls(TlsFailure::CertificateName)
-        }
-        CertificateError::UnknownIssuer => Failure::Tls(TlsFailure::CertificateIssuer),
-        why if is_ca_as_server(why) => Failure::Tls(TlsFailure::CertificateOfCa),
-        _ => Failure::Tls(TlsFailure::CertificateInvalid),
-    }
-}
-
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
     }
 }
 

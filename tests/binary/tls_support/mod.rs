@@ -67,13 +67,28 @@ impl Ca {
     }
 
     pub fn issue_for(&self, names: &[&str], valid: Valid) -> Identity {
+        let (server, client) =
+            (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
+        self.issue_with_purposes(names, valid, vec![server, client])
+    }
+
+    /// For this machine, valid now, but only as a client.
+    pub fn issue_for_client(&self) -> Identity {
+        let purposes = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.issue_with_purposes(&["localhost", "127.0.0.1"], Valid::Now, purposes)
+    }
+
+    fn issue_with_purposes(
+        &self,
+        names: &[&str],
+        valid: Valid,
+        purposes: Vec<ExtendedKeyUsagePurpose>,
+    ) -> Identity {
         let key = KeyPair::generate().expect("a key");
         let mut params = leaf_params(names, valid);
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let (server, client) =
-            (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
-        params.extended_key_usages = vec![server, client];
+        params.extended_key_usages = purposes;
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
         Identity {
             chain: format!("{}{}", leaf.pem(), self.intermediates),
