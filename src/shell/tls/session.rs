@@ -126,7 +126,7 @@ impl Session {
     pub fn encrypt(&mut self, plain: &[u8]) -> Result<(), TlsError> {
         self.check()?;
         self.side.write(&mut self.incoming, &mut self.outgoing, |outgoing, traffic| {
-            grow(outgoing, |buffer| traffic.encrypt(plain, buffer).map_err(too_small))
+            append(outgoing, |buffer| Ok(traffic.encrypt(plain, buffer)?))
         })
     }
 
@@ -137,7 +137,7 @@ impl Session {
         }
         // fails before the handshake is complete, when no close_notify is due
         let _ = self.side.write(&mut self.incoming, &mut self.outgoing, |outgoing, traffic| {
-            grow(outgoing, |buffer| traffic.queue_close_notify(buffer).map_err(too_small))
+            append(outgoing, |buffer| Ok(traffic.queue_close_notify(buffer)?))
         });
     }
 
@@ -303,12 +303,7 @@ fn step<Data>(
 }
 
 fn encode<Data>(mut data: EncodeTlsData<'_, Data>, outgoing: &mut Vec<u8>) -> Result<(), Error> {
-    grow(outgoing, |buffer| {
-        data.encode(buffer).map_err(|error| match error {
-            EncodeError::InsufficientSize(size) => Ok(size.required_size),
-            EncodeError::AlreadyEncoded => Err(Error::General("encoded twice".into())),
-        })
-    })
+    append(outgoing, |buffer| Ok(data.encode(buffer)?))
 }
 
 fn write_traffic<Data>(
@@ -327,10 +322,37 @@ fn write_traffic<Data>(
     }
 }
 
+/// Why rustls wrote nothing to a buffer.
+enum WriteError {
+    /// The buffer is too small: this size is needed.
+    NeedsBytes(usize),
+    Failed(Error),
+}
+
+impl From<EncryptError> for WriteError {
+    fn from(error: EncryptError) -> WriteError {
+        match error {
+            EncryptError::InsufficientSize(size) => WriteError::NeedsBytes(size.required_size),
+            EncryptError::EncryptExhausted => WriteError::Failed(Error::EncryptError),
+        }
+    }
+}
+
+impl From<EncodeError> for WriteError {
+    fn from(error: EncodeError) -> WriteError {
+        match error {
+            EncodeError::InsufficientSize(size) => WriteError::NeedsBytes(size.required_size),
+            EncodeError::AlreadyEncoded => {
+                WriteError::Failed(Error::General("encoded twice".into()))
+            }
+        }
+    }
+}
+
 /// Appends the output of `write` to `outgoing`: the first call has no room and returns the size.
-fn grow(
+fn append(
     outgoing: &mut Vec<u8>,
-    mut write: impl FnMut(&mut [u8]) -> Result<usize, Result<usize, Error>>,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, WriteError>,
 ) -> Result<(), Error> {
     let start = outgoing.len();
     loop {
@@ -339,19 +361,12 @@ fn grow(
                 outgoing.truncate(start + count);
                 return Ok(());
             }
-            Err(Ok(required_bytes)) if required_bytes > outgoing.len() - start => {
-                outgoing.resize(start + required_bytes, 0);
+            Err(WriteError::NeedsBytes(bytes)) if bytes > outgoing.len() - start => {
+                outgoing.resize(start + bytes, 0);
             }
-            Err(Ok(_)) => return Err(Error::EncryptError),
-            Err(Err(error)) => return Err(error),
+            Err(WriteError::NeedsBytes(_)) => return Err(Error::EncryptError),
+            Err(WriteError::Failed(error)) => return Err(error),
         }
-    }
-}
-
-fn too_small(error: EncryptError) -> Result<usize, Error> {
-    match error {
-        EncryptError::InsufficientSize(size) => Ok(size.required_size),
-        EncryptError::EncryptExhausted => Err(Error::EncryptError),
     }
 }
 
