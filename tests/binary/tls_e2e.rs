@@ -448,6 +448,7 @@ fn cafile_may_be_the_certificate_of_patroni() {
         (self_signed_ca(&me, Valid::Before), "Patroni's certificate has expired"),
         (self_signed_ca(&me, Valid::Later), "Patroni's certificate is not valid yet"),
         (self_signed_ca(&["x.test"], Valid::Now), "is for another name"),
+        (self_signed_ca(&[], Valid::Now), "subjectAltName; issue it with one (the common name is"),
     ];
     for (identity, expected) in &table {
         let patroni = TlsPatroni::start(server(identity, BOTH, None));
