@@ -266,7 +266,7 @@ def freeze(setup):
 
 
 def load(setup):
-    """200 checks a second of the leader for 20 s: all answered, hardly any reaches Patroni."""
+    """200 checks a second of the leader for 20 s: all are answered, few reach Patroni."""
     leader = setup.cluster.leader()
     direct = setup.cluster.settings.direct
     start, begun = time.monotonic(), time.time()

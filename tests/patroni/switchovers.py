@@ -1,4 +1,4 @@
-"""Switchovers in a row: how fast patroniglue follows Patroni, and what HAProxy makes of it."""
+"""Switchovers in a row: the delay of patroniglue's answers and its effect on HAProxy's clients."""
 
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FIRST_200_MAX_S = 0.8
 
 
 class Path:
-    """An application that writes through HAProxy, and what it has seen of each switchover."""
+    """An application that writes through HAProxy, and its result for each switchover."""
 
     def __init__(self, name, haproxy, writer):
         self.name = name
@@ -49,7 +49,7 @@ class Delays:
 
 
 def switchovers(setup):
-    """Switchovers in a row: patroniglue follows at once; HAProxy as with direct checks, printed."""
+    """Switchovers in a row: patroniglue follows Patroni; prints the effect on HAProxy's clients."""
     paths = [Path("patroniglue, with observe", setup.haproxy, setup.writer)]
     for name, direct in (("patroniglue", False), ("Patroni itself", True)):
         haproxy = HAProxy(setup.cluster, f"haproxy-{len(paths)}", direct, observe=False)
