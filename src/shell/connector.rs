@@ -19,15 +19,15 @@ pub struct Connector {
 
 /// How far a connection has come.
 pub enum Attempted {
-    /// It is being made.
+    /// It is being connected.
     Connecting(TcpStream),
-    /// Patroni's name is being resolved; [`Connector::take_addresses`] names the connection then.
+    /// Patroni's name is being resolved; [`Connector::use_addresses`] names the connection then.
     Resolving,
     /// Every address was tried.
     Failed(Failure),
 }
 
-/// A connection that is not made yet. There are as many as fetches at once.
+/// A connection that is not connected yet. There are as many as fetches at once.
 struct Attempt {
     id: ConnId,
     /// The place of the address it began with. Each goes round by itself, whatever the others find.
@@ -59,7 +59,7 @@ impl Connector {
     }
 
     /// The connection stands.
-    pub fn made(&mut self, id: ConnId) {
+    pub fn connected(&mut self, id: ConnId) {
         self.first = self.place(id).unwrap_or(self.first);
         self.forget(id);
     }
@@ -96,7 +96,7 @@ impl Connector {
     }
 
     /// The resolver has come back: who waited for it, to be [resumed](Connector::resume).
-    pub fn take_addresses(&mut self) -> Vec<ConnId> {
+    pub fn use_addresses(&mut self) -> Vec<ConnId> {
         self.resolver.take_answers();
         let waiting = self.attempts.iter().filter(|attempt| attempt.tried_count == 0);
         waiting.map(|attempt| attempt.id).collect()
@@ -170,7 +170,7 @@ mod tests {
         for id in &ids[..2] {
             assert!(connects(connector.try_next(*id, Failure::Refused)), "{id:?}");
         }
-        ids[..2].iter().for_each(|id| connector.made(*id));
+        ids[..2].iter().for_each(|id| connector.connected(*id));
         assert!(connects(connector.connect(ids[2])), "the one that worked last comes first");
         assert!(!connects(connector.try_next(ids[2], Failure::Reset)));
         let progress = connector.try_next(ids[2], Failure::Refused);

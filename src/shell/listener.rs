@@ -33,8 +33,8 @@ pub enum Accepted {
     Client(TcpStream),
     /// Perhaps somebody, but there is no descriptor for him. Accepting pauses.
     NoDescriptor,
-    /// Nobody, or accepting pauses.
-    Nobody,
+    /// Blocked, or accepting pauses.
+    Blocked,
 }
 
 impl Listener {
@@ -105,7 +105,7 @@ impl Listener {
                 Err(_) => {}
             }
         }
-        Accepted::Nobody
+        Accepted::Blocked
     }
 }
 

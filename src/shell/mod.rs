@@ -74,8 +74,8 @@ pub struct Daemon {
     tls: Tls,
     buffers: Buffers,
     trim: MemoryTrim,
-    tls_failures: Repeats,
-    tls_failures_of_patroni: Repeats,
+    client_tls_failures: Repeats,
+    upstream_tls_failures: Repeats,
 }
 
 /// Whether clients are accepted.
@@ -141,8 +141,8 @@ impl Daemon {
             tls,
             buffers: Buffers::new(),
             trim: MemoryTrim::default(),
-            tls_failures: Repeats::default(),
-            tls_failures_of_patroni: Repeats::default(),
+            client_tls_failures: Repeats::default(),
+            upstream_tls_failures: Repeats::default(),
             config,
             options,
             poll,
@@ -166,7 +166,7 @@ impl Daemon {
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
         let mut now = self.clock.now();
         self.engine.start(now);
-        self.act(now);
+        self.perform_actions(now);
         while !self.engine.is_shut_down() {
             now = self.turn(now, &mut events)?;
         }
@@ -174,8 +174,8 @@ impl Daemon {
         Ok(())
     }
 
-    fn turn(&mut self, former: Now, events: &mut Events) -> io::Result<Now> {
-        let timeout = self.timeout(former);
+    fn turn(&mut self, previous: Now, events: &mut Events) -> io::Result<Now> {
+        let timeout = self.timeout(previous);
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             Err(_) => events.clear(),
@@ -186,12 +186,12 @@ impl Daemon {
             self.mark(event);
         }
         let postponed = std::mem::take(&mut self.postponed);
-        self.take_addresses(now);
+        self.use_addresses(now);
         self.serve_queue(now);
         // behind what had come before them
-        self.take_signals(now);
+        self.handle_signals(now);
         self.engine.tick(now);
-        self.act(now);
+        self.perform_actions(now);
         self.queue.extend(postponed);
         self.serve_queue(now);
         let steps = self.continue_handshakes(now);
@@ -226,7 +226,7 @@ impl Daemon {
             token => {
                 let Some((id, stream)) = self.streams.of_token(token) else { return };
                 stream.mark(event);
-                self.queue_up(id);
+                self.enqueue(id);
             }
         }
     }

@@ -11,14 +11,14 @@ use crate::engine::Settings;
 use crate::time::Now;
 
 impl Daemon {
-    pub(super) fn take_signals(&mut self, now: Now) {
+    pub(super) fn handle_signals(&mut self, now: Now) {
         if !std::mem::take(&mut self.signalled) {
             return;
         }
         let events: Vec<SignalEvent> = self.signals.iter_mut().flat_map(Signals::pending).collect();
         for event in events {
             match event {
-                SignalEvent::End => self.end(now),
+                SignalEvent::Shutdown => self.begin_shutdown(now),
                 SignalEvent::Reload => self.reload(now),
                 SignalEvent::Drain(draining) => {
                     info!("{}", if draining { "draining" } else { "not draining any more" });
@@ -28,7 +28,7 @@ impl Daemon {
         }
     }
 
-    fn end(&mut self, now: Now) {
+    fn begin_shutdown(&mut self, now: Now) {
         if self.phase == Phase::ShuttingDown {
             return;
         }
@@ -41,7 +41,7 @@ impl Daemon {
         info!("ending: no more clients, {} left", self.engine.counts().clients);
         self.listeners.clear();
         self.engine.begin_shutdown(now);
-        self.act(now);
+        self.perform_actions(now);
     }
 
     fn reload(&mut self, now: Now) {
@@ -64,7 +64,7 @@ impl Daemon {
         // fetches that begin again do so with the new certificates
         (self.config, self.tls) = (config, tls);
         self.engine.configure(now, settings);
-        self.act(now);
+        self.perform_actions(now);
         info!("reloaded {}", path.display());
     }
 }

@@ -17,7 +17,7 @@ use crate::slots::ConnId;
 use crate::time::Now;
 
 impl Daemon {
-    pub(super) fn queue_up(&mut self, id: ConnId) {
+    pub(super) fn enqueue(&mut self, id: ConnId) {
         if self.streams.get_mut(id).is_some_and(Stream::queue_once) {
             self.queue.push(id);
         }
@@ -25,7 +25,7 @@ impl Daemon {
 
     /// Serves what is queued now; what queues itself meanwhile has its turn too, within bounds.
     pub(super) fn serve_queue(&mut self, now: Now) {
-        for _ in 0..QUEUE_ROUNDS {
+        for _ in 0..QUEUE_ROUNDS_MAX {
             if self.queue.is_empty() {
                 return;
             }
@@ -50,7 +50,7 @@ impl Daemon {
     /// Serves those who wait longest for their handshake to go on. How many were there?
     pub(super) fn continue_handshakes(&mut self, now: Now) -> u32 {
         let mut steps = 0;
-        while steps < HANDSHAKES_PER_TURN {
+        while steps < HANDSHAKES_PER_TURN_MAX {
             let Some(id) = self.handshakes.pop_front() else { break };
             if let Some(stream) = self.streams.get_mut(id) {
                 stream.unqueue();
@@ -64,17 +64,17 @@ impl Daemon {
     /// Reads and writes on one stream as long as both sides want it, within a budget.
     pub(super) fn serve(&mut self, now: Now, id: ConnId) {
         if self.streams.get_mut(id).is_some_and(|stream| stream.is_connecting()) {
-            self.continue_connecting(now, id);
+            self.check_connect(now, id);
         }
         let mut bytes = 0;
-        for _ in 0..SERVE_BUDGET {
+        for _ in 0..SERVE_ROUNDS_MAX {
             let read = self.read(now, id);
             let written = self.write(now, id);
             if !(read | written.is_some() | self.report_opened(id)) {
-                return self.rest(now, id);
+                return self.register_when_idle(now, id);
             }
             bytes += written.unwrap_or(0);
-            if bytes >= SERVE_BYTES_BUDGET {
+            if bytes >= SERVE_BYTES_MAX {
                 break;
             }
         }
@@ -88,8 +88,8 @@ impl Daemon {
         let wanted = stream.is_handshaking() || self.engine.wants_read(id);
         if !wanted && stream.is_gone() && !stream.is_upstream() {
             // a client that waits is not read from, but makes room when it has gone
-            self.broken(now, id, &Broken::Io);
-            self.act(now);
+            self.report_broken(now, id, &Broken::Io);
+            self.perform_actions(now);
             return true;
         }
         if !wanted || !stream.is_readable() || stream.is_connecting() {
@@ -101,12 +101,12 @@ impl Daemon {
         }
         match outcome {
             ReadOutcome::Data(bytes) => self.engine.receive(now, id, bytes),
-            ReadOutcome::Progress => {}
+            ReadOutcome::NoData => {}
             ReadOutcome::Eof => self.engine.eof(now, id),
-            ReadOutcome::Broken(why) => self.broken(now, id, &why),
+            ReadOutcome::Broken(why) => self.report_broken(now, id, &why),
             ReadOutcome::Blocked => return false,
         }
-        self.act(now);
+        self.perform_actions(now);
         true
     }
 
@@ -118,14 +118,14 @@ impl Daemon {
         if !wanted || !stream.is_writable() || stream.is_connecting() {
             return None;
         }
-        let outcome = stream.write(&output[..output.len().min(SERVE_BYTES_BUDGET)]);
+        let outcome = stream.write(&output[..output.len().min(SERVE_BYTES_MAX)]);
         if stream.is_upstream() {
             stream.acknowledge_at_once();
         }
         let count = match outcome {
             WriteOutcome::Sent(count) => count,
             WriteOutcome::Broken(why) => {
-                self.broken(now, id, &why);
+                self.report_broken(now, id, &why);
                 0
             }
             WriteOutcome::Blocked => return None,
@@ -133,21 +133,21 @@ impl Daemon {
         if count > 0 {
             self.engine.sent(now, id, count);
         }
-        self.act(now);
+        self.perform_actions(now);
         Some(count)
     }
 
-    pub(super) fn broken(&mut self, now: Now, id: ConnId, why: &Broken) {
+    pub(super) fn report_broken(&mut self, now: Now, id: ConnId, why: &Broken) {
         if let Broken::Tls(error) = why {
-            self.no_tls(now, id, error);
+            self.log_tls_error(now, id, error);
         }
         self.engine.broken(now, id, why.failure());
     }
 
     /// What a fetch says of it is for everybody; this is for who looks for the cause.
-    pub(super) fn no_tls(&mut self, now: Now, id: ConnId, error: &TlsError) {
+    pub(super) fn log_tls_error(&mut self, now: Now, id: ConnId, error: &TlsError) {
         if self.streams.get_mut(id).is_none_or(|stream| stream.is_upstream()) {
-            if let Some(times) = self.tls_failures_of_patroni.count(now.time) {
+            if let Some(times) = self.upstream_tls_failures.count(now.time) {
                 warn!("TLS with Patroni failed: {error} ({times} times)");
             }
             return;
@@ -155,23 +155,23 @@ impl Daemon {
         let Some(address) = self.streams.get_mut(id).and_then(|stream| stream.peer()) else {
             return;
         };
-        if let Some(times) = self.tls_failures.count(now.time) {
+        if let Some(times) = self.client_tls_failures.count(now.time) {
             info!("TLS client {address}: {error} ({times} times)");
         }
     }
 
     /// A stream that has nothing to do waits for its events; only now does the poll have to know
     /// it. Who is answered and closed at once never gets here.
-    pub(super) fn rest(&mut self, now: Now, id: ConnId) {
+    pub(super) fn register_when_idle(&mut self, now: Now, id: ConnId) {
         let Some(stream) = self.streams.get_mut(id) else { return };
         if stream.register(self.poll.registry(), token_of(id)).is_err() {
             self.engine.broken(now, id, Failure::NoDescriptor);
-            self.act(now);
+            self.perform_actions(now);
         }
     }
 
     /// Carries out what the engine wants done, to the last action.
-    pub(super) fn act(&mut self, now: Now) {
+    pub(super) fn perform_actions(&mut self, now: Now) {
         while let Some(record) = self.engine.poll_record() {
             let address = self.streams.get_mut(record.id).and_then(|stream| stream.peer());
             let line = logformat::Line {
@@ -186,10 +186,10 @@ impl Daemon {
         while let Some(action) = self.engine.poll_action() {
             match action {
                 Action::Connect(id, upstream) => self.connect(now, id, upstream),
-                Action::Wake(id) => self.queue_up(id),
+                Action::Wake(id) => self.enqueue(id),
                 Action::ShutdownWrite(id) => {
                     self.streams.get_mut(id).iter_mut().for_each(|stream| stream.shutdown_write());
-                    self.queue_up(id);
+                    self.enqueue(id);
                 }
                 Action::Close(id) => self.close(id),
             }
@@ -199,7 +199,7 @@ impl Daemon {
     pub(super) fn close(&mut self, id: ConnId) {
         let mut stream = self.streams.remove(id);
         if let Some(stream) = &mut stream {
-            stream.say_goodbye();
+            stream.send_close_notify();
             stream.discard(&mut self.buffers);
         }
         if stream.is_none_or(|stream| stream.is_connecting()) {
@@ -214,8 +214,8 @@ impl Daemon {
         for place in 0..self.listeners.len() {
             // at least one, so that clients stalling in the handshake cannot block new ones
             let accepts_max = match self.tls.server {
-                Some(_) => HANDSHAKES_PER_TURN.saturating_sub(handshake_steps).max(1),
-                None => ACCEPTS_PER_TURN,
+                Some(_) => HANDSHAKES_PER_TURN_MAX.saturating_sub(handshake_steps).max(1),
+                None => ACCEPTS_PER_TURN_MAX,
             };
             self.accept_from(now, place, accepts_max);
         }
@@ -226,18 +226,18 @@ impl Daemon {
             let Some(listener) = self.listeners.get_mut(place) else { return };
             let port = listener.port();
             match listener.accept(now.time) {
-                Accepted::Client(socket) => self.welcome(now, socket, port),
+                Accepted::Client(socket) => self.add_client(now, socket, port),
                 Accepted::NoDescriptor => {
                     self.engine.make_room(now);
-                    return self.act(now);
+                    return self.perform_actions(now);
                 }
-                Accepted::Nobody => return,
+                Accepted::Blocked => return,
             }
         }
     }
 
     /// A client's request is mostly there already, so it is read before any poll.
-    pub(super) fn welcome(&mut self, now: Now, socket: TcpStream, port: Port) {
+    pub(super) fn add_client(&mut self, now: Now, socket: TcpStream, port: Port) {
         let session = match self.tls.server.as_ref().map(Session::server).transpose() {
             Ok(session) => session,
             Err(error) => return warn!("no TLS: {error}"),
@@ -245,23 +245,23 @@ impl Daemon {
         let stream = Stream::accepted(socket, session, port);
         let Some(id) = self.engine.accept(now, port) else {
             let reply = LocalReply::TOO_MANY_CONNECTIONS.response(now, Persistence::Close, false);
-            return stream.turn_away(&reply, &mut self.buffers);
+            return stream.reject(&reply, &mut self.buffers);
         };
-        self.act(now);
+        self.perform_actions(now);
         self.streams.insert(id, stream);
         self.serve(now, id);
     }
 }
 
 /// Reads and writes on one stream before the others have their turn.
-const SERVE_BUDGET: u32 = 16;
+const SERVE_ROUNDS_MAX: u32 = 16;
 /// Bytes written on one stream before the others have their turn: copying them into the socket
 /// takes the kernel some thirty microseconds.
-const SERVE_BYTES_BUDGET: usize = 64 * 1024;
+const SERVE_BYTES_MAX: usize = 64 * 1024;
 /// How often what a turn's work queued is served in the same turn.
-const QUEUE_ROUNDS: u32 = 4;
+const QUEUE_ROUNDS_MAX: u32 = 4;
 /// New connections a turn; those that have come stay in the backlog, which costs nobody anything.
-const ACCEPTS_PER_TURN: u32 = 64;
+const ACCEPTS_PER_TURN_MAX: u32 = 64;
 /// Clients whose handshakes go on in one turn, new ones included: four steps take a millisecond
 /// with ECDSA, and four milliseconds with RSA.
-const HANDSHAKES_PER_TURN: u32 = 4;
+const HANDSHAKES_PER_TURN_MAX: u32 = 4;

@@ -15,7 +15,7 @@ pub struct Signals {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// SIGTERM, SIGINT: end after the requests in flight.
-    End,
+    Shutdown,
     /// SIGHUP: read the configuration again.
     Reload,
     /// SIGUSR1: take the node out of load balancing (`true`). SIGUSR2: put it back (`false`).
@@ -36,7 +36,7 @@ impl Signals {
             SIGHUP => Event::Reload,
             SIGUSR1 => Event::Drain(true),
             SIGUSR2 => Event::Drain(false),
-            _ => Event::End,
+            _ => Event::Shutdown,
         })
     }
 }

@@ -52,7 +52,7 @@ pub enum ReadOutcome<'a> {
     /// At least one byte.
     Data(&'a [u8]),
     /// TLS went on, but nothing for the engine was in it.
-    Progress,
+    NoData,
     /// The peer has closed its half.
     Eof,
     /// There is nothing now.
@@ -159,7 +159,7 @@ impl<S: Read + Write> Stream<S> {
                         ReadOutcome::Data(&buffers.plain)
                     }
                     Ok(()) if secured.session.peer_closed() => ReadOutcome::Eof,
-                    Ok(()) => ReadOutcome::Progress,
+                    Ok(()) => ReadOutcome::NoData,
                     Err(error) => ReadOutcome::Broken(Broken::Tls(error)),
                 }
             }
@@ -216,7 +216,7 @@ impl<S: Read + Write> Stream<S> {
     }
 
     /// Says the last words, close_notify or an alert, as far as that goes without waiting.
-    pub fn say_goodbye(&mut self) {
+    pub fn send_close_notify(&mut self) {
         if let Some(secured) = &mut self.tls {
             secured.session.close_notify();
             let records = secured.session.take_outgoing();
@@ -239,7 +239,7 @@ impl<S: Read + Write> Stream<S> {
 
     /// Says why and hangs up, as far as that goes without waiting. Over TLS there is nobody to
     /// say it to yet.
-    pub fn turn_away(mut self, response: &[u8], buffers: &mut Buffers) {
+    pub fn reject(mut self, response: &[u8], buffers: &mut Buffers) {
         if self.tls.is_none() {
             let _ = self.read(buffers);
             let _ = self.write(response);
@@ -359,7 +359,7 @@ impl Stream<TcpStream> {
 
     /// All is sent: the peer sees the end, but can still send what is on its way.
     pub fn shutdown_write(&mut self) {
-        self.say_goodbye();
+        self.send_close_notify();
         // fails when the peer is gone, which the next read shows
         let _ = self.socket.inner.shutdown(Shutdown::Write);
     }

@@ -50,18 +50,24 @@ impl Connectors {
 impl Daemon {
     pub(super) fn connect(&mut self, now: Now, id: ConnId, upstream: UpstreamId) {
         let progress = self.connectors.of(upstream).connect(id);
-        self.go_on(now, id, upstream, progress);
+        self.handle_attempted(now, id, upstream, progress);
     }
 
-    fn go_on(&mut self, now: Now, id: ConnId, upstream: UpstreamId, progress: Attempted) {
+    fn handle_attempted(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        upstream: UpstreamId,
+        progress: Attempted,
+    ) {
         match progress {
-            Attempted::Connecting(socket) => self.await_connection(now, id, upstream, socket),
+            Attempted::Connecting(socket) => self.add_connecting(now, id, upstream, socket),
             Attempted::Resolving => {}
             Attempted::Failed(why) => self.connect_failed(now, id, why),
         }
     }
 
-    fn await_connection(&mut self, now: Now, id: ConnId, upstream: UpstreamId, socket: TcpStream) {
+    fn add_connecting(&mut self, now: Now, id: ConnId, upstream: UpstreamId, socket: TcpStream) {
         if let Some(client) = &mut self.tls.client {
             client.forget_old_sessions(now.time);
         }
@@ -69,7 +75,7 @@ impl Daemon {
         let mut stream = match session {
             Ok(session) => Stream::connecting(socket, session, upstream),
             Err(error) => {
-                self.no_tls(now, id, &error);
+                self.log_tls_error(now, id, &error);
                 return self.connect_failed(now, id, error.failure);
             }
         };
@@ -81,21 +87,21 @@ impl Daemon {
         }
     }
 
-    pub(super) fn continue_connecting(&mut self, now: Now, id: ConnId) {
+    pub(super) fn check_connect(&mut self, now: Now, id: ConnId) {
         let Some(stream) = self.streams.get_mut(id) else { return };
         let Some(upstream) = stream.upstream() else { return };
         let connector = self.connectors.of(upstream);
         match stream.connect_outcome() {
             None => {}
             Some(Ok(progress)) => {
-                connector.made(id);
+                connector.connected(id);
                 self.engine.progress(id, progress);
             }
             Some(Err(why)) => {
                 let progress = connector.try_next(id, why);
                 self.streams.remove(id);
-                self.go_on(now, id, upstream, progress);
-                self.act(now);
+                self.handle_attempted(now, id, upstream, progress);
+                self.perform_actions(now);
             }
         }
     }
@@ -119,17 +125,17 @@ impl Daemon {
         self.engine.connect_failed(now, id, why);
     }
 
-    pub(super) fn take_addresses(&mut self, now: Now) {
+    pub(super) fn use_addresses(&mut self, now: Now) {
         if !std::mem::take(&mut self.resolved) {
             return;
         }
         for upstream in UPSTREAMS {
-            for id in self.connectors.of(upstream).take_addresses() {
+            for id in self.connectors.of(upstream).use_addresses() {
                 let progress = self.connectors.of(upstream).resume(id);
-                self.go_on(now, id, upstream, progress);
+                self.handle_attempted(now, id, upstream, progress);
             }
         }
-        self.act(now);
+        self.perform_actions(now);
     }
 }
 

@@ -218,7 +218,7 @@ impl Exchange {
                 self.received.extend_from_slice(bytes);
                 return true;
             }
-            ReadOutcome::Progress => return true,
+            ReadOutcome::NoData => return true,
             ReadOutcome::Blocked => return false,
             ReadOutcome::Eof => End::Eof,
             ReadOutcome::Broken(broken) => End::Broken(broken),
@@ -249,7 +249,7 @@ impl Exchange {
     fn stop(&mut self, end: End) {
         self.end = Some(end);
         self.output.clear();
-        self.stream.say_goodbye();
+        self.stream.send_close_notify();
     }
 
     fn serve_peer(&mut self, peer_first: usize) {
