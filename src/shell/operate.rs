@@ -3,7 +3,7 @@
 use log::{error, info, warn};
 
 use super::files::Loaded;
-use super::signals::{Event as SignalEvent, Signals};
+use super::signals::Event as SignalEvent;
 use super::{Daemon, Phase, descriptors, files};
 use crate::cache::CacheSettings;
 use crate::config::Config;
@@ -15,7 +15,8 @@ impl Daemon {
         if !std::mem::take(&mut self.signalled) {
             return;
         }
-        let events: Vec<SignalEvent> = self.signals.iter_mut().flat_map(Signals::pending).collect();
+        let Some(signals) = &mut self.signals else { return };
+        let events: Vec<SignalEvent> = signals.pending().collect();
         for event in events {
             match event {
                 SignalEvent::Shutdown => self.begin_shutdown(now),

@@ -18,9 +18,20 @@ use crate::time::Now;
 
 impl Daemon {
     pub(super) fn enqueue(&mut self, id: ConnId) {
-        if self.streams.get_mut(id).is_some_and(Stream::queue_once) {
-            self.queue.push(id);
-        }
+        let Some(stream) = self.streams.get_mut(id).filter(|stream| !stream.is_queued()) else {
+            return;
+        };
+        stream.set_queued(true);
+        self.queue.push(id);
+    }
+
+    /// Queues a stream whose budget is spent for the next turn, after all others.
+    fn postpone(&mut self, id: ConnId) {
+        let Some(stream) = self.streams.get_mut(id).filter(|stream| !stream.is_queued()) else {
+            return;
+        };
+        stream.set_queued(true);
+        self.postponed.push(id);
     }
 
     /// Serves what is queued now; what queues itself meanwhile has its turn too, within bounds.
@@ -37,7 +48,7 @@ impl Daemon {
                     self.handshakes.push_back(id);
                     continue;
                 }
-                stream.unqueue();
+                stream.set_queued(false);
                 self.serve(now, id);
             }
             // the vector's memory is kept for the next round
@@ -53,7 +64,7 @@ impl Daemon {
         while steps < HANDSHAKES_PER_TURN_MAX {
             let Some(id) = self.handshakes.pop_front() else { break };
             if let Some(stream) = self.streams.get_mut(id) {
-                stream.unqueue();
+                stream.set_queued(false);
                 self.serve(now, id);
                 steps += 1;
             }
@@ -68,9 +79,10 @@ impl Daemon {
         }
         let mut bytes = 0;
         for _ in 0..SERVE_ROUNDS_MAX {
-            let read = self.read(now, id);
+            let has_read = self.read(now, id);
             let written = self.write(now, id);
-            if !(read | written.is_some() | self.report_opened(id)) {
+            let has_opened = self.report_opened(id);
+            if !has_read && written.is_none() && !has_opened {
                 return self.register_when_idle(now, id);
             }
             bytes += written.unwrap_or(0);
@@ -78,9 +90,7 @@ impl Daemon {
                 break;
             }
         }
-        if self.streams.get_mut(id).is_some_and(Stream::queue_once) {
-            self.postponed.push(id);
-        }
+        self.postpone(id);
     }
 
     pub(super) fn read(&mut self, now: Now, id: ConnId) -> bool {
@@ -188,7 +198,9 @@ impl Daemon {
                 Action::Connect(id, upstream) => self.connect(now, id, upstream),
                 Action::Wake(id) => self.enqueue(id),
                 Action::ShutdownWrite(id) => {
-                    self.streams.get_mut(id).iter_mut().for_each(|stream| stream.shutdown_write());
+                    if let Some(stream) = self.streams.get_mut(id) {
+                        stream.shutdown_write();
+                    }
                     self.enqueue(id);
                 }
                 Action::Close(id) => self.close(id),
@@ -197,12 +209,12 @@ impl Daemon {
     }
 
     pub(super) fn close(&mut self, id: ConnId) {
-        let mut stream = self.streams.remove(id);
-        if let Some(stream) = &mut stream {
-            stream.send_close_notify();
-            stream.discard(&mut self.buffers);
-        }
-        if stream.is_none_or(|stream| stream.is_connecting()) {
+        let Some(mut stream) = self.streams.remove(id) else {
+            return self.connectors.give_up(id);
+        };
+        stream.send_close_notify();
+        stream.discard(&mut self.buffers);
+        if stream.is_connecting() {
             // it never answered: the next fetch begins with the next address
             self.connectors.give_up(id);
         }

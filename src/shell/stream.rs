@@ -303,14 +303,14 @@ impl<S: Read + Write> Stream<S> {
         self.tls.as_ref().is_some_and(|secured| secured.session.has_outgoing())
     }
 
-    /// True unless it is in the loop's queue already; then it counts as being there.
-    pub fn queue_once(&mut self) -> bool {
-        !std::mem::replace(&mut self.queued, true)
+    /// Whether it is in one of the loop's queues.
+    pub fn is_queued(&self) -> bool {
+        self.queued
     }
 
-    /// It was taken out of the queue.
-    pub fn unqueue(&mut self) {
-        self.queued = false;
+    /// Records whether it is in one of the loop's queues.
+    pub fn set_queued(&mut self, queued: bool) {
+        self.queued = queued;
     }
 
     /// Both directions are worth a try, as an event says it.
