@@ -60,6 +60,7 @@ pub mod node;
 
 pub mod journal;
 
+pub mod shrink;
 pub mod slots;
 pub mod time;
 pub mod wheel;

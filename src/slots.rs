@@ -2,6 +2,8 @@
 
 use slab::Slab;
 
+use crate::shrink::is_sparse;
+
 /// One connection, of a client or to Patroni. The slot is used again after the connection has
 /// gone, the pair is not (but for a generation that wrapped round, 4 billion connections later).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,8 +59,7 @@ impl<T> Slots<T> {
     pub fn remove(&mut self, id: ConnId) -> Option<T> {
         self.get(id)?;
         let (_, value) = self.slab.remove(id.slot as usize);
-        let capacity = self.slab.capacity();
-        if capacity > SLOTS_KEPT && self.slab.len() < capacity / SPARSE {
+        if is_sparse(self.slab.len(), self.slab.capacity()) {
             self.slab.shrink_to_fit();
         }
         Some(value)
@@ -78,15 +79,10 @@ impl<T> Default for Slots<T> {
     }
 }
 
-/// So many slots are never given back.
-const SLOTS_KEPT: usize = 512;
-/// Memory of which less than the eighth part is in use is given back: so seldom that the walk
-/// over it costs nothing for each connection that came and went meanwhile.
-const SPARSE: usize = 8;
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shrink::CAPACITY_KEPT;
 
     #[test]
     fn a_slots_next_tenant_does_not_answer_to_the_formers_key() {
@@ -132,7 +128,7 @@ mod tests {
         assert_eq!((slots.get(first), slots.get(last)), (Some(&0), Some(&9_999)));
         assert!(slots.slab.capacity() >= 10_000, "the last one holds it");
         slots.remove(last);
-        assert!(slots.slab.capacity() <= SLOTS_KEPT, "{}", slots.slab.capacity());
+        assert!(slots.slab.capacity() <= CAPACITY_KEPT, "{}", slots.slab.capacity());
         // the lowest slot is taken first, so that the next flood's end frees all again
         let next = slots.insert(10_000);
         assert_eq!((next.slot, slots.get(last), slots.get(next)), (1, None, Some(&10_000)));

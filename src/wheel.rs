@@ -5,6 +5,7 @@
 //! deadline: one beyond the horizon is put back when its slot comes round, so nothing fires early.
 //! An item that was put off stays where it is; its owner schedules it again when it fires.
 
+use crate::shrink::is_sparse;
 use crate::time::Time;
 
 /// Items waiting for their time.
@@ -111,7 +112,7 @@ impl<T: Copy> Wheel<T> {
             }
         }
         self.count -= 1;
-        if self.nodes.len() > NODES_KEPT && self.count < self.nodes.len() / SPARSE {
+        if is_sparse(self.count, self.nodes.len()) {
             self.compact();
         }
         node
@@ -170,15 +171,13 @@ pub const TICK_MS: u64 = 10;
 const SLOTS: usize = 4096;
 const WORDS: usize = SLOTS / 64;
 const NONE: u32 = u32::MAX;
-/// So many nodes are never given back, others when less than the eighth part is in use.
-const NODES_KEPT: usize = 512;
-const SPARSE: usize = 8;
 
 const _: () = assert!(WORDS == 64, "one word of summary bits");
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shrink::CAPACITY_KEPT;
 
     fn at(ms: u64) -> Time {
         Time::from_ms(ms)
@@ -232,7 +231,7 @@ mod tests {
             wheel.schedule(at(if item < 10_000 { item / 2 } else { item }), item);
         }
         assert_eq!(drain(&mut wheel, at(5_000)), (0..10_000).collect::<Vec<_>>());
-        assert!(wheel.nodes.capacity() <= NODES_KEPT, "{}", wheel.nodes.capacity());
+        assert!(wheel.nodes.capacity() <= CAPACITY_KEPT, "{}", wheel.nodes.capacity());
         wheel.schedule(at(10_030), 10_060);
         assert_eq!(drain(&mut wheel, at(20_000)), (10_000..=10_060).collect::<Vec<_>>());
     }

@@ -282,6 +282,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "journal",
             "logformat",
             "http",
+            "shrink",
             "slots",
             "time",
         ],
@@ -317,8 +318,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("failure", &[]),
     ("routes", &["http"]),
     ("http", &["VERSION"]),
-    ("slots", &[]),
-    ("wheel", &["time"]),
+    ("slots", &["shrink"]),
+    ("wheel", &["shrink", "time"]),
+    ("shrink", &[]),
     ("time", &[]),
 ];
 

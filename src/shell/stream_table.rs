@@ -4,6 +4,7 @@ use mio::Token;
 use mio::net::TcpStream;
 
 use super::stream::Stream;
+use crate::shrink::is_sparse;
 use crate::slots::ConnId;
 
 /// Streams under the engine's keys.
@@ -48,7 +49,7 @@ impl StreamTable {
         self.get_mut(id)?;
         let removed = self.by_slot[id.slot as usize].take();
         self.count -= 1;
-        if self.by_slot.len() > SLOTS_KEPT && self.count < self.by_slot.len() / SPARSE {
+        if is_sparse(self.count, self.by_slot.len()) {
             let used = self.by_slot.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
             self.by_slot.truncate(used);
             self.by_slot.shrink_to_fit();
@@ -62,9 +63,6 @@ pub fn token_of(id: ConnId) -> Token {
     Token(((id.generation as usize & HALF_MASK) << HALF_BITS) | id.slot as usize)
 }
 
-/// So many slots are never given back, others when less than the eighth part is in use.
-const SLOTS_KEPT: usize = 512;
-const SPARSE: usize = 8;
 const HALF_BITS: u32 = usize::BITS / 2;
 const HALF_MASK: usize = (1 << HALF_BITS) - 1;
 

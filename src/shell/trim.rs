@@ -1,7 +1,11 @@
 //! Returns memory to the system after a flood of connections.
 //!
-//! The memory of ten thousand connections is free once they are closed, but a few small blocks in
-//! use above it keep it resident (measured: half a megabyte of the daemon's four).
+//! The memory of closed connections is free, but small blocks in use above it keep it resident.
+//! Measured with the release binary: 40 s after 2,000 TLS clients, 10 of them still connected,
+//! 11.3 MiB were resident without this and 4.7 MiB with it; after 10,000 clients without TLS the
+//! difference is less than 0.2 MiB. A trim takes 0.2 ms.
+
+use crate::shrink::is_sparse;
 
 /// Detects the end of a flood.
 #[derive(Debug, Default)]
@@ -12,7 +16,7 @@ pub struct MemoryTrim {
 
 impl MemoryTrim {
     /// Takes the current number of connections and timers. Returns memory to the system after a
-    /// flood of them: at most once per [`FLOOD_MIN`] opened and closed.
+    /// flood of them, as [`is_sparse`] defines it.
     pub fn observe(&mut self, count: usize) {
         if self.is_flood_over(count) {
             trim();
@@ -21,7 +25,7 @@ impl MemoryTrim {
 
     fn is_flood_over(&mut self, count: usize) -> bool {
         self.count_max = self.count_max.max(count);
-        let over = self.count_max >= FLOOD_MIN && count <= self.count_max / SPARSE;
+        let over = is_sparse(count, self.count_max);
         if over {
             self.count_max = count;
         }
@@ -41,11 +45,6 @@ fn trim() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn trim() {}
 
-/// Fewer are not worth the cost of a trim (measured: 0.2 ms after ten thousand).
-const FLOOD_MIN: usize = 512;
-/// A flood is over when at most one part in this many of it is left.
-const SPARSE: usize = 8;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,16 +54,16 @@ mod tests {
         let mut trim = MemoryTrim::default();
         for (count, over) in [
             (0, false),
-            (511, false),
+            (512, false),
             (0, false),
             (8_000, false),
-            (1_001, false),
-            (1_000, true),
-            (999, false),
-            (126, false),
-            (125, true),
+            (1_000, false),
+            (999, true),
+            (998, false),
+            (124, false),
+            (123, true),
             (0, false),
-            (512, false),
+            (513, false),
             (0, true),
         ] {
             assert_eq!(trim.is_flood_over(count), over, "{count}");
