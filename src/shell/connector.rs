@@ -80,7 +80,7 @@ impl Connector {
             if self.first % count == place {
                 self.first = (place + 1) % count;
             }
-            self.resolver.ask();
+            self.resolver.resolve();
         }
     }
 
@@ -104,7 +104,7 @@ impl Connector {
 
     /// Goes on with what the resolver found.
     pub fn resume(&mut self, id: ConnId) -> Attempted {
-        if self.resolver.is_asking() {
+        if self.resolver.is_resolving() {
             return Attempted::Resolving; // what came was of the former name
         }
         if self.resolver.addresses().is_empty() {
@@ -117,7 +117,7 @@ impl Connector {
     fn next(&mut self, id: ConnId, mut why: Failure) -> Attempted {
         let addresses = self.resolver.addresses();
         if addresses.is_empty() {
-            self.resolver.ask();
+            self.resolver.resolve();
             return Attempted::Resolving;
         }
         let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.id == id) else {
@@ -132,7 +132,7 @@ impl Connector {
             }
         }
         self.forget(id);
-        self.resolver.ask();
+        self.resolver.resolve();
         Attempted::Failed(why)
     }
 }

@@ -14,31 +14,31 @@ use crate::engine::Port;
 use crate::journal::Repeats;
 use crate::time::Time;
 
-/// The clients' door.
+/// A listening socket.
 pub struct Listener {
     socket: TcpListener,
     port: Port,
     /// `frontend.host` and `frontend.port`, as they were at the start.
     bound_to: (Option<String>, u16),
-    /// Cleared only when nobody is left in the backlog: the poll says it once.
+    /// Cleared only when the backlog is empty: the poll reports it once.
     readable: bool,
-    /// Until then nobody is let in, for want of descriptors.
+    /// Accepting is paused until then, for lack of descriptors.
     paused_until: Time,
     shortages: Repeats,
 }
 
-/// Who stood at the door.
+/// Outcome of [`Listener::accept`].
 pub enum Accepted {
     /// A client.
     Client(TcpStream),
-    /// Perhaps somebody, but there is no descriptor for him. Accepting pauses.
+    /// Out of file descriptors; accepting pauses.
     NoDescriptor,
-    /// Blocked, or accepting pauses.
+    /// The backlog is empty, or accepting is paused.
     Blocked,
 }
 
 impl Listener {
-    /// Listens on what is configured. Blocks while a name is resolved, so only at start.
+    /// Listens as configured. Blocks while a name is resolved, so only at start.
     pub fn bind(port: Port, frontend: &Frontend) -> Result<Listener, String> {
         let named = frontend.host.as_deref().unwrap_or("*");
         let named = format!("frontend.host {named}, frontend.port {}", frontend.port);
@@ -54,17 +54,17 @@ impl Listener {
         })
     }
 
-    /// Tells the poll of it.
+    /// Registers it with the poll.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.socket, token, Interest::READABLE)
     }
 
-    /// Would it listen there, too, if it began now?
+    /// Whether it was bound to this host and port.
     pub fn is_bound_to(&self, frontend: &Frontend) -> bool {
         (&self.bound_to.0, self.bound_to.1) == (&frontend.host, frontend.port)
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> Option<SocketAddr> {
         self.socket.local_addr().ok()
     }
@@ -74,17 +74,17 @@ impl Listener {
         self.port
     }
 
-    /// The poll says that somebody came.
+    /// Records that the poll reports connections in the backlog.
     pub fn mark_readable(&mut self) {
         self.readable = true;
     }
 
-    /// When accepting goes on, if somebody may be waiting.
+    /// When to accept next, if the backlog may not be empty.
     pub fn ready_at(&self, now: Time) -> Option<Time> {
         self.readable.then(|| self.paused_until.max(now))
     }
 
-    /// Lets one client in.
+    /// Accepts one client.
     pub fn accept(&mut self, now: Time) -> Accepted {
         for _ in 0..ERRORS_MAX {
             if !self.readable || now < self.paused_until {
@@ -94,14 +94,14 @@ impl Listener {
                 Ok((client, _)) => return Accepted::Client(client),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if is_no_descriptor(&error) => {
-                    // the bit stays: the poll will not say it again
+                    // the bit stays set: the poll will not report the backlog again
                     self.paused_until = now.plus_ms(PAUSE_MS);
                     if let Some(times) = self.shortages.count(now) {
-                        warn!("no client is let in: {error} ({times} times)");
+                        warn!("not accepting connections: {error} ({times} times)");
                     }
                     return Accepted::NoDescriptor;
                 }
-                // ECONNABORTED, EINTR and the like are about one client only (accept(2))
+                // ECONNABORTED, EINTR and the like concern one client only (accept(2))
                 Err(_) => {}
             }
         }
@@ -109,7 +109,7 @@ impl Listener {
     }
 }
 
-/// Errors in a row of clients that had gone, before the others have their turn.
+/// Errors of clients that had disconnected, skipped in one call.
 const ERRORS_MAX: u32 = 64;
-/// How long nobody is let in when descriptors have run out.
+/// How long accepting pauses when descriptors have run out.
 const PAUSE_MS: u64 = 100;

@@ -1,9 +1,34 @@
-//! The turn of the loop: poll, mark, serve, tick, accept. The only `Poll` and the only clock.
+//! The poll loop: one thread, one [`Poll`], one turn after another.
 //!
 //! ```text
-//!  poll ─ mark ─ serve what is queued ─ signals ─ tick ─ serve what arose ─ handshakes ─ accept
-//!   └────────────────────── until nothing is queued, then until the next deadline ──────────────┘
+//!  ┌─> poll ── mark ── serve ── signals ── tick ── serve ── handshakes ── accept ──┐
+//!  └── sleeps until an event or the next deadline; not while a stream is queued ───┘
 //! ```
+//!
+//! | step | does |
+//! |---|---|
+//! | poll | waits for events, then reads both clocks: all of a turn has the same time |
+//! | mark | sets readiness bits and queues streams; handles nothing |
+//! | serve | reads and writes queued streams until neither side has more to do |
+//! | signals | after the I/O of the same poll: requests received before a signal are answered |
+//! | tick | fires timers; streams that they, or signals, woke are served next |
+//! | handshakes | continues a few: a step takes as long as a hundred requests |
+//! | accept | last, so that connections that are open come before new ones |
+//!
+//! Readiness is edge-triggered, which asks for these rules:
+//!
+//! * A socket is registered once, for both directions. An event is only a hint that sets a bit;
+//!   the bit is cleared when the socket itself has no more (see stream.rs).
+//! * A stream whose budget is spent is queued for the next turn, and the poll does not sleep:
+//!   nothing would report the rest again.
+//! * Nothing is handled while events are marked. Handling one may close another's connection and
+//!   give its slot to a new one; tokens carry a generation, so a late event finds nothing.
+//! * Writable does not mean connected: the socket is asked (see upstream.rs).
+//! * Without a descriptor for a client, accepting pauses and the listener's bit stays set: the
+//!   poll reports the backlog once.
+//!
+//! After each input to the engine its actions are performed, to the last one. The engine has no
+//! clock and no socket; these are the only ones.
 
 mod clock;
 mod connector;
@@ -47,7 +72,7 @@ use crate::journal::Repeats;
 use crate::slots::ConnId;
 use crate::time::Now;
 
-/// The daemon: an engine, and the sockets it speaks through.
+/// The daemon: an engine and its sockets.
 pub struct Daemon {
     config: Config,
     options: Options,
@@ -55,21 +80,21 @@ pub struct Daemon {
     clock: Clock,
     engine: Engine,
     phase: Phase,
-    /// None once the daemon shuts down.
+    /// None during shutdown.
     listeners: Vec<Listener>,
     connectors: Connectors,
     signals: Option<Signals>,
-    /// Signals have arrived in this turn.
+    /// Whether signals have arrived in this turn.
     signalled: bool,
-    /// The resolver has an answer, since this turn.
+    /// Whether a resolver has answered in this turn.
     resolved: bool,
     streams: StreamTable,
     /// Streams to serve in this turn.
     queue: Vec<ConnId>,
-    /// Streams whose budget ran out: served in the next turn, behind all others.
+    /// Streams whose budget is spent: served in the next turn, after all others.
     postponed: Vec<ConnId>,
-    /// Clients whose handshakes can go on, in the order they asked: a few are served each turn,
-    /// behind everybody else.
+    /// Clients whose handshakes can continue, first come, first served: a few each turn, after all
+    /// other streams.
     handshakes: VecDeque<ConnId>,
     tls: Tls,
     buffers: Buffers,
@@ -93,13 +118,13 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// Log a line per request.
     pub verbose: bool,
-    /// Take signals as events of the loop; otherwise they have their default actions.
+    /// Handle signals in the loop; otherwise they have their default actions.
     pub signals: bool,
 }
 
 impl Daemon {
-    /// Listens, so that clients can connect; answers nothing before [`Daemon::run`]. The error
-    /// says what could not be done.
+    /// Listens, so that clients can connect; nothing is answered before [`Daemon::run`]. The
+    /// error is a line for the operator.
     pub fn new(config: Config, options: Options) -> Result<Daemon, String> {
         let tls = Tls::read(&config).map_err(|wrong| wrong.to_string())?;
         Daemon::with_loaded(Loaded { config, tls }, options)
@@ -157,7 +182,7 @@ impl Daemon {
         self.listeners.first().and_then(Listener::address)
     }
 
-    /// Serves until a signal ends it, and the last client has its answer.
+    /// Serves until a signal begins the shutdown and the last client has its answer.
     pub fn run(mut self) -> io::Result<()> {
         if let Some(address) = self.address() {
             let backend = self.config.backend.authority();
@@ -188,7 +213,6 @@ impl Daemon {
         let postponed = std::mem::take(&mut self.postponed);
         self.use_addresses(now);
         self.serve_queue(now);
-        // behind what had come before them
         self.handle_signals(now);
         self.engine.tick(now);
         self.perform_actions(now);
@@ -200,7 +224,7 @@ impl Daemon {
         Ok(now)
     }
 
-    /// How long the poll may sleep; not at all while something is left to do.
+    /// How long the poll may sleep: not at all while something is queued.
     fn timeout(&mut self, now: Now) -> Option<Duration> {
         let deadline = self.engine.next_deadline();
         let is_idle = self.queue.is_empty() && self.postponed.is_empty();
@@ -212,8 +236,7 @@ impl Daemon {
         Some(Duration::from_millis(next.ms_since(now.time)))
     }
 
-    /// Records one event and handles nothing: what an earlier event leads to may free a slot and
-    /// take it again before a later event of the same poll.
+    /// Records one event and handles nothing.
     fn mark(&mut self, event: &mio::event::Event) {
         match event.token() {
             SIGNALS => self.signalled = true,
@@ -233,8 +256,8 @@ impl Daemon {
 }
 
 const EVENTS_PER_POLL: usize = 1024;
-/// The listeners' tokens end where the other two begin. No stream has them: the number of
-/// descriptors does not allow for their slots.
+/// The token of the first listener; the others follow. No stream has any of these tokens: its
+/// slot would exceed the number of descriptors.
 const LISTENERS_START: usize = SIGNALS.0 - LISTENERS_MAX;
 const LISTENERS_MAX: usize = 2;
 const SIGNALS: Token = Token(usize::MAX - 1);

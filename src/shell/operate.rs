@@ -1,4 +1,4 @@
-//! What the operator asks for: signals, reload, shutdown.
+//! The operator's requests: signals, reload, drain, shutdown.
 
 use log::{error, info, warn};
 
@@ -22,7 +22,7 @@ impl Daemon {
                 SignalEvent::Shutdown => self.begin_shutdown(now),
                 SignalEvent::Reload => self.reload(now),
                 SignalEvent::Drain(draining) => {
-                    info!("{}", if draining { "draining" } else { "not draining any more" });
+                    info!("{}", if draining { "draining" } else { "no longer draining" });
                     self.engine.drain(draining);
                 }
             }
@@ -34,26 +34,26 @@ impl Daemon {
             return;
         }
         self.phase = Phase::ShuttingDown;
-        // connections in the backlog may already have sent a request: accept them first
+        // connections in the backlog may already have sent a request: accept them before closing
         for listener in &mut self.listeners {
             listener.mark_readable();
         }
         self.accept(now, 0);
-        info!("ending: no more clients, {} left", self.engine.counts().clients);
+        info!("shutting down: {} clients left", self.engine.counts().clients);
         self.listeners.clear();
         self.engine.begin_shutdown(now);
         self.perform_actions(now);
     }
 
     fn reload(&mut self, now: Now) {
-        info!("holding: {}", self.engine.counts());
+        info!("status: {}", self.engine.counts());
         let Some(path) = self.options.config_file.clone() else { return };
         let loaded = match files::read_config(&path) {
             Ok(loaded) => loaded,
             Err(error) => return error!("not reloaded: {error}"),
         };
         if self.listeners.iter().any(|listener| !listener.is_bound_to(&loaded.config.frontend)) {
-            warn!("frontend.host and frontend.port change with a restart only");
+            warn!("frontend.host and frontend.port change only with a restart");
         }
         for warning in loaded.warnings() {
             warn!("{warning}");
@@ -62,7 +62,7 @@ impl Daemon {
         self.connectors.configure(&config);
         let clients_max = descriptors::clients_max(&config);
         let settings = engine_settings(&config, clients_max, self.options.verbose);
-        // fetches that begin again do so with the new certificates
+        // set first: fetches that are restarted use the new certificates
         (self.config, self.tls) = (config, tls);
         self.engine.configure(now, settings);
         self.perform_actions(now);
@@ -70,7 +70,7 @@ impl Daemon {
     }
 }
 
-/// The part of the configuration that the engine needs.
+/// The engine's settings in a configuration.
 pub(super) fn engine_settings(config: &Config, clients_max: usize, records: bool) -> Settings {
     Settings {
         cache: CacheSettings {

@@ -1,4 +1,4 @@
-//! Patroni's name and its addresses. Resolving blocks, so a thread of its own does it.
+//! Resolves an upstream's name. Resolving blocks, so a thread does it.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -8,29 +8,30 @@ use std::thread;
 use log::debug;
 use mio::Waker;
 
-/// Knows the addresses of one name, and asks for them again when told to.
+/// A name and its addresses.
 pub struct Resolver {
     host: String,
     port: u16,
-    /// In the order they are tried.
+    /// In the order of the answer.
     addresses: Vec<SocketAddr>,
-    /// A thread is asking.
-    asking: bool,
+    /// Whether a thread is resolving.
+    resolving: bool,
     waker: Arc<Waker>,
     answers: (Sender<Answer>, Receiver<Answer>),
 }
 
-/// A name's addresses, none if it has none. The name tells an answer that a reload has outrun.
+/// Host, port, addresses; none if the name has none. Host and port tell whether a reload has
+/// changed them since.
 type Answer = (String, u16, Vec<SocketAddr>);
 
 impl Resolver {
-    /// Knows the addresses at once if the host is one; otherwise asking has begun.
+    /// Has the address at once if the host is one; otherwise begins to resolve.
     pub fn new(host: &str, port: u16, waker: Arc<Waker>) -> Resolver {
         let mut resolver = Resolver {
             host: String::new(),
             port: 0,
             addresses: Vec::new(),
-            asking: false,
+            resolving: false,
             waker,
             answers: channel(),
         };
@@ -38,14 +39,14 @@ impl Resolver {
         resolver
     }
 
-    /// Knows these addresses, and never asks.
+    /// Has these addresses and never resolves.
     #[cfg(test)]
     pub fn knowing(addresses: Vec<SocketAddr>, waker: Arc<Waker>) -> Resolver {
         let (host, port) = (String::from("127.0.0.1"), 1);
-        Resolver { host, port, addresses, asking: false, waker, answers: channel() }
+        Resolver { host, port, addresses, resolving: false, waker, answers: channel() }
     }
 
-    /// Another name, or the same: what is known of it is asked for anew.
+    /// Sets host and port. A name is resolved again, also if it is the same.
     pub fn set_host(&mut self, host: &str, port: u16) {
         if (self.host.as_str(), self.port) != (host, port) {
             (self.host, self.port) = (host.to_owned(), port);
@@ -53,13 +54,13 @@ impl Resolver {
         }
         match self.host.parse::<IpAddr>() {
             Ok(address) => self.addresses = vec![SocketAddr::new(address, self.port)],
-            Err(_) => self.ask(),
+            Err(_) => self.resolve(),
         }
     }
 
-    /// Has a thread ask, unless one does or the host is an address.
-    pub fn ask(&mut self) {
-        if self.asking || self.host.parse::<IpAddr>().is_ok() {
+    /// Begins to resolve, unless that is in progress or the host is an address.
+    pub fn resolve(&mut self) {
+        if self.resolving || self.host.parse::<IpAddr>().is_ok() {
             return;
         }
         let (host, port) = (self.host.clone(), self.port);
@@ -67,21 +68,21 @@ impl Resolver {
         let work = move || {
             let addresses = (host.as_str(), port).to_socket_addrs();
             let addresses = addresses.map(Iterator::collect).unwrap_or_default();
-            // the daemon may have ended meanwhile
+            // fails if the daemon has ended
             let _ = sender.send((host, port, addresses));
             let _ = waker.wake();
         };
         let thread = thread::Builder::new().name("resolver".into()).stack_size(STACK_BYTES);
-        self.asking = thread.spawn(work).is_ok();
+        self.resolving = thread.spawn(work).is_ok();
     }
 
-    /// Takes over what the thread found. A name that has no address at the moment keeps those
-    /// it had.
+    /// Takes over what the thread has found. A name that cannot be resolved at the moment keeps
+    /// its addresses.
     pub fn take_answers(&mut self) {
         while let Ok((host, port, addresses)) = self.answers.1.try_recv() {
-            self.asking = false;
+            self.resolving = false;
             if (host.as_str(), port) != (self.host.as_str(), self.port) {
-                self.ask();
+                self.resolve();
             } else if !addresses.is_empty() && addresses != self.addresses {
                 debug!("{host} is {addresses:?}");
                 self.addresses = addresses;
@@ -89,16 +90,16 @@ impl Resolver {
         }
     }
 
-    /// Is the answer still to come?
-    pub fn is_asking(&self) -> bool {
-        self.asking
+    /// Whether resolving is in progress.
+    pub fn is_resolving(&self) -> bool {
+        self.resolving
     }
 
-    /// The addresses known at the moment.
+    /// The addresses; empty before the first answer.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 }
 
-/// Enough for glibc's resolver, which keeps its buffers on the stack.
+/// Enough for glibc's resolver, which has its buffers on the stack.
 const STACK_BYTES: usize = 256 * 1024;

@@ -1,4 +1,4 @@
-//! What the loop does with a stream, and how much of it in one turn.
+//! Reads, writes and closes streams, and accepts clients, within a budget for each turn.
 
 use log::{info, warn};
 use mio::net::TcpStream;
@@ -34,7 +34,7 @@ impl Daemon {
         self.postponed.push(id);
     }
 
-    /// Serves what is queued now; what queues itself meanwhile has its turn too, within bounds.
+    /// Serves the queue, and the streams that this queues in turn, [`QUEUE_ROUNDS_MAX`] times.
     pub(super) fn serve_queue(&mut self, now: Now) {
         for _ in 0..QUEUE_ROUNDS_MAX {
             if self.queue.is_empty() {
@@ -44,21 +44,21 @@ impl Daemon {
             for id in queue.drain(..) {
                 let Some(stream) = self.streams.get_mut(id) else { continue };
                 if stream.handshake_goes_on() && !stream.is_upstream() {
-                    // a hundred times the work of a request
+                    // it takes as long as a hundred requests: limited for each turn
                     self.handshakes.push_back(id);
                     continue;
                 }
                 stream.set_queued(false);
                 self.serve(now, id);
             }
-            // the vector's memory is kept for the next round
+            // keeps the vector's memory for the next round
             if self.queue.is_empty() {
                 self.queue = queue;
             }
         }
     }
 
-    /// Serves those who wait longest for their handshake to go on. How many were there?
+    /// Continues the handshakes that have waited longest. Returns how many.
     pub(super) fn continue_handshakes(&mut self, now: Now) -> u32 {
         let mut steps = 0;
         while steps < HANDSHAKES_PER_TURN_MAX {
@@ -72,7 +72,7 @@ impl Daemon {
         steps
     }
 
-    /// Reads and writes on one stream as long as both sides want it, within a budget.
+    /// Reads and writes one stream until neither side has more to do or its budget is spent.
     pub(super) fn serve(&mut self, now: Now, id: ConnId) {
         if self.streams.get_mut(id).is_some_and(|stream| stream.is_connecting()) {
             self.check_connect(now, id);
@@ -93,11 +93,12 @@ impl Daemon {
         self.postpone(id);
     }
 
+    /// Reads once. Returns whether there was anything to do.
     pub(super) fn read(&mut self, now: Now, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
         let wanted = stream.is_handshaking() || self.engine.wants_read(id);
         if !wanted && stream.is_gone() && !stream.is_upstream() {
-            // a client that waits is not read from, but makes room when it has gone
+            // a waiting client is not read from, but its slot is freed once it has disconnected
             self.report_broken(now, id, &Broken::Io);
             self.perform_actions(now);
             return true;
@@ -120,7 +121,7 @@ impl Daemon {
         true
     }
 
-    /// So many bytes of the engine's were written; `None`: there was nothing to do.
+    /// Writes once. Returns the number of the engine's bytes sent; `None`: nothing to do.
     pub(super) fn write(&mut self, now: Now, id: ConnId) -> Option<usize> {
         let stream = self.streams.get_mut(id)?;
         let output = self.engine.output(id);
@@ -154,7 +155,7 @@ impl Daemon {
         self.engine.broken(now, id, why.failure());
     }
 
-    /// What a fetch says of it is for everybody; this is for who looks for the cause.
+    /// Logs the detailed TLS error. The 503 body carries only a summary.
     pub(super) fn log_tls_error(&mut self, now: Now, id: ConnId, error: &TlsError) {
         if self.streams.get_mut(id).is_none_or(|stream| stream.is_upstream()) {
             if let Some(times) = self.upstream_tls_failures.count(now.time) {
@@ -170,8 +171,8 @@ impl Daemon {
         }
     }
 
-    /// A stream that has nothing to do waits for its events; only now does the poll have to know
-    /// it. Who is answered and closed at once never gets here.
+    /// Registers with the poll only when the stream goes idle: connections answered and closed
+    /// within a turn skip epoll_ctl.
     pub(super) fn register_when_idle(&mut self, now: Now, id: ConnId) {
         let Some(stream) = self.streams.get_mut(id) else { return };
         if stream.register(self.poll.registry(), token_of(id)).is_err() {
@@ -180,7 +181,7 @@ impl Daemon {
         }
     }
 
-    /// Carries out what the engine wants done, to the last action.
+    /// Logs the engine's records and performs its actions, to the last one.
     pub(super) fn perform_actions(&mut self, now: Now) {
         while let Some(record) = self.engine.poll_record() {
             let address = self.streams.get_mut(record.id).and_then(|stream| stream.peer());
@@ -215,16 +216,16 @@ impl Daemon {
         stream.send_close_notify();
         stream.discard(&mut self.buffers);
         if stream.is_connecting() {
-            // it never answered: the next fetch begins with the next address
+            // the address has not answered: the next fetch begins with the next one
             self.connectors.give_up(id);
         }
     }
 
-    /// Accepts clients on every port. Over TLS each of them may bring a handshake, and
-    /// `handshake_steps` were done in this turn already.
+    /// Accepts clients on every port. Over TLS each of them may begin a handshake;
+    /// `handshake_steps` were taken in this turn already.
     pub(super) fn accept(&mut self, now: Now, handshake_steps: u32) {
         for place in 0..self.listeners.len() {
-            // at least one, so that clients stalling in the handshake cannot block new ones
+            // always at least one, so that clients stalling in the handshake cannot block new ones
             let accepts_max = match self.tls.server {
                 Some(_) => HANDSHAKES_PER_TURN_MAX.saturating_sub(handshake_steps).max(1),
                 None => ACCEPTS_PER_TURN_MAX,
@@ -248,11 +249,11 @@ impl Daemon {
         }
     }
 
-    /// A client's request is mostly there already, so it is read before any poll.
+    /// Serves a new client at once: its request has mostly arrived with it.
     pub(super) fn add_client(&mut self, now: Now, socket: TcpStream, port: Port) {
         let session = match self.tls.server.as_ref().map(Session::server).transpose() {
             Ok(session) => session,
-            Err(error) => return warn!("no TLS: {error}"),
+            Err(error) => return warn!("TLS session for a client: {error}"),
         };
         let stream = Stream::accepted(socket, session, port);
         let Some(id) = self.engine.accept(now, port) else {
@@ -265,15 +266,15 @@ impl Daemon {
     }
 }
 
-/// Reads and writes on one stream before the others have their turn.
+/// Reads and writes of one stream before the others are served.
 const SERVE_ROUNDS_MAX: u32 = 16;
-/// Bytes written on one stream before the others have their turn: copying them into the socket
-/// takes the kernel some thirty microseconds.
+/// Bytes written to one stream before the others are served: the kernel copies them in about
+/// 30 µs.
 const SERVE_BYTES_MAX: usize = 64 * 1024;
-/// How often what a turn's work queued is served in the same turn.
+/// How often the streams that a turn's work queued are served in the same turn.
 const QUEUE_ROUNDS_MAX: u32 = 4;
-/// New connections a turn; those that have come stay in the backlog, which costs nobody anything.
+/// New connections in one turn and port; the others stay in the backlog, where they cost nothing.
 const ACCEPTS_PER_TURN_MAX: u32 = 64;
-/// Clients whose handshakes go on in one turn, new ones included: four steps take a millisecond
-/// with ECDSA, and four milliseconds with RSA.
+/// Handshakes continued in one turn, new ones included: four steps take 1 ms with ECDSA and 4 ms
+/// with RSA.
 const HANDSHAKES_PER_TURN_MAX: u32 = 4;

@@ -24,7 +24,7 @@ pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
-/// IPv6 with IPv4 inside it, or IPv4 alone where the kernel has no IPv6.
+/// IPv6 including IPv4, or IPv4 alone where the kernel has no IPv6.
 fn listen_on_all(port: u16) -> io::Result<Socket> {
     let socket = listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
     match socket {
@@ -35,14 +35,14 @@ fn listen_on_all(port: u16) -> io::Result<Socket> {
     }
 }
 
-/// The kernel was built without IPv6 (EAFNOSUPPORT), or has it turned off (EADDRNOTAVAIL). The
-/// numbers are Linux's and the BSDs'.
+/// Whether the kernel has no IPv6 (EAFNOSUPPORT) or has it turned off (EADDRNOTAVAIL). The numbers
+/// are those of Linux and of the BSDs.
 fn is_no_such_family(error: &io::Error) -> bool {
     let codes = if cfg!(target_os = "linux") { [97, 99] } else { [47, 49] };
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-/// One of a name's addresses, IPv4 first: what Go's `net.Listen` does.
+/// Listens on the first of a name's addresses that works, IPv4 first, as Go's `net.Listen` does.
 fn listen_on_name(host: &str, port: u16) -> io::Result<Socket> {
     let mut addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
@@ -63,7 +63,7 @@ fn listen_on(address: SocketAddr) -> io::Result<Socket> {
         let is_every_address = address.ip().is_unspecified();
         socket.set_only_v6(!is_every_address)?;
     }
-    // inherited by every accepted socket (tcp(7)), so that no client costs a call for it
+    // inherited by accepted sockets (tcp(7)), which saves a call for each client
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.set_nonblocking(true)?;
@@ -72,8 +72,8 @@ fn listen_on(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Clients that may knock at once; the kernel cuts it to `net.core.somaxconn` (4096 by default).
+/// Connections waiting to be accepted; limited by `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
-/// What the kernel keeps for a client that does not read, before it is the daemon's to wait; it
-/// takes twice that for its own accounts (socket(7)). Left to itself it would grow to megabytes.
+/// What the kernel keeps for a client that does not read; it doubles the value for its bookkeeping
+/// (socket(7)). Without a limit it grows to megabytes.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;

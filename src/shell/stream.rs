@@ -1,9 +1,9 @@
-//! One socket, its TLS if it has any, and two bits: may a read, may a write be worth a try?
+//! One socket, its TLS session if it has one, and two bits: whether to try a read, a write.
 //!
-//! Readiness is edge-triggered: an event says that something changed, once. So the bits remember
-//! it until the socket itself says WouldBlock, and the poll is told of a socket once, for both
-//! directions. A read that did not fill the buffer has emptied the socket as well, which saves
-//! the read that would say so; unless the peer has closed its half, since no event would follow.
+//! Readiness is edge-triggered: an event reports a change, once. So the bits keep it until the
+//! socket itself returns WouldBlock, and a socket is registered once, for both directions. A read
+//! that does not fill the buffer has emptied the socket too, which saves the read that would
+//! block; unless the peer has closed its half, since no event would follow.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown};
@@ -18,10 +18,10 @@ use crate::engine::{Port, UpstreamId};
 use crate::failure::Failure;
 use crate::fetch::Progress;
 
-/// A connection: bytes as the engine knows them on one side, a socket on the other.
+/// A connection: plain bytes on the side of the engine, a socket on the other.
 pub struct Stream<S> {
     socket: Socket<S>,
-    /// `None`: plain.
+    /// `None`: no TLS.
     tls: Option<Box<Secured>>,
     side: Side,
     progress: Progress,
@@ -32,54 +32,54 @@ pub struct Stream<S> {
 /// Which side of the daemon a stream is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// A client that came in on this port.
+    /// A client, accepted on this port.
     Client(Port),
     /// A fetch from this upstream.
     Upstream(UpstreamId),
 }
 
-/// What the loop lends to every read and write, so that no stream owns buffers of its own.
+/// Buffers that all reads share, so that no stream has its own.
 pub struct Buffers {
-    /// What was read, as it came.
+    /// Bytes as read from a socket.
     wire: Box<[u8]>,
-    /// What was read, decrypted.
+    /// Bytes decrypted from them.
     plain: Vec<u8>,
 }
 
-/// What a read came to.
+/// Outcome of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReadOutcome<'a> {
     /// At least one byte.
     Data(&'a [u8]),
-    /// TLS went on, but nothing for the engine was in it.
+    /// TLS records without data for the engine.
     NoData,
-    /// The peer has closed its half.
+    /// The peer has closed its half: FIN, over TLS close_notify.
     Eof,
-    /// There is nothing now.
+    /// Nothing to read now.
     Blocked,
-    /// It is over.
+    /// The connection has failed.
     Broken(Broken),
 }
 
-/// What a write came to.
+/// Outcome of a write.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// So many bytes were taken, of the engine's or of TLS' own, which count as none.
+    /// The number of the engine's bytes sent; 0: only the TLS session's own records.
     Sent(usize),
-    /// The socket takes none now.
+    /// The socket takes nothing now.
     Blocked,
-    /// It is over.
+    /// The connection has failed.
     Broken(Broken),
 }
 
-/// Why a connection is over.
+/// Why a connection failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Broken {
     /// RST, or another error.
     Io,
-    /// The peer's end came before the handshake's.
+    /// The peer closed during the handshake.
     Closed,
-    /// The peer's end came without close_notify: what was said may be cut.
+    /// The peer closed without close_notify: the data may be truncated.
     Cut,
     /// TLS failed.
     Tls(TlsError),
@@ -90,28 +90,28 @@ struct Socket<S> {
     inner: S,
     readable: bool,
     writable: bool,
-    /// The poll said that the peer has closed its half: a hint, true after all data is read.
+    /// The poll reported that the peer has closed its half: a hint, true after all data is read.
     read_closed: bool,
-    /// The poll said that nothing can be sent any more: RST.
+    /// The poll reported that nothing can be sent: RST.
     gone: bool,
 }
 
 struct Secured {
     session: Session,
-    /// Bytes of the engine's that are encrypted, but which the socket has not taken whole. They
-    /// count as sent only then, so that nothing is closed before.
+    /// Bytes of the engine's that are encrypted, but not all in the socket yet. They count as sent
+    /// only then, so that the connection is not closed before.
     encrypted_bytes: usize,
-    /// TLS failed behind bytes that were whole, which come first.
+    /// TLS failed after complete records, whose data is returned first.
     failed: Option<TlsError>,
 }
 
 impl<S: Read + Write> Stream<S> {
-    /// A connection that stands. Nothing is known of it, so both directions are worth a try.
+    /// A client that was accepted. No event has been seen, so both directions are tried.
     pub fn accepted(socket: S, tls: Option<Session>, port: Port) -> Self {
         Stream::established(socket, tls, Side::Client(port))
     }
 
-    /// A connection that is being made, and whose first handshake records are ready.
+    /// A connection to an upstream that is being made.
     pub fn connecting(socket: S, tls: Option<Session>, upstream: UpstreamId) -> Self {
         let mut stream = Stream::established(socket, tls, Side::Upstream(upstream));
         (stream.socket.readable, stream.socket.writable) = (false, false);
@@ -168,7 +168,7 @@ impl<S: Read + Write> Stream<S> {
         }
     }
 
-    /// Writes once: `bytes`, or what TLS has to say itself.
+    /// Writes once: `bytes`, or the TLS session's own records.
     pub fn write(&mut self, bytes: &[u8]) -> WriteOutcome {
         let Some(secured) = &mut self.tls else {
             return match self.socket.write(bytes) {
@@ -206,7 +206,7 @@ impl<S: Read + Write> Stream<S> {
         }
     }
 
-    /// Takes note of an event; an error shows at the next read or write.
+    /// Records an event; the next read or write returns its error.
     pub fn mark(&mut self, event: &Event) {
         let socket = &mut self.socket;
         socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
@@ -215,7 +215,7 @@ impl<S: Read + Write> Stream<S> {
         socket.gone |= event.is_write_closed() || event.is_error();
     }
 
-    /// Says the last words, close_notify or an alert, as far as that goes without waiting.
+    /// Sends close_notify or an alert, as far as the socket takes it without waiting.
     pub fn send_close_notify(&mut self) {
         if let Some(secured) = &mut self.tls {
             secured.session.close_notify();
@@ -226,8 +226,8 @@ impl<S: Read + Write> Stream<S> {
         }
     }
 
-    /// Reads what is known to be left, and drops it: closing with unread input would send RST,
-    /// which can take away an answer that the peer has not read yet (RFC 9112 9.6).
+    /// Reads and discards what has arrived: closing with unread input sends RST, which can destroy
+    /// a response that the peer has not read yet (RFC 9112, section 9.6).
     pub fn discard(&mut self, buffers: &mut Buffers) {
         for _ in 0..DISCARDED_READS_MAX {
             let left = !self.is_connecting() && self.socket.readable;
@@ -237,8 +237,8 @@ impl<S: Read + Write> Stream<S> {
         }
     }
 
-    /// Says why and hangs up, as far as that goes without waiting. Over TLS there is nobody to
-    /// say it to yet.
+    /// Sends `response` and closes, as far as the socket takes it without waiting. Over TLS nothing
+    /// is sent: there was no handshake yet.
     pub fn reject(mut self, response: &[u8], buffers: &mut Buffers) {
         if self.tls.is_none() {
             let _ = self.read(buffers);
@@ -246,22 +246,22 @@ impl<S: Read + Write> Stream<S> {
         }
     }
 
-    /// Is a read worth a try?
+    /// Whether to try a read.
     pub fn is_readable(&self) -> bool {
         self.socket.readable || self.tls.as_ref().is_some_and(|secured| secured.has_ended())
     }
 
-    /// Is a write worth a try?
+    /// Whether to try a write.
     pub fn is_writable(&self) -> bool {
         self.socket.writable
     }
 
-    /// Has the peer broken the connection off? Shows where nothing is read that would say so.
+    /// Whether the peer has reset the connection: for streams that are not being read.
     pub fn is_gone(&self) -> bool {
         self.socket.gone
     }
 
-    /// Is the connection still being made?
+    /// Whether the connection is still being made.
     pub fn is_connecting(&self) -> bool {
         self.progress == Progress::Connecting
     }
@@ -279,7 +279,7 @@ impl<S: Read + Write> Stream<S> {
         self.upstream().is_some()
     }
 
-    /// Whether the handshake has completed since this was asked last.
+    /// Whether the handshake has completed since the last call.
     pub fn has_just_opened(&mut self) -> bool {
         let opened = self.progress == Progress::Handshaking && !self.is_handshaking();
         if opened {
@@ -288,17 +288,17 @@ impl<S: Read + Write> Stream<S> {
         opened
     }
 
-    /// Does TLS' handshake go on? Then it is read from whether the engine wants it or not.
+    /// Whether the TLS handshake is in progress. The stream is then always read.
     pub fn is_handshaking(&self) -> bool {
         self.tls.as_ref().is_some_and(|secured| secured.session.is_handshaking())
     }
 
-    /// Has something come that its handshake may go on with?
+    /// Whether the handshake can continue with bytes that have arrived.
     pub fn handshake_goes_on(&self) -> bool {
         self.is_handshaking() && self.socket.readable
     }
 
-    /// Has TLS something to send of its own?
+    /// Whether the TLS session has records of its own to send.
     pub fn has_outgoing(&self) -> bool {
         self.tls.as_ref().is_some_and(|secured| secured.session.has_outgoing())
     }
@@ -313,13 +313,13 @@ impl<S: Read + Write> Stream<S> {
         self.queued = queued;
     }
 
-    /// Both directions are worth a try, as an event says it.
+    /// Marks both directions as ready, as an event does.
     #[cfg(test)]
     pub fn mark_ready(&mut self) {
         (self.socket.readable, self.socket.writable) = (true, true);
     }
 
-    /// What TLS holds back of what came and what is to be sent.
+    /// Bytes buffered by the TLS session, received or to be sent.
     #[cfg(test)]
     pub fn buffered_bytes(&self) -> usize {
         self.tls.as_ref().map_or(0, |secured| secured.session.buffered_bytes())
@@ -327,7 +327,7 @@ impl<S: Read + Write> Stream<S> {
 }
 
 impl<S: Read + Write + Source> Stream<S> {
-    /// Tells the poll of the socket, once.
+    /// Registers the socket with the poll, unless it is.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         if !self.registered {
             registry.register(&mut self.socket.inner, token, BOTH)?;
@@ -338,7 +338,7 @@ impl<S: Read + Write + Source> Stream<S> {
 }
 
 impl Stream<TcpStream> {
-    /// Has a connect come to an end? Writable alone does not mean connected.
+    /// The outcome of the connect, if there is one. Writable alone does not mean connected.
     pub fn connect_outcome(&mut self) -> Option<Result<Progress, Failure>> {
         let socket = &self.socket.inner;
         if let Ok(Some(error)) | Err(error) = socket.take_error() {
@@ -357,26 +357,26 @@ impl Stream<TcpStream> {
         }
     }
 
-    /// All is sent: the peer sees the end, but can still send what is on its way.
+    /// Closes the sending half; the peer may go on sending.
     pub fn shutdown_write(&mut self) {
         self.send_close_notify();
-        // fails when the peer is gone, which the next read shows
+        // fails if the peer has gone; the next read returns that
         let _ = self.socket.inner.shutdown(Shutdown::Write);
     }
 
-    /// Has what comes next acknowledged at once. Patroni's TLS 1.3 sends its two session tickets
-    /// and then the answer as small writes under Nagle's algorithm, so each waits for our
-    /// acknowledgement of the one before; delayed, that costs 41 ms of every fetch. The kernel
-    /// leaves this mode by itself, so it is set again after each write and each read (tcp(7)).
+    /// Makes the kernel acknowledge the next segments without delay. Patroni's TLS 1.3 sends two
+    /// session tickets and then the answer as small writes under Nagle's algorithm, so each waits
+    /// for the acknowledgement of the previous one: with delayed ones 41 ms of every fetch. The
+    /// kernel leaves this mode by itself, so it is set again after each read and write (tcp(7)).
     pub fn acknowledge_at_once(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if self.tls.is_some() {
-            // fails when the peer is gone, which the next read shows
+            // fails if the peer has gone; the next read returns that
             let _ = socket2::SockRef::from(&self.socket.inner).set_tcp_quickack(true);
         }
     }
 
-    /// The peer's address; `None` once the connection has gone.
+    /// The peer's address; `None` once it has disconnected.
     pub fn peer(&self) -> Option<IpAddr> {
         self.socket.inner.peer_addr().ok().map(|address| address.ip().to_canonical())
     }
@@ -387,14 +387,14 @@ impl Secured {
         Secured { session, encrypted_bytes: 0, failed: None }
     }
 
-    /// Is the end of it known, without another read of the socket?
+    /// Whether the end is known without another read of the socket.
     fn has_ended(&self) -> bool {
         self.session.peer_closed() || self.failed.is_some()
     }
 }
 
 impl<S: Read + Write> Socket<S> {
-    /// `Ok(None)`: it would block.
+    /// `Ok(None)`: WouldBlock.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match self.inner.read(buffer) {
@@ -413,7 +413,7 @@ impl<S: Read + Write> Socket<S> {
         }
     }
 
-    /// `Ok(None)`: it would block.
+    /// `Ok(None)`: WouldBlock.
     fn write(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
         loop {
             match self.inner.write(bytes) {
@@ -438,7 +438,7 @@ impl Buffers {
 }
 
 impl Broken {
-    /// As a fetch tells it.
+    /// The failure of a fetch.
     pub fn failure(&self) -> Failure {
         match self {
             Broken::Io => Failure::Reset,
@@ -449,7 +449,7 @@ impl Broken {
     }
 }
 
-/// What an error of `connect` means.
+/// The failure that an error of `connect` stands for.
 pub fn connect_failure(error: &io::Error) -> Failure {
     match error.kind() {
         ErrorKind::ConnectionRefused => Failure::Refused,
@@ -460,11 +460,11 @@ pub fn connect_failure(error: &io::Error) -> Failure {
     }
 }
 
-/// One read takes at most this: sixteen usual requests, or the head that is refused as too large.
+/// Read at once: about sixteen requests, or the head that is rejected as too large.
 const READ_BYTES: usize = 16 * 1024;
-/// What is read before a close, to no end, is at most this: what a client had sent by then.
+/// Reads before a close: as much as a client has usually sent by then.
 const DISCARDED_READS_MAX: usize = 8;
-/// One TLS record's worth (RFC 8446, section 5.1).
+/// One TLS record (RFC 8446, section 5.1).
 const PLAIN_BYTES_PER_WRITE: usize = 16 * 1024;
 
 #[cfg(test)]
@@ -472,7 +472,7 @@ mod tests {
     use super::*;
     use std::collections::VecDeque;
 
-    /// A socket whose calls have these outcomes, in this order.
+    /// A socket whose calls have these outcomes in turn.
     struct Script(VecDeque<io::Result<usize>>);
 
     impl Read for Script {
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn but_when_the_peer_has_closed_the_end_is_read_too() {
+    fn after_the_peer_has_closed_the_end_is_read_too() {
         let mut stream = stream([Ok(3), Ok(0)]);
         stream.socket.read_closed = true;
         let mut buffers = Buffers::new();
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn interruptions_are_not_outcomes_and_blocking_clears_the_bit() {
+    fn interruptions_are_retried_and_blocking_clears_the_bit() {
         let interrupted = || error(ErrorKind::Interrupted);
         let mut reading = stream([interrupted(), error(ErrorKind::WouldBlock)]);
         let mut buffers = Buffers::new();

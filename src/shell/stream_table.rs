@@ -1,4 +1,4 @@
-//! The streams, at the slots of the engine's connections, and their tokens for the poll.
+//! The streams, in the slots of the engine's connections, and their tokens for the poll.
 
 use mio::Token;
 use mio::net::TcpStream;
@@ -7,7 +7,7 @@ use super::stream::Stream;
 use crate::shrink::is_sparse;
 use crate::slots::ConnId;
 
-/// Streams under the engine's keys.
+/// Streams by [`ConnId`].
 #[derive(Default)]
 pub struct StreamTable {
     by_slot: Vec<Option<(u32, Stream<TcpStream>)>>,
@@ -16,7 +16,7 @@ pub struct StreamTable {
 }
 
 impl StreamTable {
-    /// Keeps a stream. What had the slot before has been removed.
+    /// Stores a stream. The slot is free.
     pub fn insert(&mut self, id: ConnId, stream: Stream<TcpStream>) {
         let slot = id.slot as usize;
         if slot >= self.by_slot.len() {
@@ -27,7 +27,7 @@ impl StreamTable {
         self.count += 1;
     }
 
-    /// The stream under `id`, if it is that generation's still.
+    /// The stream under `id`; `None` if it was removed, also if another has the slot.
     pub fn get_mut(&mut self, id: ConnId) -> Option<&mut Stream<TcpStream>> {
         match self.by_slot.get_mut(id.slot as usize) {
             Some(Some((generation, stream))) if *generation == id.generation => Some(stream),
@@ -35,7 +35,7 @@ impl StreamTable {
         }
     }
 
-    /// The stream that a token was made for, if it is still there.
+    /// The stream of a token, if it is still there.
     pub fn of_token(&mut self, token: Token) -> Option<(ConnId, &mut Stream<TcpStream>)> {
         let slot = token.0 & HALF_MASK;
         let (generation, stream) = self.by_slot.get_mut(slot)?.as_mut()?;
@@ -43,8 +43,8 @@ impl StreamTable {
         (token_of(id) == token).then_some((id, stream))
     }
 
-    /// Gives the stream back, to be dropped, which closes it. After a flood its memory is given
-    /// back, up to the highest slot in use.
+    /// Takes a stream out; dropping it closes it. After a flood memory is given back, up to the
+    /// highest slot in use.
     pub fn remove(&mut self, id: ConnId) -> Option<Stream<TcpStream>> {
         self.get_mut(id)?;
         let removed = self.by_slot[id.slot as usize].take();
@@ -58,7 +58,7 @@ impl StreamTable {
     }
 }
 
-/// Slot and generation in one word. On a machine of 32 bits either has 16 of them.
+/// Slot and generation in one word: with 32-bit words 16 bits each.
 pub fn token_of(id: ConnId) -> Token {
     Token(((id.generation as usize & HALF_MASK) << HALF_BITS) | id.slot as usize)
 }
@@ -74,7 +74,7 @@ mod tests {
     use crate::engine::UpstreamId;
 
     #[test]
-    fn a_token_finds_its_own_stream_only() {
+    fn a_token_finds_only_its_own_stream() {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
         let address = listener.local_addr().expect("its address");
         let connect = || {
@@ -82,13 +82,13 @@ mod tests {
             Stream::connecting(socket, None, UpstreamId::Patroni)
         };
         let mut streams = StreamTable::default();
-        let former = ConnId { slot: 3, generation: 7 };
-        streams.insert(former, connect());
-        assert_eq!(streams.of_token(token_of(former)).map(|found| found.0), Some(former));
-        assert!(streams.remove(former).is_some() && streams.remove(former).is_none());
+        let previous = ConnId { slot: 3, generation: 7 };
+        streams.insert(previous, connect());
+        assert_eq!(streams.of_token(token_of(previous)).map(|found| found.0), Some(previous));
+        assert!(streams.remove(previous).is_some() && streams.remove(previous).is_none());
         let next = ConnId { slot: 3, generation: 8 };
         streams.insert(next, connect());
-        assert!(streams.of_token(token_of(former)).is_none());
-        assert!(streams.get_mut(former).is_none() && streams.get_mut(next).is_some());
+        assert!(streams.of_token(token_of(previous)).is_none());
+        assert!(streams.get_mut(previous).is_none() && streams.get_mut(next).is_some());
     }
 }

@@ -106,7 +106,8 @@ impl Daemon {
         }
     }
 
-    /// Tells the engine that a fetch's handshake has completed. Whether it did just now.
+    /// Reports to the engine that a fetch's TLS handshake has completed. Returns whether it has
+    /// just now.
     pub(super) fn report_opened(&mut self, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
         let opened = stream.has_just_opened() && stream.is_upstream();
@@ -118,10 +119,9 @@ impl Daemon {
 
     pub(super) fn connect_failed(&mut self, now: Now, id: ConnId, why: Failure) {
         if why == Failure::NoDescriptor && self.engine.make_room(now) {
-            warn!("no descriptor was left to ask Patroni: closed an idle client");
+            warn!("no descriptor for a connection to Patroni: closed an idle client");
         }
-        // what it leads to is carried out by whoever called for this: no recursion, however many
-        // fetches fail at once
+        // the caller performs the actions: no recursion, however many fetches fail at once
         self.engine.connect_failed(now, id, why);
     }
 

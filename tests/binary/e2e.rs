@@ -484,7 +484,7 @@ fn while_drained_leader_and_replica_routes_are_503() {
     assert_eq!((status, body(&text)), (503, "{\"error\":\"draining\"}\n"));
     assert_eq!((glue.get("/replica").0, glue.get("/health").0), (503, 200));
     glue.signal("USR2");
-    glue.wait_for_line("not draining");
+    glue.wait_for_line("no longer draining");
     assert_eq!(glue.get("/primary").0, 200);
 }
 

@@ -106,10 +106,10 @@ impl Glue {
 
     /// Clients, fetches, queued, waiters, timers, entries, late inputs, as logged after SIGHUP.
     pub fn counts(&mut self) -> Vec<u64> {
-        let seen = self.lines_with("holding: ").len();
+        let seen = self.lines_with("status: ").len();
         self.signal("HUP");
-        let line = wait_for("the counts", || self.lines_with("holding: ").into_iter().nth(seen));
-        let list = line.split("holding: ").nth(1).unwrap_or_default();
+        let line = wait_for("the counts", || self.lines_with("status: ").into_iter().nth(seen));
+        let list = line.split("status: ").nth(1).unwrap_or_default();
         let numbers = list.split(", ").filter_map(|part| part.split(' ').next()?.parse().ok());
         let numbers: Vec<u64> = numbers.collect();
         assert_eq!(numbers.len(), 7, "{line}");
