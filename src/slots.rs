@@ -1,20 +1,20 @@
-//! Connections under keys that are never mistaken for one another: a slab with generations.
+//! Connections under keys that are not reused: a slab with generations.
 
 use slab::Slab;
 
 use crate::shrink::is_sparse;
 
-/// One connection, of a client or to Patroni. The slot is used again after the connection has
-/// gone, the pair is not (but for a generation that wrapped round, 4 billion connections later).
+/// One connection, of a client or to an upstream. The slot is reused after the connection was
+/// closed, the pair is not (until the generation wraps, 4 billion connections later).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId {
-    /// Where it lies; small, dense, reused.
+    /// Its place; small, dense, reused.
     pub slot: u32,
-    /// Which of the slot's tenants it is.
+    /// Differs for each connection that has the slot.
     pub generation: u32,
 }
 
-/// Values under [`ConnId`]s.
+/// Values by [`ConnId`].
 #[derive(Debug)]
 pub struct Slots<T> {
     slab: Slab<(u32, T)>,
@@ -38,7 +38,7 @@ impl<T> Slots<T> {
         }
     }
 
-    /// The value under `id`; `None` if it has gone, whoever has the slot now.
+    /// The value under `id`; `None` if it was removed, also if another has the slot.
     pub fn get(&self, id: ConnId) -> Option<&T> {
         match self.slab.get(id.slot as usize) {
             Some((generation, value)) if *generation == id.generation => Some(value),
@@ -46,7 +46,7 @@ impl<T> Slots<T> {
         }
     }
 
-    /// As [`Slots::get`], to be changed.
+    /// As [`Slots::get`], mutable.
     pub fn get_mut(&mut self, id: ConnId) -> Option<&mut T> {
         match self.slab.get_mut(id.slot as usize) {
             Some((generation, value)) if *generation == id.generation => Some(value),
@@ -54,8 +54,8 @@ impl<T> Slots<T> {
         }
     }
 
-    /// Takes the value out; its slot is free from now on. After a flood its memory is given back,
-    /// up to the highest slot in use.
+    /// Takes a value out and frees its slot. After a flood memory is given back, up to the highest
+    /// slot in use.
     pub fn remove(&mut self, id: ConnId) -> Option<T> {
         self.get(id)?;
         let (_, value) = self.slab.remove(id.slot as usize);
@@ -85,21 +85,21 @@ mod tests {
     use crate::shrink::CAPACITY_KEPT;
 
     #[test]
-    fn a_slots_next_tenant_does_not_answer_to_the_formers_key() {
+    fn a_key_does_not_find_the_next_value_in_its_slot() {
         let mut slots = Slots::new();
-        let former = slots.insert("former");
-        assert_eq!(slots.remove(former), Some("former"));
+        let previous = slots.insert("previous");
+        assert_eq!(slots.remove(previous), Some("previous"));
         let next = slots.insert("next");
-        assert_eq!(next.slot, former.slot);
-        assert_eq!(slots.get(former), None);
-        assert_eq!(slots.get_mut(former), None);
-        assert_eq!(slots.remove(former), None);
+        assert_eq!(next.slot, previous.slot);
+        assert_eq!(slots.get(previous), None);
+        assert_eq!(slots.get_mut(previous), None);
+        assert_eq!(slots.remove(previous), None);
         assert_eq!(slots.get(next), Some(&"next"));
         assert_eq!(slots.iter().collect::<Vec<_>>(), [(next, &"next")]);
     }
 
     #[test]
-    fn memory_is_given_back_when_it_is_much_and_less_than_an_eighth_of_it_is_used() {
+    fn memory_is_given_back_when_less_than_an_eighth_is_used() {
         for (most, fewest) in [(4_096, 512), (512, 0)] {
             let mut slots = Slots::new();
             slots.slab.reserve_exact(most);
@@ -129,7 +129,7 @@ mod tests {
         assert!(slots.slab.capacity() >= 10_000, "the last one holds it");
         slots.remove(last);
         assert!(slots.slab.capacity() <= CAPACITY_KEPT, "{}", slots.slab.capacity());
-        // the lowest slot is taken first, so that the next flood's end frees all again
+        // the lowest slot is taken first, so that the end of the next flood frees all again
         let next = slots.insert(10_000);
         assert_eq!((next.slot, slots.get(last), slots.get(next)), (1, None, Some(&10_000)));
     }

@@ -1,28 +1,29 @@
-//! The timer wheel. No clock, no cancel.
+//! The timer wheel: no clock, no cancelling.
 //!
-//! One level of 10 ms slots with a bitmap over them: scheduling is a few instructions, finding
-//! the next deadline two looks, and nothing ticks while nothing is due. Each item keeps its
-//! deadline: one beyond the horizon is put back when its slot comes round, so nothing fires early.
-//! An item that was put off stays where it is; its owner schedules it again when it fires.
+//! One level of 10 ms slots with a bitmap over them: scheduling takes a few instructions, finding
+//! the next deadline two lookups, and nothing ticks while nothing is due. Each item keeps its
+//! deadline: one beyond the horizon is put back when its slot is reached, so nothing fires early.
+//! An item whose deadline moves later stays where it is; its owner schedules it again when it
+//! fires.
 
 use crate::shrink::is_sparse;
 use crate::time::Time;
 
-/// Items waiting for their time.
+/// Items by deadline.
 #[derive(Debug)]
 pub struct Wheel<T> {
     /// First node of each slot's list, or `NONE`.
     heads: Box<[u32]>,
-    /// Which slots have a list.
+    /// Bit set: the slot has a list.
     occupied: [u64; WORDS],
-    /// Which words of `occupied` are not zero.
+    /// Bit set: the word of `occupied` is not zero.
     occupied_words: u64,
     nodes: Vec<Node<T>>,
     /// First of the unused nodes, or `NONE`.
     unused: u32,
-    /// How many of the nodes are in use.
+    /// Nodes in use.
     count: usize,
-    /// Nothing is left in any tick before this one.
+    /// No tick before this one has items.
     cursor_tick: u64,
 }
 
@@ -34,7 +35,7 @@ struct Node<T> {
 }
 
 impl<T: Copy> Wheel<T> {
-    /// An empty wheel at the start of time.
+    /// An empty wheel at time zero.
     pub fn new() -> Self {
         Wheel {
             heads: vec![NONE; SLOTS].into(),
@@ -58,7 +59,7 @@ impl<T: Copy> Wheel<T> {
         self.occupied_words |= 1 << (slot / 64);
     }
 
-    /// Takes out one item whose time has come.
+    /// Takes out one item whose deadline has passed.
     pub fn pop(&mut self, now: Time) -> Option<T> {
         let now_tick = now.as_ms() / TICK_MS;
         while let Some(tick) = self.next_tick().filter(|tick| *tick <= now_tick) {
@@ -67,7 +68,7 @@ impl<T: Copy> Wheel<T> {
             if at <= now {
                 return Some(item);
             }
-            self.schedule(at, item); // it was beyond the horizon
+            self.schedule(at, item); // the deadline was beyond the horizon
         }
         self.cursor_tick = self.cursor_tick.max(now_tick);
         None
@@ -78,12 +79,12 @@ impl<T: Copy> Wheel<T> {
         self.next_tick().map(|tick| Time::from_ms(tick * TICK_MS))
     }
 
-    /// How many items wait.
+    /// The number of items.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Does nothing wait?
+    /// Whether there are no items.
     pub fn is_empty(&self) -> bool {
         self.occupied_words == 0
     }
@@ -118,7 +119,7 @@ impl<T: Copy> Wheel<T> {
         node
     }
 
-    /// Gives back what a flood of timers needed.
+    /// Gives back the memory of a flood of timers.
     fn compact(&mut self) {
         let mut nodes = Vec::with_capacity(self.count);
         for head in self.heads.iter_mut().filter(|head| **head != NONE) {
@@ -134,7 +135,7 @@ impl<T: Copy> Wheel<T> {
     }
 
     /// The first tick at or after the cursor that has items: the cursor's word from its bit on,
-    /// the words behind it round the wheel, and that first word's lower bits at last.
+    /// then the following words around the wheel, then the lower bits of the cursor's word.
     fn next_tick(&self) -> Option<u64> {
         let start = slot_of(self.cursor_tick);
         let (word, bit) = (start / 64, start % 64);
@@ -165,9 +166,9 @@ fn slot_of(tick: u64) -> usize {
     (tick % SLOTS as u64) as usize
 }
 
-/// A timer fires at most this much late.
+/// A timer fires at most this much after its deadline.
 pub const TICK_MS: u64 = 10;
-/// 41 s ahead: beyond the longest timer of everyday, the 30 s of an idle connection.
+/// 41 s: longer than the most common long timer, the 30 s of an idle connection.
 const SLOTS: usize = 4096;
 const WORDS: usize = SLOTS / 64;
 const NONE: u32 = u32::MAX;
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn fires_at_the_tick_behind_its_time_and_never_before() {
+    fn fires_at_the_tick_after_its_deadline_and_never_before() {
         for ms in [1, 9, 10, 11, 20, 635, 640, 5_000, 40_949] {
             let mut wheel = Wheel::new();
             wheel.schedule(at(ms), 7);
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_past_fires_at_once() {
+    fn a_past_deadline_fires_at_once() {
         let mut wheel = Wheel::new();
         assert_eq!(wheel.pop(at(1_000_003)), None);
         wheel.schedule(at(5), 1);
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_flood_the_memory_is_given_back_and_nothing_is_lost() {
+    fn after_a_flood_memory_is_given_back_and_nothing_is_lost() {
         let mut wheel = Wheel::new();
         for item in 0..10_060 {
             wheel.schedule(at(if item < 10_000 { item / 2 } else { item }), item);
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_given_back_when_it_is_much_and_less_than_an_eighth_of_it_is_used() {
+    fn memory_is_given_back_when_less_than_an_eighth_is_used() {
         for (most, fewest) in [(4_096, 512), (512, 0)] {
             let mut wheel = Wheel::new();
             for item in 0..most {
@@ -253,7 +254,7 @@ mod tests {
         }
     }
 
-    /// Against a plain list, from a fixed seed, over several turns of the wheel.
+    /// Compares with a plain list, from a fixed seed, over several rounds of the wheel.
     #[test]
     fn agrees_with_a_list() {
         let mut random = 42u64;
