@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use log::warn;
+
 use super::tls::Tls;
 use crate::config::{Config, ConfigError};
 
@@ -18,6 +20,13 @@ impl Loaded {
     /// The warnings of both.
     pub fn warnings(&self) -> impl Iterator<Item = &String> {
         self.config.warnings.iter().chain(&self.tls.warnings)
+    }
+
+    /// Logs the warnings of both.
+    pub fn log_warnings(&self) {
+        for warning in self.warnings() {
+            warn!("{warning}");
+        }
     }
 }
 

@@ -39,11 +39,18 @@ pub enum Accepted {
 
 impl Listener {
     /// Listens as configured. Blocks while a name is resolved, so only at start.
-    pub fn bind(port: Port, frontend: &Frontend) -> Result<Listener, String> {
+    pub fn new(
+        port: Port,
+        frontend: &Frontend,
+        registry: &Registry,
+        token: Token,
+    ) -> Result<Listener, String> {
         let named = frontend.host.as_deref().unwrap_or("*");
         let named = format!("frontend.host {named}, frontend.port {}", frontend.port);
         let socket = sockets::listen(frontend.host.as_deref(), frontend.port);
-        let socket = socket.map_err(|error| format!("cannot listen on {named}: {error}"))?;
+        let mut socket = socket.map_err(|error| format!("cannot listen on {named}: {error}"))?;
+        let registered = registry.register(&mut socket, token, Interest::READABLE);
+        registered.map_err(|error| format!("listener: {error}"))?;
         Ok(Listener {
             socket,
             port,
@@ -52,11 +59,6 @@ impl Listener {
             paused_until: Time::ZERO,
             shortages: Repeats::default(),
         })
-    }
-
-    /// Registers it with the poll.
-    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
-        registry.register(&mut self.socket, token, Interest::READABLE)
     }
 
     /// Whether it was bound to this host and port.

@@ -23,12 +23,9 @@
 //!   nothing would report the rest again.
 //! * Nothing is handled while events are marked. Handling one may close another's connection and
 //!   give its slot to a new one; tokens carry a generation, so a late event finds nothing.
-//! * Writable does not mean connected: the socket is asked (see upstream.rs).
-//! * Without a descriptor for a client, accepting pauses and the listener's bit stays set: the
-//!   poll reports the backlog once.
+//! * Writable does not mean connected: the socket is asked (see stream.rs).
 //!
-//! After each input to the engine its actions are performed, to the last one. The engine has no
-//! clock and no socket; these are the only ones.
+//! After each input to the engine its actions are performed, to the last one.
 
 mod clock;
 mod connector;
@@ -54,7 +51,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{info, warn};
+use log::info;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use self::clock::Clock;
@@ -93,8 +90,7 @@ pub struct Daemon {
     queue: Vec<ConnId>,
     /// Streams whose budget is spent: served in the next turn, after all others.
     postponed: Vec<ConnId>,
-    /// Clients whose handshakes can continue, first come, first served: a few each turn, after all
-    /// other streams.
+    /// Clients whose handshakes can continue, the longest waiting first.
     handshakes: VecDeque<ConnId>,
     tls: Tls,
     buffers: Buffers,
@@ -123,8 +119,7 @@ pub struct Options {
 }
 
 impl Daemon {
-    /// Listens, so that clients can connect; nothing is answered before [`Daemon::run`]. The
-    /// error is a line for the operator.
+    /// Listens; nothing is answered before [`Daemon::run`]. The error is for the operator.
     pub fn new(config: Config, options: Options) -> Result<Daemon, String> {
         let tls = Tls::read(&config).map_err(|wrong| wrong.to_string())?;
         Daemon::with_loaded(Loaded { config, tls }, options)
@@ -132,32 +127,22 @@ impl Daemon {
 
     /// As [`Daemon::new`], with certificates that have been read already.
     pub fn with_loaded(loaded: Loaded, options: Options) -> Result<Daemon, String> {
-        for warning in loaded.warnings() {
-            warn!("{warning}");
-        }
+        loaded.log_warnings();
         let Loaded { config, tls } = loaded;
         let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
-        let clients_max = descriptors::clients_max(&config);
-        let settings = operate::engine_settings(&config, clients_max, options.verbose);
-        let waker = Waker::new(poll.registry(), RESOLVER);
-        let waker = waker.map_err(|error| format!("waker: {error}"))?;
-        let mut listeners = vec![Listener::bind(Port::Checks, &config.frontend)?];
-        debug_assert!(listeners.len() <= LISTENERS_MAX);
-        for (place, listener) in listeners.iter_mut().enumerate() {
-            let registered = listener.register(poll.registry(), Token(LISTENERS_START + place));
-            registered.map_err(|error| format!("listener: {error}"))?;
-        }
-        let signals = if options.signals {
-            let signals = Signals::new(poll.registry(), SIGNALS);
-            Some(signals.map_err(|error| format!("signals: {error}"))?)
-        } else {
-            None
-        };
+        let registry = poll.registry().try_clone().map_err(|error| format!("poll: {error}"))?;
+        let settings = operate::engine_settings(&config, options.verbose);
+        let waker = Waker::new(&registry, RESOLVER).map_err(|error| format!("waker: {error}"))?;
+        let token = Token(LISTENERS_START);
+        let checks = Listener::new(Port::Checks, &config.frontend, &registry, token)?;
+        let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
+        let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;
+        let connectors = Connectors::new(&config, Arc::new(waker));
         Ok(Daemon {
             engine: Engine::new(settings),
             phase: Phase::Serving,
-            listeners,
-            connectors: Connectors::new(&config, Arc::new(waker)),
+            listeners: vec![checks],
+            connectors,
             clock: Clock::new(),
             streams: StreamTable::default(),
             queue: Vec::new(),
@@ -227,8 +212,7 @@ impl Daemon {
     /// How long the poll may sleep: not at all while something is queued.
     fn timeout(&mut self, now: Now) -> Option<Duration> {
         let deadline = self.engine.next_deadline();
-        let is_idle = self.queue.is_empty() && self.postponed.is_empty();
-        if !is_idle || !self.handshakes.is_empty() {
+        if self.queue.len() + self.postponed.len() + self.handshakes.len() > 0 {
             return Some(Duration::ZERO);
         }
         let accepting = self.listeners.iter().filter_map(|listener| listener.ready_at(now.time));
@@ -256,8 +240,7 @@ impl Daemon {
 }
 
 const EVENTS_PER_POLL: usize = 1024;
-/// The token of the first listener; the others follow. No stream has any of these tokens: its
-/// slot would exceed the number of descriptors.
+/// The token of the first listener. No stream has these tokens: no slot is as large.
 const LISTENERS_START: usize = SIGNALS.0 - LISTENERS_MAX;
 const LISTENERS_MAX: usize = 2;
 const SIGNALS: Token = Token(usize::MAX - 1);

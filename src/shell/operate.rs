@@ -55,13 +55,10 @@ impl Daemon {
         if self.listeners.iter().any(|listener| !listener.is_bound_to(&loaded.config.frontend)) {
             warn!("frontend.host and frontend.port change only with a restart");
         }
-        for warning in loaded.warnings() {
-            warn!("{warning}");
-        }
+        loaded.log_warnings();
         let Loaded { config, tls } = loaded;
         self.connectors.configure(&config);
-        let clients_max = descriptors::clients_max(&config);
-        let settings = engine_settings(&config, clients_max, self.options.verbose);
+        let settings = engine_settings(&config, self.options.verbose);
         // set first: fetches that are restarted use the new certificates
         (self.config, self.tls) = (config, tls);
         self.engine.configure(now, settings);
@@ -71,7 +68,7 @@ impl Daemon {
 }
 
 /// The engine's settings in a configuration.
-pub(super) fn engine_settings(config: &Config, clients_max: usize, records: bool) -> Settings {
+pub(super) fn engine_settings(config: &Config, records: bool) -> Settings {
     Settings {
         cache: CacheSettings {
             ttl_ms: config.cache.ttl_ms,
@@ -81,7 +78,7 @@ pub(super) fn engine_settings(config: &Config, clients_max: usize, records: bool
         interval_ms: config.cache.interval_ms,
         timeout_ms: config.backend.timeout_ms,
         fetches_max: config.backend.connections,
-        clients_max,
+        clients_max: descriptors::clients_max(config),
         host: config.backend.authority().into(),
         records,
     }
