@@ -1,35 +1,68 @@
-//! A small daemon in front of Patroni's REST API: it asks once per route and second, and answers
-//! every load balancer from memory.
+//! A small daemon next to each Patroni node: load balancers send it their health checks, it asks
+//! Patroni's REST API about once per route and second, and answers all of them from memory.
 //!
 //! ```text
-//!             bytes                          bytes
-//!  clients <─────────> shell <───────────────────────────────> Patroni
-//!                      │   ▲  poll, sockets, clocks, signals
-//!           what       │   │ what to do
-//!           happened   ▼   │
-//!                      engine ── frontend   one client: bytes to requests, answers to bytes
-//!                        │  └─── backend    one fetch: request bytes to an answer or a failure
-//!                        │          └── http   heads, bodies, and the one place that writes them
-//!                        ├── cache ── answer  what is known of each target, and who waits for it
-//!                        ├── routes           what may be asked
-//!                        ├── lease            what a node says of itself, and how long that holds
-//!                        └── wheel            time, and what waits for it
+//!  clients <── bytes ──> shell <── bytes ──> Patroni
+//!
+//!  shell        poll loop, sockets, TLS, clocks, signals, log
+//!  config       YAML to checked values
+//!  engine       connections, inputs, actions: joins all modules below, decides nothing itself
+//!  logformat    the line per request
+//!  frontend     one client: bytes to requests, responses to bytes
+//!  journal      what is logged: each change once, each repeated failure once a second
+//!  fetch        one fetch: a request to an upstream, bytes to an answer or a failure
+//!  cache        an entry per target: its answer, its failure, its waiting clients
+//!  node         what is known of the node, and until when its answers may be served
+//!  answer       an upstream's answer, and the responses rendered from it
+//!  reply        responses of our own: 404, 405, 503 while draining
+//!  failure      why a fetch brought no answer
+//!  routes       the routes clients may request, their parameters, the policy of each family
+//!  http         heads and bodies: parsed in both directions, written in one place
+//!  slots        connection ids that are never reused
+//!  wheel        timers
+//!  time         time as a number
 //! ```
 //!
-//! One thread, one mio poll loop. The loop lives in [`shell`]; everything below it is pure: bytes
-//! and times go in, bytes and actions come out. No socket, file or clock is touched there, nothing
-//! waits, and the same inputs lead to the same actions, so a test runs the daemon in virtual time
-//! against a scripted network.
+//! A module uses only modules further down; `tests/tidy.rs` holds the exact table. The loop is
+//! [`shell`]; everything below it is pure: no socket, file or clock, and the same inputs lead to
+//! the same actions. So tests run it with a virtual clock and a scripted network, and a failure is
+//! a number that replays it.
 //!
-//! A hit goes: poll, mark, read, [`Engine::receive`], a lookup, the rendered answer, write. A miss
-//! leaves the client in the entry's list of waiters and asks the shell to connect; when the fetch
-//! has ended, every waiter is answered in the same turn.
+//! | inputs of [`engine::Engine`] | |
+//! |---|---|
+//! | `start`, `configure`, `drain`, `begin_shutdown` | the operator |
+//! | `accept`, `make_room` | a client connected; descriptors ran out |
+//! | `progress`, `connect_failed` | of an [`engine::Action::Connect`] |
+//! | `receive`, `sent`, `eof`, `broken` | of any connection |
+//! | `tick` | time has passed; due at `next_deadline` |
 //!
-//! What this crate does not do: it is no general proxy, and forwards no client's bytes. It decides
-//! nothing about the cluster: statuses are Patroni's. It has no HTTP/2, no compression, no access
-//! control; a firewall and client certificates are what keeps strangers out.
+//! After each input the shell carries out all actions:
 //!
-//! [`Engine::receive`]: engine::Engine::receive
+//! | [`engine::Action`] | |
+//! |---|---|
+//! | `Connect` | connect to an upstream, then report `progress` or `connect_failed` |
+//! | `Wake` | the connection has output, or wants input again |
+//! | `ShutdownWrite` | all output is sent: shut down writing, go on reading |
+//! | `Close` | close the connection and forget its id |
+//!
+//! A hit is one read, [`engine::Engine::receive`], one lookup, one write. On a miss the client
+//! waits in the entry; when the fetch ends, all waiting clients are answered in the same turn.
+//!
+//! The promises, each with its tests in `docs/safety.md`:
+//!
+//! 1. One fetch: a route has one fetch in flight, however many clients ask.
+//! 2. Never too old: no answer is served more than `ttl` after Patroni was asked, except by 3.
+//! 3. Never past the lease: a leader's 200 is not served when its lease may have expired.
+//! 4. Bounded wait: every complete request is answered within `backend.timeout`.
+//! 5. No contradiction: an answer that says less ends what is in memory at once.
+//! 6. Read only: only GET of known routes reaches Patroni.
+//! 7. Nobody waits for a silent peer: it costs a slot and a timer.
+//! 8. Bounded memory and load: every buffer, list and rate has a limit.
+//! 9. Changes show at once: while the node changes its state, answers are kept for 100 ms.
+//!
+//! What this crate does not do: it forwards no client's bytes, and decides nothing about the
+//! cluster (statuses are Patroni's). It has no HTTP/2, no compression and no access control other
+//! than client certificates.
 
 // except for one call in shell/trim.rs
 #![deny(unsafe_code)]
@@ -65,5 +98,5 @@ pub mod slots;
 pub mod time;
 pub mod wheel;
 
-/// The daemon's version, as it names itself on the command line and in `User-Agent`.
+/// The daemon's version, for the command line and `User-Agent`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
