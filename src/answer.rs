@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use crate::http::head::PassedOn;
 use crate::http::write::{Cached, ResponseFields, response};
 use crate::http::{Method, Persistence};
 use crate::time::{Now, Time};
@@ -11,8 +12,8 @@ use crate::time::{Now, Time};
 pub struct Answer {
     /// 200 to 599.
     pub status: u16,
-    /// As Patroni sent it; a bare status line has none.
-    pub content_type: Option<Box<[u8]>>,
+    /// The fields that clients get as well.
+    pub passed_on: PassedOn,
     /// Byte for byte.
     pub body: Box<[u8]>,
     /// Just before Patroni was asked: the answer's age counts from here.
@@ -68,7 +69,7 @@ pub enum CacheStatus {
 impl Answer {
     /// Whether the body is JSON by its media type.
     pub fn is_json(&self) -> bool {
-        let content_type = self.content_type.as_deref().unwrap_or_default();
+        let content_type = self.passed_on.content_type.as_deref().unwrap_or_default();
         let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
         media_type.trim_ascii().eq_ignore_ascii_case(b"application/json")
     }
@@ -107,7 +108,7 @@ impl Rendered {
         let fields = ResponseFields {
             status: self.answer.status,
             date_unix_seconds: self.second.0,
-            content_type: self.answer.content_type.as_deref().filter(|_| !options),
+            passed_on: if options { &PassedOn::NONE } else { &self.answer.passed_on },
             content_length: body_bytes,
             cached: Some(Cached { age_seconds: self.second.1, status: form.cache_status.name() }),
             allow: options,
@@ -140,7 +141,7 @@ mod tests {
     fn rendered() -> Rendered {
         Rendered::new(Answer {
             status: 200,
-            content_type: Some(b"text/plain"[..].into()),
+            passed_on: PassedOn::json(),
             body: b"hello"[..].into(),
             asked_at: Time::from_ms(2_000),
             date_unix_seconds: None,

@@ -551,7 +551,7 @@ mod tests {
     fn answer(asked_ms: u64) -> Answer {
         Answer {
             status: 200,
-            content_type: None,
+            passed_on: Default::default(),
             body: [].into(),
             asked_at: at(asked_ms),
             date_unix_seconds: None,

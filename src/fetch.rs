@@ -259,7 +259,7 @@ impl Fetch {
         }
         let answer = Answer {
             status: head.status,
-            content_type: head.content_type.map(Into::into),
+            passed_on: head.passed_on,
             body: [].into(),
             asked_at: self.asked_at,
             date_unix_seconds: head.date_unix_seconds,

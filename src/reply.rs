@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::http::Persistence;
-use crate::http::head::BadRequest;
+use crate::http::head::{BadRequest, PassedOn};
 use crate::http::write::{ResponseFields, error_json, response};
 use crate::time::Now;
 
@@ -65,7 +65,7 @@ impl LocalReply {
         let fields = ResponseFields {
             status: self.status,
             date_unix_seconds: now.unix_ms / 1000,
-            content_type: has_body.then_some(JSON),
+            passed_on: &if has_body { PassedOn::json() } else { PassedOn::NONE },
             content_length: body.len(),
             cached: None,
             allow: self.allow,
@@ -74,6 +74,3 @@ impl LocalReply {
         response(&fields, if head_only { b"" } else { body.as_bytes() })
     }
 }
-
-/// The media type of a JSON body (RFC 8259, section 11).
-pub const JSON: &[u8] = b"application/json";

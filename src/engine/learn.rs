@@ -11,11 +11,11 @@ use crate::answer::{AddressId, Answer, CacheStatus};
 use crate::cache::EntryId;
 use crate::failure::{Culprit, Failure};
 use crate::fetch::Purpose;
+use crate::http::head::PassedOn;
 use crate::http::write::error_json;
 use crate::node::intervals::INTERVALS_TARGET;
 use crate::node::lease::Validity;
 use crate::node::{Distrust, Verdict};
-use crate::reply::JSON;
 use crate::routes::Family;
 use crate::time::{Now, Time};
 
@@ -150,7 +150,7 @@ impl Engine {
 fn unavailable(reason: &str, asked_at: Time) -> Answer {
     Answer {
         status: 503,
-        content_type: Some(JSON.into()),
+        passed_on: PassedOn::json(),
         body: error_json(reason).into_bytes().into(),
         asked_at,
         date_unix_seconds: None,

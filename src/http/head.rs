@@ -29,13 +29,13 @@ pub struct RequestHead<'a> {
     pub head_bytes: usize,
 }
 
-/// A response's head, borrowed from its bytes.
+/// A response's head.
 #[derive(Debug, PartialEq, Eq)]
-pub struct ResponseHead<'a> {
+pub struct ResponseHead {
     /// 100 to 599.
     pub status: u16,
-    /// The value of `Content-Type`, unchanged.
-    pub content_type: Option<&'a [u8]>,
+    /// The fields that clients get as well.
+    pub passed_on: PassedOn,
     /// `Date` in Unix seconds.
     pub date_unix_seconds: Option<u64>,
     /// Whether `Cache-Status` names patroniglue.
@@ -44,6 +44,13 @@ pub struct ResponseHead<'a> {
     pub framing: Framing,
     /// Bytes the head took, its empty line included.
     pub head_bytes: usize,
+}
+
+/// The fields of an upstream's answer that are passed on to clients unchanged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PassedOn {
+    /// The value of `Content-Type`; a bare status line has none.
+    pub content_type: Option<Box<[u8]>>,
 }
 
 /// How a body ends (RFC 9112, section 6.3).
@@ -155,7 +162,7 @@ fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
 }
 
 /// Parses a response's head. `Ok(None)`: more bytes are needed.
-pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadResponse> {
+pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead>, BadResponse> {
     let bytes = &bytes[..bytes.len().min(RESPONSE_HEAD_BYTES_MAX)];
     let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
@@ -177,12 +184,22 @@ pub fn response(bytes: &[u8]) -> Result<Option<ResponseHead<'_>>, BadResponse> {
     };
     Ok(Some(ResponseHead {
         status,
-        content_type: field("content-type"),
+        passed_on: PassedOn { content_type: field("content-type").map(Into::into) },
         date_unix_seconds: field("date").and_then(unix_seconds),
         is_from_patroniglue: field("cache-status").is_some_and(|v| v.starts_with(b"patroniglue")),
         framing: response_framing(status, parsed.headers)?,
         head_bytes,
     }))
+}
+
+impl PassedOn {
+    /// None.
+    pub const NONE: PassedOn = PassedOn { content_type: None };
+
+    /// Those of a JSON body (RFC 8259, section 11).
+    pub fn json() -> Self {
+        PassedOn { content_type: Some(b"application/json"[..].into()) }
+    }
 }
 
 fn unix_seconds(date: &[u8]) -> Option<u64> {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::Persistence;
+use super::head::PassedOn;
 use crate::VERSION;
 
 /// The content of a response's head.
@@ -14,8 +15,8 @@ pub struct ResponseFields<'a> {
     pub status: u16,
     /// Unix seconds, for `Date`.
     pub date_unix_seconds: u64,
-    /// The value of Patroni's `Content-Type`, unchanged.
-    pub content_type: Option<&'a [u8]>,
+    /// The upstream's fields, unchanged.
+    pub passed_on: &'a PassedOn,
     /// The value of `Content-Length`; the response to HEAD names the length of a body it lacks, and
     /// 204 has no such field.
     pub content_length: usize,
@@ -66,10 +67,14 @@ fn head(fields: &ResponseFields<'_>, bytes: &mut Vec<u8>) {
     let (status, reason) = (fields.status, reason(fields.status));
     line(bytes, format_args!("HTTP/1.1 {status} {reason}"));
     line(bytes, format_args!("Date: {date}"));
-    if let Some(content_type) = fields.content_type {
-        bytes.extend_from_slice(b"Content-Type: ");
-        bytes.extend_from_slice(content_type);
-        bytes.extend_from_slice(b"\r\n");
+    let PassedOn { content_type } = fields.passed_on;
+    for (name, value) in [("Content-Type", content_type)] {
+        if let Some(value) = value {
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value);
+            bytes.extend_from_slice(b"\r\n");
+        }
     }
     // RFC 9110, section 8.6: not with a status that has no content
     if status >= 200 && status != 204 {
@@ -140,7 +145,7 @@ mod tests {
         let fields = ResponseFields {
             status: 200,
             date_unix_seconds: 784_111_777, // the example of RFC 9110, section 5.6.7
-            content_type: Some(b"application/json"),
+            passed_on: &PassedOn::json(),
             content_length: 2,
             cached: Some(Cached { age_seconds: 3, status: "hit" }),
             allow: false,
@@ -151,7 +156,8 @@ mod tests {
             Cache-Status: patroniglue; hit\r\nCache-Control: no-store\r\n\
             Connection: keep-alive\r\n\r\n{}";
         assert_eq!(String::from_utf8_lossy(&response(&fields, b"{}")), text);
-        let bare = ResponseFields { cached: None, content_type: None, allow: true, ..fields };
+        let bare =
+            ResponseFields { cached: None, passed_on: &PassedOn::NONE, allow: true, ..fields };
         let text = "HTTP/1.1 299 \r\nDate: Fri, 31 Dec 9999 23:59:59 GMT\r\nContent-Length: 2\r\n\
             Cache-Control: no-store\r\nAllow: GET, HEAD, OPTIONS\r\nConnection: close\r\n\r\n";
         let close = Persistence::Close;
@@ -168,7 +174,7 @@ mod tests {
             let fields = ResponseFields {
                 status,
                 date_unix_seconds: 0,
-                content_type: None,
+                passed_on: &PassedOn::NONE,
                 content_length: 0,
                 cached: None,
                 allow: false,

@@ -30,7 +30,7 @@ fn body(dcs_last_seen: u64, fields: &str) -> String {
 fn answer(asked_at: Time, status: u16, body: &str) -> Answer {
     Answer {
         status,
-        content_type: None,
+        passed_on: Default::default(),
         body: body.as_bytes().into(),
         asked_at,
         date_unix_seconds: None,
