@@ -454,3 +454,38 @@ const LINE_CHARS_MAX: usize = 100;
 const TEST_NAME_CHARS_MAX: usize = 60;
 const FUNCTION_LINES_MAX: usize = 70;
 const FILE_LINES_MAX: usize = 600;
+
+#[test]
+fn the_documents_match_the_sources() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| fs::read_to_string(root.join(name)).expect("a document");
+    assert!(read("README.md").len() <= README_BYTES_MAX, "README.md is over 7 KB");
+    let mut missing = Vec::new();
+    for document in DOCUMENTS {
+        let text = read(document);
+        let words = text.split(|char: char| char.is_whitespace() || "`()[]|,;:".contains(char));
+        let paths = words.map(|word| word.trim_end_matches('.')).filter(|word| {
+            let folder = word.split_once('/').map_or("", |(folder, _)| folder);
+            FOLDERS.contains(&folder) && !word.contains(['*', '<'])
+        });
+        let lost = paths.filter(|path| !root.join(path).exists());
+        missing.extend(lost.map(|path| format!("{document}: {path}")));
+    }
+    let crate_doc = read("src/lib.rs");
+    let drawn: Vec<(&str, &str)> = crate_doc
+        .lines()
+        .filter_map(|line| line.strip_prefix("//!  "))
+        .filter_map(|line| Some((line.split_whitespace().next()?, line)))
+        .filter(|(name, _)| KNOWS.iter().any(|(module, _)| module == name))
+        .collect();
+    assert!(drawn.iter().map(|(name, _)| *name).eq(KNOWS.iter().map(|(name, _)| *name)));
+    let contributing = read("CONTRIBUTING.md");
+    let other = drawn.iter().filter(|(_, line)| !contributing.contains(line));
+    missing.extend(other.map(|(_, line)| format!("CONTRIBUTING.md: {line}")));
+    assert_none("not there", missing);
+}
+
+const README_BYTES_MAX: usize = 7 * 1024;
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/safety.md", "docs/measurements.md"];
+const FOLDERS: [&str; 8] = ["src", "tests", "docs", "examples", "benches", "fuzz", "extra", ".ci"];
