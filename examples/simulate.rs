@@ -1,6 +1,7 @@
 //! Runs seeds of the simulator until one fails, or replays one with a log of its events.
 //!
-//! `cargo run --release --example simulate -- -seeds 100000 [-from N]`, or `-- -seed N`.
+//! `cargo run --release --example simulate -- -seeds 100000 [-from N]`, or `-- -seed N`. With `-all`
+//! it goes on after a failure, and prints a line for each seed that fails.
 
 #[path = "../tests/core/sim/mod.rs"]
 mod sim;
@@ -17,6 +18,9 @@ fn main() -> ExitCode {
     let (seed, seeds, from) = (number("seed"), number("seeds"), number("from"));
     match seed {
         Some(seed) => replay(seed),
+        None if words.iter().any(|word| word.trim_start_matches('-') == "all") => {
+            list(from.unwrap_or(0), seeds.unwrap_or(SEEDS_USUAL))
+        }
         None => search(from.unwrap_or(0), seeds.unwrap_or(SEEDS_USUAL)),
     }
 }
@@ -42,6 +46,20 @@ fn search(from: u64, count: u64) -> ExitCode {
     report(Ok(format!("{count} seeds hold, {:.0} a second", rate(count, begun))))
 }
 
+/// Prints the beginning of each failure.
+fn list(from: u64, count: u64) -> ExitCode {
+    let mut failures = 0;
+    for seed in from..from.saturating_add(count) {
+        if let Err(failed) = sim::run(seed) {
+            failures += 1;
+            let error: String = failed.error.chars().take(ERROR_CHARS_SHOWN).collect();
+            println!("seed {seed}: {error}");
+        }
+    }
+    println!("{failures} of {count} seeds fail");
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn report(outcome: Result<String, sim::Failed>) -> ExitCode {
     match outcome {
         Ok(text) => println!("{text}"),
@@ -57,5 +75,6 @@ fn rate(count: u64, begun: Instant) -> f64 {
     count as f64 / begun.elapsed().as_secs_f64()
 }
 
+const ERROR_CHARS_SHOWN: usize = 160;
 const SEEDS_USUAL: u64 = 100_000;
 const SAY_EVERY: Duration = Duration::from_secs(5);

@@ -11,6 +11,59 @@ use super::patroni::{Clock, Intervals, Node, Patroni, Said};
 
 pub type Outcome = Result<(), String>;
 
+/// Rules whose checks are not all fulfilled yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// A fresh leader's 200 ends with the lease as a stale one does.
+    FreshSplit,
+    /// A leader route's 503 ends the leader routes that it speaks for.
+    LeadersEnd,
+    /// A jump of the wall clock ends all answers.
+    Jump,
+    /// An answer whose bound passed while it was fetched is not given out.
+    BoundWhileFetched,
+    /// Leader routes are not fetched more often than the rules say.
+    LeaderLoad,
+    /// Fetches that wait for the DCS leave connections to the others.
+    DcsFetches,
+    /// Routes with parameters wait at most 1 s longer.
+    ParameterWait,
+    /// Targets with parameters are fetched at a limited rate.
+    Flood,
+    /// Changes show at once.
+    Transition,
+    /// A failure ends stale answers only by its kind.
+    Culprits,
+    /// A clock of Patroni that is not ours.
+    PatroniClock,
+    /// A session with ZooKeeper lasts 40 s at most.
+    ZooKeeper,
+    /// After the faults have healed, clients get what Patroni says.
+    Healthy,
+}
+
+/// Whether the rule is checked.
+pub fn is_on(rule: Rule) -> bool {
+    !NOT_YET.contains(&rule)
+}
+
+/// Rules that the engine does not fulfil yet.
+const NOT_YET: &[Rule] = &[
+    Rule::FreshSplit,
+    Rule::LeadersEnd,
+    Rule::Jump,
+    Rule::BoundWhileFetched,
+    Rule::LeaderLoad,
+    Rule::DcsFetches,
+    Rule::ParameterWait,
+    Rule::Flood,
+    Rule::Transition,
+    Rule::Culprits,
+    Rule::PatroniClock,
+    Rule::ZooKeeper,
+    Rule::Healthy,
+];
+
 /// What the engine knows, and so which answers it may give.
 pub struct Memory {
     targets: BTreeMap<String, Known>,
@@ -22,6 +75,15 @@ pub struct Memory {
     intervals: Option<(Intervals, u64)>,
     previous: Option<Node>,
     pub contradicted_step: u64,
+    /// The last step at which an answer ended the 200s of leader routes: of all of them, of
+    /// `/primary` and its other spellings, of the standby leader's.
+    leaders_ended: [u64; 3],
+    /// The last step at which fetches in flight may have been begun again, and its time.
+    pub restarted: Option<(u64, u64)>,
+    /// When an answer contradicted the previous one last.
+    contradicted_ms: Option<u64>,
+    /// When the node's state, role or timeline changed last.
+    changed_ms: Option<u64>,
     /// The last step at which an answer of any route showed a node without a lease.
     lapsed_step: u64,
 }
@@ -33,6 +95,8 @@ struct Known {
     wanted_ms: Option<u64>,
     /// Whether it was asked for often enough that its failure is kept.
     holds: bool,
+    /// The last step at which Patroni answered for it, but not usably.
+    broken_step: u64,
 }
 
 /// An answer that arrived.
@@ -40,6 +104,7 @@ struct Known {
 pub struct Brought {
     pub said: Said,
     pub asked_ms: u64,
+    pub asked_unix_ms: u64,
     pub asked_step: u64,
     pub done: Clock,
     pub done_step: u64,
@@ -80,34 +145,38 @@ impl Memory {
             intervals: None,
             previous: None,
             contradicted_step: 0,
+            leaders_ended: [0; 3],
+            restarted: None,
+            contradicted_ms: None,
+            changed_ms: None,
             lapsed_step: 0,
         }
     }
 
     /// Records the answer of a fetch. Returns whether it contradicts the previous status.
     pub fn fetched(&mut self, mut brought: Brought) -> bool {
-        let ms = brought.done.ms;
+        let (ms, step) = (brought.done.ms, brought.done_step);
         if brought.said.target == "/config" {
             let intervals = brought.said.intervals.filter(|_| brought.said.status == 200);
+            let changed = intervals.is_some() && intervals != self.intervals.map(|known| known.0);
+            self.restarted = if changed { Some((step, ms)) } else { self.restarted };
             self.intervals = intervals.map(|intervals| (intervals, ms)).or(self.intervals);
             return false;
         }
         let known = self.intervals.filter(|(_, read_ms)| ms - read_ms < INTERVALS_MS_MAX);
         brought.intervals = known.map(|(intervals, _)| intervals);
-        let step = brought.done_step;
-        let mut contradicts = false;
-        if let Some(node) = brought.said.node.clone() {
-            let previous = self.previous.replace(node.clone());
-            contradicts = previous.as_ref().is_some_and(|previous| contradict(previous, &node));
-            if let (Some(known), false) = (&mut self.previous, contradicts) {
-                // an answer without a timeline does not mean that the node has none
-                known.timeline = node.timeline.or(previous.and_then(|previous| previous.timeline));
-            }
-        }
+        let contradicts = brought.said.node.clone().is_some_and(|node| self.reported(node, ms));
         if contradicts {
             self.contradicted_step = step;
+            self.contradicted_ms = Some(ms);
+            self.restarted = Some((step, ms));
         }
-        if brought.said.node.as_ref().is_some_and(|node| !node.is_under_lease()) {
+        if let Some(ended) = ended_leaders(&brought.said) {
+            self.leaders_ended[ended] = step;
+            self.restarted = Some((step, ms));
+        }
+        let lapsed = |node: &Node| !node.is_under_lease() && node.state != "unknown";
+        if brought.said.node.as_ref().is_some_and(lapsed) {
             self.lapsed_step = step;
         }
         let known = self.targets.entry(brought.said.target.clone()).or_default();
@@ -116,15 +185,82 @@ impl Memory {
         contradicts
     }
 
+    /// Records a report of the node. Returns whether it contradicts the previous one.
+    fn reported(&mut self, node: Node, ms: u64) -> bool {
+        let Some(previous) = self.previous.replace(node.clone()) else {
+            self.changed_ms = (node.state != "running").then_some(ms);
+            return false;
+        };
+        let renamed = previous.name.zip(node.name).is_some_and(|(before, now)| before != now);
+        let contradicts = renamed || contradict(&previous, &node);
+        if renamed {
+            self.forget_failures();
+        }
+        if contradicts || previous.state != node.state {
+            self.changed_ms = Some(ms);
+        }
+        if let (Some(known), false) = (&mut self.previous, contradicts) {
+            // an answer without a timeline does not mean that the node has none
+            known.timeline = node.timeline.or(previous.timeline);
+            // one that knows no state says nothing of it
+            if node.state == "unknown" {
+                known.state = previous.state;
+            }
+        }
+        if let Some(known) = &mut self.previous {
+            known.name = node.name.or(previous.name);
+        }
+        contradicts
+    }
+
+    /// A client that asks for a failing target may have to wait for a new fetch.
+    pub fn forget_failures(&mut self) {
+        self.targets.values_mut().for_each(|known| known.holds = false);
+    }
+
+    /// The last step at which the answers of a target were ended.
+    fn ended_step(&self, target: &str, status: u16) -> u64 {
+        let [all, primary, standby] = self.leaders_ended;
+        let leaders = match target {
+            _ if status != 200 || !is_leader_family(target) || !is_on(Rule::LeadersEnd) => 0,
+            "/leader" => all,
+            "/standby-leader" | "/standby_leader" => all.max(standby),
+            _ => all.max(primary),
+        };
+        leaders.max(self.contradicted_step)
+    }
+
+    /// Whether the last answer of this target is known to have been ended.
+    pub fn is_ended(&self, brought: &Brought) -> bool {
+        let ended_step = self.ended_step(&brought.said.target, brought.said.status);
+        brought.asked_step < ended_step && brought.done_step != ended_step
+    }
+
+    /// Whether the node is in transition. `surely`: by the narrowest reading of promise 9.
+    pub fn is_in_transition(&self, ms: u64, surely: bool) -> bool {
+        let slack_ms = if surely { 0 } else { 1_000 };
+        let within = |since_ms: Option<u64>, most_ms: u64| {
+            since_ms.is_some_and(|since_ms| ms < since_ms + most_ms + slack_ms)
+        };
+        let state = self.previous.as_ref().map_or("running", |node| node.state);
+        let moving = state != "running" && (!surely || state != "unknown");
+        within(self.changed_ms, TRANSITION_MS_MAX)
+            && (moving || within(self.contradicted_ms, CONTRADICTED_MS))
+    }
+
     /// Records a failed fetch, whose target may not be known.
     pub fn failed(&mut self, target: Option<&str>, failed: Failed) {
         let why = failed.why;
-        if why != Failure::TimedOut {
+        let ends_all = if is_on(Rule::Culprits) { is_gone(why) } else { why != Failure::TimedOut };
+        if ends_all {
             self.forbid_stale(failed.ms);
         }
         match target {
             Some(target) => {
                 let known = self.targets.entry(target.into()).or_default();
+                if is_broken(why) {
+                    known.broken_step = failed.step;
+                }
                 known.failed = Some(failed);
                 known.holds = known.wanted_ms.is_some_and(|ms| ms + WANTED_MS > failed.ms);
             }
@@ -166,7 +302,8 @@ impl Memory {
             && brought.said.status == 200
             && (is_replica_family(target) || is_health(target))
             && self.stale_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms)
-            && brought.asked_step > self.contradicted_step;
+            && brought.asked_step > self.contradicted_step
+            && self.targets.get(target).is_none_or(|known| known.broken_step < brought.done_step);
         let until = brought.asked_ms + settings.cache.ttl_ms + settings.cache.grace_ms;
         may.then_some(until)
     }
@@ -185,23 +322,33 @@ impl Memory {
         if given.answer.age != Some(age_ms / 1_000) {
             return Err(format!("Age {:?}, but the answer is {age_ms} ms old", given.answer.age));
         }
-        let forgotten = brought.asked_step < self.contradicted_step
-            && brought.done_step != self.contradicted_step;
-        if forgotten {
+        if self.is_ended(brought) {
             return Err(
                 "promise 5: served, although a later status of the node contradicts it".into()
             );
         }
+        check_jump(given, brought)?;
+        let is_leaders = is_leader_family(given.target) && brought.said.status == 200;
         if brought.done_step >= given.asked_step {
+            if is_leaders {
+                check_fetched_leader(given, brought)?;
+            }
             let at_once = brought.done.ms == given.clock.ms;
             return if at_once { Ok(()) } else { Err("a waiting client was answered late".into()) };
         }
-        let is_stale = age_ms >= given.settings.cache.ttl_ms;
-        if is_stale {
-            self.check_stale(given, brought, age_ms)?;
+        let in_transition = is_on(Rule::Transition)
+            && brought.said.node.is_some()
+            && self.is_in_transition(given.clock.ms, true);
+        let ttl_ms = given.settings.cache.ttl_ms;
+        let kept_ms = if in_transition { ttl_ms.min(TRANSITION_TTL_MS) } else { ttl_ms };
+        if age_ms >= kept_ms {
+            self.check_stale(given, brought, age_ms).map_err(|error| match in_transition {
+                true => format!("promise 9: {age_ms} ms old while the node changes ({error})"),
+                false => error,
+            })?;
         }
-        if is_leader_family(given.target) && brought.said.status == 200 {
-            check_leader(given, brought, is_stale, self.lapsed_step)?;
+        if is_leaders {
+            check_leader(given, brought, age_ms >= ttl_ms, self.lapsed_step)?;
         }
         Ok(())
     }
@@ -240,6 +387,9 @@ impl Memory {
         if self.stale_forbidden_ms.is_some_and(|ms| brought.asked_ms <= ms) {
             return Err("promise 3: stale, although Patroni was gone since".into());
         }
+        if self.targets.get(target).is_some_and(|known| known.broken_step > brought.done_step) {
+            return Err("promise 3: stale, although its last answer was not usable".into());
+        }
         let timed_out = self.targets.get(target).and_then(|known| known.failed);
         let mut failed = timed_out.iter().chain(&self.anonymous);
         let silent = failed.any(|failed| failed.step > brought.done_step);
@@ -274,6 +424,34 @@ fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
     ))
 }
 
+/// Promise 2: nothing from before a jump of the wall clock is served. The limit holds whenever the
+/// steps since the answer was asked for sum up to a jump, however the clock stood before.
+fn check_jump(given: &Given<'_>, brought: &Brought) -> Outcome {
+    let ahead = |ms: u64, unix_ms: u64| unix_ms as i64 - ms as i64;
+    let then = ahead(brought.asked_ms, brought.asked_unix_ms);
+    let moved_ms = ahead(given.clock.ms, given.clock.unix_ms).abs_diff(then);
+    let slewed_ms_max = 2 * JUMP_MS_MIN + (given.clock.ms - brought.asked_ms) / 1_000;
+    if is_on(Rule::Jump) && moved_ms > slewed_ms_max {
+        return Err(format!(
+            "promise 2: since it was asked for the wall clock moved {moved_ms} ms"
+        ));
+    }
+    Ok(())
+}
+
+/// Promise 2 for a leader's 200 that a waiting client gets.
+fn check_fetched_leader(given: &Given<'_>, brought: &Brought) -> Outcome {
+    let seen = brought.said.node.as_ref().and_then(|node| node.seen);
+    let Some(until_unix_ms) = seen.map(|seen| seen * 1_000 + ttl_ms(brought.intervals)) else {
+        return Ok(());
+    };
+    let passed = brought.asked_unix_ms < until_unix_ms && until_unix_ms <= given.clock.unix_ms;
+    if is_on(Rule::BoundWhileFetched) && passed {
+        return Err("promise 2: the lease's bound passed while it was fetched".into());
+    }
+    Ok(())
+}
+
 /// Promise 3 for a leader's cached 200.
 fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_step: u64) -> Outcome {
     let clock = given.clock;
@@ -283,7 +461,10 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
         let left_ms = until_unix_ms.saturating_sub(brought.done.unix_ms);
         clock.unix_ms >= until_unix_ms || clock.ms >= brought.done.ms + left_ms
     };
-    let ttl_ms = brought.intervals.map_or(20, |intervals| intervals.ttl) * 1_000;
+    let ttl_ms = ttl_ms(brought.intervals);
+    // for 1 s the node's own word that it leads is served, whatever moved dcs_last_seen
+    let strict = is_on(Rule::FreshSplit);
+    let aged = age_ms >= 1_000 && (strict || clock.ms >= brought.done.ms + 1_000);
     let seen = seen.filter(|seen| seen * 1_000 <= brought.done.unix_ms);
     match seen {
         None if clock.ms >= brought.done.ms + 1_000 => {
@@ -292,22 +473,49 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
             );
         }
         Some(seen) if over(seen * 1_000 + ttl_ms) => {
-            return Err("promise 3: the ttl since dcs_last_seen is over".into());
+            let was_over = brought.asked_unix_ms >= seen * 1_000 + ttl_ms;
+            if !is_on(Rule::LeaderLoad) || !was_over || age_ms >= shortly_kept_ms(brought) {
+                return Err("promise 3: the ttl since dcs_last_seen is over".into());
+            }
         }
         _ => {}
     }
-    // for 1 s the node's own word that it leads is served, even if our read moved dcs_last_seen
-    let aged = age_ms >= 1_000 && clock.ms >= brought.done.ms + 1_000;
     if aged && seen.is_some() && over(brought.said.loop_seen * 1_000 + ttl_ms) {
         return Err("promise 3: the ttl since the HA loop saw the DCS is over".into());
     }
-    if !is_stale {
+    if aged && is_on(Rule::PatroniClock) && shows_another_clock(brought) {
+        return Err("promise 3: older than 1 s, and Patroni's clock is not ours".into());
+    }
+    if is_stale {
+        check_stale_leader(brought, lapsed_step)?;
+    }
+    if !(is_stale || strict && aged) {
         return Ok(());
     }
-    let (Some(seen), Some(intervals), Some(node)) = (seen, brought.intervals, &brought.said.node)
-    else {
+    if let (Some(seen), Some(intervals)) = (seen, brought.intervals) {
+        let sure = ttl_ms / 1_000 - intervals.loop_wait - intervals.retry_timeout;
+        if over((seen + sure) * 1_000) {
+            return Err("promise 3: D is over".into());
+        }
+    }
+    let patroni = given.patroni;
+    let read_since = patroni.lowered_ms.is_none_or(|ms| brought.done.ms > ms + INTERVALS_MS_MAX);
+    // a clock that is ahead moves D later; a fetch that took long does not show by how much
+    let hidden = brought.said.ahead_ms > 0 && !shows_another_clock(brought);
+    if read_since && !hidden && patroni.is_split(clock.ms) {
+        return Err("promise 3: the lease is over, and the previous primary takes writes".into());
+    }
+    Ok(())
+}
+
+/// Promise 3 for a leader's 200 past its ttl.
+fn check_stale_leader(brought: &Brought, lapsed_step: u64) -> Outcome {
+    let (Some(_), Some(node)) = (brought.intervals, &brought.said.node) else {
         return Err("promise 3: stale, with nothing known of the lease".into());
     };
+    if node.seen.is_none_or(|seen| seen * 1_000 > brought.done.unix_ms) {
+        return Err("promise 3: stale, with nothing known of the lease".into());
+    }
     if node.flags != [false; 3] || node.state != "running" {
         return Err("promise 3: stale, although its status shows no lease".into());
     }
@@ -316,27 +524,75 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
             "promise 3: stale, although another route shows that the node has no lease".into()
         );
     }
-    let sure = intervals.ttl - intervals.loop_wait - intervals.retry_timeout;
-    if over((seen + sure) * 1_000) {
-        return Err("promise 3: D is over".into());
-    }
-    let patroni = given.patroni;
-    let read_since = patroni.lowered_ms.is_none_or(|ms| brought.done.ms > ms + INTERVALS_MS_MAX);
-    if read_since && patroni.is_split(clock.ms) {
-        return Err("promise 3: the lease is over, and the previous primary takes writes".into());
-    }
     Ok(())
 }
 
-/// Whether the role, the timeline or `running` has changed.
+/// The `ttl` that counts: ZooKeeper ends a session after 40 s, and Patroni accepts no less than
+/// 20 s.
+pub fn ttl_ms(intervals: Option<Intervals>) -> u64 {
+    let session_seconds = if is_on(Rule::ZooKeeper) { 40 } else { u64::MAX };
+    intervals.map_or(20, |intervals| intervals.ttl).min(session_seconds) * 1_000
+}
+
+/// How long a leader's 200 is kept whose bound had passed before it was asked for.
+pub fn shortly_kept_ms(brought: &Brought) -> u64 {
+    let flags = brought.said.node.as_ref().map_or([false; 3], |node| node.flags);
+    if flags[0] || flags[2] { 1_000 } else { 250 }
+}
+
+/// Whether `Date` or `dcs_last_seen` shows that Patroni's clock is not ours.
+fn shows_another_clock(brought: &Brought) -> bool {
+    let date = brought.said.unix_ms / 1_000;
+    let seen = brought.said.node.as_ref().and_then(|node| node.seen).unwrap_or(0);
+    date.max(seen) * 1_000 > brought.done.unix_ms + AHEAD_MS_MAX
+        || (date + 1) * 1_000 <= brought.asked_unix_ms
+}
+
+/// The leader routes whose 200s this answer ends, as an index of [`Memory::leaders_ended`].
+fn ended_leaders(said: &Said) -> Option<usize> {
+    let flags = said.node.as_ref().map_or([false; 3], |node| node.flags);
+    let is_unlocked = flags[1] && !flags[2];
+    match said.target.as_str() {
+        _ if is_unlocked => Some(0),
+        target if said.status != 503 || !is_leader_family(target) => None,
+        "/leader" => Some(0),
+        "/standby-leader" | "/standby_leader" => Some(2),
+        _ => Some(1),
+    }
+}
+
+/// Patroni is gone: nothing it said before may be served stale.
+fn is_gone(why: Failure) -> bool {
+    use Failure::{Refused, Reset, Unreachable, Unresolved};
+    matches!(why, Refused | Reset | Unreachable | Unresolved)
+}
+
+/// Patroni answered, but not usably.
+fn is_broken(why: Failure) -> bool {
+    matches!(why, Failure::Closed | Failure::Cut | Failure::Garbage | Failure::TooLarge)
+}
+
+/// Whether the role, the timeline or `running` has changed. PostgreSQL that answered no query has
+/// no other state.
 fn contradict(previous: &Node, node: &Node) -> bool {
     let timelines = previous.timeline.zip(node.timeline);
+    let stopped = node.state != "running" && node.state != "unknown";
     previous.role != node.role
         || timelines.is_some_and(|(previous, now)| previous != now)
-        || (previous.state == "running" && node.state != "running")
+        || (previous.state == "running" && stopped)
 }
 
 /// A little less than the 10 s for which a failure is kept without requests.
 const WANTED_MS: u64 = 9_000;
 /// For how long intervals that were read count.
 const INTERVALS_MS_MAX: u64 = 75_000;
+/// Up to this difference the wall clock counts as slewed.
+const JUMP_MS_MIN: u64 = 250;
+/// Patroni's clock may show this much more than ours.
+const AHEAD_MS_MAX: u64 = 250;
+/// How long answers are kept while the node is in transition.
+pub const TRANSITION_TTL_MS: u64 = 100;
+/// For how long a contradiction is a transition.
+const CONTRADICTED_MS: u64 = 5_000;
+/// A transition ends after this time without a change.
+const TRANSITION_MS_MAX: u64 = 30_000;

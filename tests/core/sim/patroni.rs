@@ -2,6 +2,7 @@
 //!
 //! It knows what a client of the API can only guess: which node holds the lease, and until when.
 
+use super::checks::{Rule, is_on};
 use super::faults::{Fault, Faults};
 use super::random::Random;
 
@@ -24,11 +25,29 @@ pub enum Happening {
     Freeze(Freeze),
     Thaw(Freeze),
     Switchover,
+    /// PostgreSQL has stopped after a switchover's request: the lease is given up.
+    Demote,
     Takeover,
     Postgres(&'static str),
+    /// PostgreSQL answers no query (`true`), or does again.
+    Unknown(bool),
+    /// PostgreSQL restarts, and the node keeps its role and lease.
+    Restart,
     Flags,
     Retime,
     Down(bool),
+    /// The DCS is away (`true`), or is back.
+    Dcs(bool),
+    /// A cycle's request to a DCS that is away has failed.
+    DcsFailed,
+    /// A leader's route says 503 although the node holds the lease, until the next such event.
+    Disagree,
+    /// The node gets another name.
+    Rename,
+    /// The clock of Patroni's host moves by this many milliseconds against ours.
+    Clock(i64),
+    /// The machine sleeps for this many milliseconds: the lease runs, the monotonic clock stands.
+    Sleep(u64),
 }
 
 /// The part of Patroni that is frozen.
@@ -64,6 +83,8 @@ pub struct Node {
     pub seen: Option<u64>,
     /// `pause`, `cluster_unlocked`, `failsafe_mode_is_active`.
     pub flags: [bool; 3],
+    /// `patroni.name`; Patroni before 3.2.0 does not have it.
+    pub name: Option<&'static str>,
 }
 
 /// A complete answer, and the truth when it was made.
@@ -77,6 +98,9 @@ pub struct Said {
     pub intervals: Option<Intervals>,
     /// When the HA loop itself read the DCS last, in Unix seconds.
     pub loop_seen: u64,
+    /// The clock of Patroni's host, and how far it was ahead of ours.
+    pub unix_ms: u64,
+    pub ahead_ms: i64,
 }
 
 impl Node {
@@ -105,6 +129,22 @@ pub struct Patroni {
     loop_frozen: bool,
     stalled: Option<Happening>,
     pub down: bool,
+    dcs_away: bool,
+    /// Whether the cluster has failsafe mode on.
+    failsafe: bool,
+    /// Until when the other members promote no node, because the leader has asked them not to.
+    failsafe_until_ms: u64,
+    /// ZooKeeper ends a session after 40 s, whatever `ttl` says.
+    zookeeper: bool,
+    /// PostgreSQL answers no query.
+    unknown: bool,
+    /// Until when a promoted node says that its role is replica.
+    promoting_until_ms: u64,
+    /// The leader's route that says 503 although the node leads.
+    disagreeing: Option<&'static str>,
+    name: Option<&'static str>,
+    /// How far the clock of Patroni's host is ahead of ours.
+    pub ahead_ms: i64,
     serial: u64,
     pub todo: Vec<(u64, Happening)>,
 }
@@ -113,7 +153,8 @@ impl Patroni {
     pub fn new(random: &mut Random, clock: Clock) -> Patroni {
         let leads = random.chance(800);
         let intervals = random.pick(&TIMINGS);
-        let lease_ms = intervals.ttl * 1_000;
+        let zookeeper = random.chance(300) && is_on(Rule::ZooKeeper);
+        let lease_ms = lease_ms(intervals, zookeeper);
         // the HA loop may have hung before the start
         let hung_ms = if random.chance(300) { random.below(lease_ms) } else { 0 };
         let seen = (clock.unix_ms - hung_ms) / 1_000;
@@ -135,6 +176,15 @@ impl Patroni {
             loop_frozen: false,
             stalled: None,
             down: false,
+            dcs_away: false,
+            failsafe: random.chance(600),
+            failsafe_until_ms: 0,
+            zookeeper,
+            unknown: false,
+            promoting_until_ms: 0,
+            disagreeing: None,
+            name: random.pick(&[Some("pg1"), Some("pg1"), None]),
+            ahead_ms: 0,
             serial: random.below(500),
             todo: Vec::new(),
         };
@@ -145,18 +195,29 @@ impl Patroni {
 
     /// Whether this node takes writes although its lease is over: another node may take them too.
     pub fn is_split(&self, ms: u64) -> bool {
-        self.leads && self.state == "running" && (!self.we_hold || ms >= self.lease_until_ms)
+        let lease_is_over = !self.we_hold || ms >= self.lease_until_ms;
+        self.leads && self.state == "running" && lease_is_over && ms >= self.failsafe_until_ms
+    }
+
+    pub fn is_dcs_away(&self) -> bool {
+        self.dcs_away
     }
 
     pub fn happens(&mut self, what: Happening, clock: Clock, random: &mut Random, faults: &Faults) {
         match what {
-            Happening::Cycle | Happening::Read | Happening::Renew if self.loop_frozen => {
+            Happening::Cycle | Happening::Read | Happening::Renew | Happening::DcsFailed
+                if self.loop_frozen =>
+            {
                 self.stalled = Some(what);
             }
             Happening::Cycle => {
                 self.cycle_ms = clock.ms;
                 self.later(clock, self.dcs_delay(random, faults), Happening::Read);
             }
+            Happening::Read | Happening::Renew if self.dcs_away => {
+                self.later(clock, self.intervals.retry_timeout * 1_000, Happening::DcsFailed);
+            }
+            Happening::DcsFailed => self.dcs_failed(clock, random),
             Happening::Read => self.read(clock, random, faults),
             Happening::Renew => {
                 self.renew(clock);
@@ -178,9 +239,20 @@ impl Patroni {
                 self.loop_frozen &= what == Freeze::Api;
                 self.go_on(clock);
             }
-            Happening::Switchover => self.step_down(clock, random),
+            Happening::Switchover if self.leads && self.state == "running" => {
+                self.state = "stopping";
+                self.later(clock, random.between(1, 3_000), Happening::Demote);
+            }
+            Happening::Demote if self.state == "stopping" => self.step_down(clock, random),
+            Happening::Switchover | Happening::Demote => {}
             Happening::Takeover => self.take_over(clock),
             Happening::Postgres(state) => self.state = state,
+            Happening::Unknown(unknown) => self.unknown = unknown,
+            Happening::Restart if self.state == "running" => {
+                self.state = random.pick(&["restarting", "starting", "crashed"]);
+                self.later(clock, random.between(1, 5_000), Happening::Postgres("running"));
+            }
+            Happening::Restart => {}
             Happening::Flags => {
                 let none = [false; 3];
                 let some = [0; 3].map(|_: u8| random.chance(400));
@@ -195,6 +267,19 @@ impl Patroni {
                 }
             }
             Happening::Down(down) => self.down = down,
+            Happening::Dcs(away) => self.dcs_away = away,
+            Happening::Disagree => {
+                let routes = ["/leader", "/leader", "/primary", "/", "/read-write"];
+                let none = self.disagreeing.is_none();
+                self.disagreeing = none.then(|| random.pick(&routes));
+            }
+            Happening::Rename => self.name = self.name.map(|_| random.pick(&["pg1", "pg2", "pg3"])),
+            Happening::Clock(ms) => self.ahead_ms += ms,
+            Happening::Sleep(ms) => {
+                self.lease_until_ms = self.lease_until_ms.saturating_sub(ms);
+                self.failsafe_until_ms = self.failsafe_until_ms.saturating_sub(ms);
+                self.later(clock, 0, Happening::LeaseEnd);
+            }
         }
     }
 
@@ -204,6 +289,7 @@ impl Patroni {
         self.flags = [false; 3];
         self.state = "running";
         (self.api_frozen, self.loop_frozen) = (false, false);
+        (self.dcs_away, self.unknown, self.disagreeing) = (false, false, None);
         self.go_on(clock);
     }
 
@@ -223,9 +309,30 @@ impl Patroni {
         if slow && random.chance(300) { most_ms } else { random.between(0, most_ms) }
     }
 
+    /// In failsafe mode the leader asks the other members and goes on; otherwise it steps down.
+    fn dcs_failed(&mut self, clock: Clock, random: &mut Random) {
+        let ttl_ms = self.intervals.ttl * 1_000;
+        if self.dcs_away && self.failsafe {
+            self.flags = [self.flags[0], random.chance(500), true];
+            if self.leads {
+                self.failsafe_until_ms = clock.ms + ttl_ms;
+                self.leader_until_unix_ms = clock.unix_ms + ttl_ms;
+            }
+        } else if self.dcs_away {
+            self.step_down(clock, random);
+        }
+        self.next_cycle(clock);
+    }
+
     fn read(&mut self, clock: Clock, random: &mut Random, faults: &Faults) {
         self.seen = clock.unix_ms / 1_000;
         self.loop_seen = self.seen;
+        if std::mem::replace(&mut self.flags[2], false) {
+            self.flags[1] = false;
+            if self.leads && clock.ms < self.failsafe_until_ms {
+                self.hold(clock); // no other node has taken the lease
+            }
+        }
         match (self.leads, self.we_hold && clock.ms < self.lease_until_ms) {
             (true, true) => {
                 let delay_ms = self.dcs_delay(random, faults);
@@ -269,10 +376,9 @@ impl Patroni {
     }
 
     fn hold(&mut self, clock: Clock) {
-        let lease_ms = self.intervals.ttl * 1_000;
         self.we_hold = true;
-        self.lease_until_ms = clock.ms + lease_ms;
-        self.leader_until_unix_ms = clock.unix_ms + lease_ms;
+        self.lease_until_ms = clock.ms + lease_ms(self.intervals, self.zookeeper);
+        self.leader_until_unix_ms = clock.unix_ms + self.intervals.ttl * 1_000;
         self.todo.push((self.lease_until_ms, Happening::LeaseEnd));
     }
 
@@ -283,16 +389,20 @@ impl Patroni {
             self.leader_until_unix_ms = 0;
             self.state = "stopping";
             self.timeline += 1;
-            let first = random.between(1, 3_000);
-            self.later(clock, first, Happening::Postgres("starting"));
-            self.later(clock, first + random.between(1, 3_000), Happening::Postgres("running"));
+            let stopped_ms = random.between(1, 500);
+            let starting_ms = stopped_ms + random.between(1, 2_500);
+            let running_ms = starting_ms + random.between(1, 3_000);
+            self.later(clock, stopped_ms, Happening::Postgres("stopped"));
+            self.later(clock, starting_ms, Happening::Postgres("starting"));
+            self.later(clock, running_ms, Happening::Postgres("running"));
         }
     }
 
     fn take_over(&mut self, clock: Clock) {
-        if !self.leads && self.state == "running" && !self.loop_frozen {
+        if !self.leads && self.state == "running" && !self.loop_frozen && !self.dcs_away {
             self.leads = true;
             self.timeline += 1;
+            self.promoting_until_ms = clock.ms + 100;
             self.hold(clock);
         }
     }
@@ -308,12 +418,8 @@ impl Patroni {
         faults: &Faults,
     ) -> Said {
         let path = target.split('?').next().unwrap_or_default();
-        let reads = match path {
-            "/cluster" => true,
-            "/history" | "/config" => random.chance(500),
-            _ => false,
-        };
-        if reads {
+        let reads = path == "/cluster" || (needs_dcs(path) && random.chance(500));
+        if reads && !self.dcs_away {
             self.seen = clock.unix_ms / 1_000;
         }
         self.serial += 1;
@@ -325,17 +431,20 @@ impl Patroni {
             node: None,
             intervals: None,
             loop_seen: self.loop_seen,
+            unix_ms: clock.unix_ms,
+            ahead_ms: self.ahead_ms,
         };
         if faults.hit(random, Fault::OddStatus) {
             said.status = random.pick(&[200, 201, 404, 412, 500, 502, 503, 599]);
         }
-        self.body(path, &mut said, random, faults);
+        self.body(path, clock, &mut said, random, faults);
         said
     }
 
-    fn status(&self, path: &str, clock: Clock) -> u16 {
+    pub fn status(&self, path: &str, clock: Clock) -> u16 {
         let leads = self.leads && clock.unix_ms < self.leader_until_unix_ms;
-        let running = self.state == "running";
+        let leads = leads && self.disagreeing != Some(path);
+        let running = self.state == "running" && !self.unknown;
         let well = match path {
             "/" | "/primary" | "/read-write" | "/master" => leads && !self.standby_cluster,
             "/leader" => leads,
@@ -351,7 +460,14 @@ impl Patroni {
     }
 
     /// Every body differs from every other by its number, and from its neighbours by its length.
-    fn body(&self, path: &str, said: &mut Said, random: &mut Random, faults: &Faults) {
+    fn body(
+        &self,
+        path: &str,
+        clock: Clock,
+        said: &mut Said,
+        random: &mut Random,
+        faults: &Faults,
+    ) {
         let number = self.serial;
         let pad = "x".repeat((number % 509) as usize);
         let text = match path {
@@ -380,8 +496,9 @@ impl Patroni {
                 )
             }
             _ => {
-                let node = self.node(random, faults);
-                let text = node_json(&node, number, &pad);
+                let node = self.node(clock, random, faults);
+                let odd = faults.hit(random, Fault::OddJson);
+                let text = node_json(&node, number, &pad, odd);
                 said.node = Some(node);
                 text
             }
@@ -389,24 +506,42 @@ impl Patroni {
         said.body = text.into_bytes();
     }
 
-    fn node(&self, random: &mut Random, faults: &Faults) -> Node {
+    fn node(&self, clock: Clock, random: &mut Random, faults: &Faults) -> Node {
+        let stopped = self.state == "stopping" || self.state == "stopped";
         let role = match (self.leads, self.standby_cluster) {
+            (true, _) if clock.ms < self.promoting_until_ms => "replica",
             (true, false) => "primary",
             (true, true) => "standby_leader",
+            (false, _) if stopped => "demoted",
             (false, _) => "replica",
         };
+        let running = self.state == "running";
+        let state = if running && self.unknown { "unknown" } else { self.state };
         Node {
-            state: self.state,
+            state,
             role,
-            timeline: (self.state == "running" && !faults.hit(random, Fault::NoTimeline))
+            timeline: (state == "running" && !faults.hit(random, Fault::NoTimeline))
                 .then_some(self.timeline),
             seen: (!faults.hit(random, Fault::NoSeen)).then_some(self.seen),
             flags: self.flags,
+            name: self.name,
         }
     }
 }
 
-fn node_json(node: &Node, number: u64, pad: &str) -> String {
+/// Whether Patroni may read the DCS for this.
+pub fn needs_dcs(path: &str) -> bool {
+    matches!(path, "/cluster" | "/history" | "/config")
+}
+
+/// How long the lease lasts in the DCS.
+fn lease_ms(intervals: Intervals, zookeeper: bool) -> u64 {
+    let seconds = if zookeeper { intervals.ttl.min(40) } else { intervals.ttl };
+    seconds * 1_000
+}
+
+/// `odd`: with what Python's `json.dumps` writes beyond RFC 8259.
+fn node_json(node: &Node, number: u64, pad: &str, odd: bool) -> String {
     let mut text = format!("{{\"state\": \"{}\", \"role\": \"{}\"", node.state, node.role);
     if let Some(timeline) = node.timeline {
         text.push_str(&format!(", \"timeline\": {timeline}"));
@@ -417,6 +552,12 @@ fn node_json(node: &Node, number: u64, pad: &str) -> String {
     let names = ["pause", "cluster_unlocked", "failsafe_mode_is_active"];
     for (name, _) in names.iter().zip(node.flags).filter(|(_, is_set)| *is_set) {
         text.push_str(&format!(", \"{name}\": true"));
+    }
+    if let Some(name) = node.name {
+        text.push_str(&format!(", \"patroni\": {{\"name\": \"{name}\", \"scope\": \"main\"}}"));
+    }
+    if odd {
+        text.push_str(", \"tags\": {\"a\": NaN, \"b\": [-Infinity, \"\\ud800}\"]}");
     }
     text.push_str(&format!(", \"xlog\": {{\"location\": {number}}}, \"p\": \"{pad}\"}}"));
     text

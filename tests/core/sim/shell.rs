@@ -8,9 +8,11 @@ use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
 
-use super::checks::{Brought, Failed, Given, Outcome};
+use super::checks::{Brought, Failed, Given, Outcome, Rule, TRANSITION_TTL_MS};
+use super::checks::{is_on, shortly_kept_ms, ttl_ms};
 use super::client::{Answer, Expected, Persistence, ROUTES};
 use super::faults::Fault;
+use super::patroni::needs_dcs;
 use super::world::{Answering, End, Event, Fetch, Owner, World};
 
 /// An input of the engine.
@@ -101,7 +103,7 @@ impl World {
         let length = pipe.inbox.len();
         if length == 0 {
             let input = match pipe.end {
-                End::Open | End::Seen => return Ok(false),
+                End::Open | End::Late | End::Seen => return Ok(false),
                 End::Fin => Input::Eof,
                 End::Rst => Input::Broken(Failure::Reset),
             };
@@ -251,8 +253,10 @@ impl World {
         if self.owners.insert(id, Owner::Fetch(at)).is_some() {
             return Err(format!("{id:?} was assigned twice"));
         }
-        self.fetches.push(Fetch::new(id, self.now_ms, self.step));
+        self.fetches.push(Fetch::new(id, self.clock(), self.step));
         self.open_fetches.push(at);
+        self.fetches[at].open_then = self.open_fetches.len();
+        self.note_waiting(at);
         if self.open_fetches.len() > self.settings.fetches_max {
             return Err(format!("promise 1: {} fetches at once", self.open_fetches.len()));
         }
@@ -315,24 +319,142 @@ impl World {
         Ok(())
     }
 
+    /// Records which clients wait without a fetch while this one begins.
+    fn note_waiting(&mut self, at: usize) {
+        if !is_on(Rule::DcsFetches) && !is_on(Rule::ParameterWait) {
+            return;
+        }
+        let is_fetched = |target: &String| {
+            let mut open = self.open_fetches.iter().filter(|other| **other != at);
+            open.any(|other| self.fetches[*other].target.as_ref().is_none_or(|of| of == target))
+        };
+        let mut starved: Option<(String, u64)> = None;
+        let mut others_waited = false;
+        for client in self.open_clients.iter().map(|at| &self.clients[*at]) {
+            let Some((asked_ms, step)) = client.asked else { continue };
+            let Some(Expected::Patroni(target)) =
+                client.script.get(client.answered).map(|message| &message.expected)
+            else {
+                continue;
+            };
+            if step == self.step || is_fetched(target) {
+                continue;
+            }
+            others_waited |= !needs_dcs(target) && !target.contains('?');
+            let longest = starved.as_ref().is_none_or(|(_, since_ms)| asked_ms < *since_ms);
+            if target.contains('?') && longest {
+                starved = Some((target.clone(), asked_ms));
+            }
+        }
+        let fetch = &mut self.fetches[at];
+        (fetch.starved, fetch.others_waited) = (starved, others_waited);
+    }
+
     /// Promise 1: at most one fetch per route and ttl, and pauses between those of a failing route.
-    fn check_need(&self, at: usize, target: &str) -> Outcome {
+    fn check_need(&mut self, at: usize, target: &str) -> Outcome {
         let (asked_ms, ttl_ms) = (self.fetches[at].connect_ms, self.settings.cache.ttl_ms);
-        let ahead_ms = ttl_ms - ttl_ms / 4;
+        self.check_room(at, target)?;
+        let ended = self.memory.restarted.is_some_and(|(step, ms)| {
+            step >= self.fetches[at].connect_step || ms + ttl_ms >= asked_ms
+        });
+        let moved = self.moved_ms.is_some_and(|ms| ms + ttl_ms >= asked_ms);
+        if target == "/config" {
+            let early = |ms: u64| asked_ms < ms + INTERVALS_PAUSE_MS;
+            let previous_ms = self.intervals_ms.replace(asked_ms);
+            let since = |ms: u64| previous_ms.is_some_and(|previous_ms| ms >= previous_ms);
+            let excused = self.moved_ms.is_some_and(since)
+                || self.memory.restarted.is_some_and(|(_, ms)| since(ms));
+            let often = previous_ms.is_some_and(early) && !excused;
+            return if often { Err("promise 1: /config is read too often".into()) } else { Ok(()) };
+        }
+        if target.contains('?') {
+            return self.check_flood(asked_ms, target);
+        }
         let pause_ms = ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
-        let failed =
-            self.memory.failure(target).filter(|_| target != "/config" && !target.contains('?'));
-        if failed.is_some_and(|failed| asked_ms < failed.asked_ms + pause_ms) {
+        let failed = self.memory.failure(target);
+        if failed.is_some_and(|failed| asked_ms < failed.asked_ms + pause_ms) && !moved && !ended {
             return Err(format!("promise 1: {target} fails, and was fetched again too soon"));
         }
-        let plain = !target.contains('?') && !super::client::is_leader_family(target);
-        if let Some(brought) = self.memory.latest(target).filter(|_| plain) {
-            let young = asked_ms < brought.asked_ms + ahead_ms;
-            let lives = brought.asked_step > self.memory.contradicted_step
-                || brought.done_step == self.memory.contradicted_step;
-            if young && lives && self.memory.failure(target).is_none() {
-                return Err(format!("promise 1: {target} was fetched again too soon"));
+        let is_leaders = super::client::is_leader_family(target);
+        let Some(brought) = self.memory.latest(target).filter(|_| failed.is_none()) else {
+            return Ok(());
+        };
+        if is_leaders && !is_on(Rule::LeaderLoad) {
+            return Ok(());
+        }
+        let in_transition = self.memory.is_in_transition(asked_ms, false)
+            || self.memory.is_in_transition(brought.done.ms, false);
+        let most_ms = match brought.said.status {
+            _ if in_transition && is_on(Rule::Transition) => TRANSITION_TTL_MS,
+            200 if is_leaders => shortly_kept_ms(brought),
+            _ => ttl_ms,
+        };
+        let kept_ms = ttl_ms.min(most_ms);
+        let young = asked_ms < brought.asked_ms + kept_ms - kept_ms / 4;
+        let lives = match is_leaders {
+            true => !ended && !moved && !bound_passed(brought, self.fetches[at].connect_unix_ms),
+            false => {
+                let contradicted_step = self.memory.contradicted_step;
+                let since = brought.asked_step > contradicted_step;
+                !moved && (since || brought.done_step == contradicted_step)
             }
+        };
+        if young && lives {
+            return Err(format!("promise 1: {target} was fetched again too soon"));
+        }
+        Ok(())
+    }
+
+    /// Promise 7: fetches that Patroni cannot answer without the DCS leave room to the others, and
+    /// plain routes leave room to those with parameters.
+    fn check_room(&self, at: usize, target: &str) -> Outcome {
+        let fetch = &self.fetches[at];
+        if needs_dcs(target) && is_on(Rule::DcsFetches) {
+            let needs =
+                |other: &usize| self.fetches[*other].target.as_deref().is_some_and(needs_dcs);
+            if self.open_fetches.iter().filter(|other| **other != at).any(needs) {
+                return Err(format!(
+                    "promise 7: {target} is not the only fetch that needs the DCS"
+                ));
+            }
+            let alone = self.settings.fetches_max == 1;
+            if alone && fetch.others_waited {
+                return Err(format!("promise 7: {target} takes the connection of other clients"));
+            }
+            if !alone && fetch.open_then == self.settings.fetches_max {
+                return Err(format!("promise 7: {target} takes the last free connection"));
+            }
+            return Ok(());
+        }
+        let Some((starved, since_ms)) = &fetch.starved else { return Ok(()) };
+        let waits = |at: &usize| {
+            let client = &self.clients[*at];
+            let message = client.script.get(client.answered);
+            let of = |other: &Expected| matches!(other, Expected::Patroni(of) if of == target);
+            client.asked.filter(|_| message.is_some_and(|message| of(&message.expected)))
+        };
+        let asked_ms = self.open_clients.iter().filter_map(waits).map(|(ms, _)| ms).min();
+        let late = asked_ms.is_some_and(|ms| ms > since_ms + PARAMETER_WAIT_MS);
+        if late && !target.contains('?') && is_on(Rule::ParameterWait) {
+            return Err(format!("promise 7: {target} is fetched before {starved}"));
+        }
+        Ok(())
+    }
+
+    /// Promise 8: at most `cache.entries` fetches per second of targets that were not in memory;
+    /// twice as many if the second is not the engine's.
+    fn check_flood(&mut self, asked_ms: u64, target: &str) -> Outcome {
+        while self.unknown_variants.front().is_some_and(|(ms, _)| ms + 1_000 <= asked_ms) {
+            self.unknown_variants.pop_front();
+        }
+        let known = self.memory.latest(target).is_some() || self.memory.failure(target).is_some();
+        if known || self.unknown_variants.iter().any(|(_, of)| of == target) {
+            return Ok(());
+        }
+        self.unknown_variants.push_back((asked_ms, target.to_owned()));
+        let most = 2 * self.settings.cache.variants_max;
+        if is_on(Rule::Flood) && self.unknown_variants.len() > most {
+            return Err(format!("promise 8: more than {most} new targets fetched in a second"));
         }
         Ok(())
     }
@@ -348,7 +470,7 @@ impl World {
             Cause::Tick => Some(Err(Failure::TimedOut)),
             Cause::Input(of, "broken" | "connect_failed", Some(why)) if of == id => Some(Err(why)),
             Cause::Input(of, ..) if of == id => fetch.plan.take(),
-            _ if self.memory.contradicted_step == step => {
+            _ if self.may_be_restarted(at, step) => {
                 self.busy_ms = Some(self.now_ms); // the fetch is queued again
                 return Ok(());
             }
@@ -364,6 +486,12 @@ impl World {
         self.end_fetch(at, outcome, cause == Cause::Tick, step)
     }
 
+    /// A fetch is begun again when another answer may have made its own untrue.
+    fn may_be_restarted(&self, at: usize, step: u64) -> bool {
+        let by_an_answer = self.memory.restarted.is_some_and(|(restarted, _)| restarted == step);
+        by_an_answer || self.moved_ms.is_some_and(|ms| ms >= self.fetches[at].connect_ms)
+    }
+
     fn end_fetch(
         &mut self,
         at: usize,
@@ -375,7 +503,8 @@ impl World {
         let ms = self.now_ms;
         let queued = self.busy_ms.is_some_and(|busy_ms| busy_ms + self.settings.timeout_ms > ms);
         let early = ms < fetch.connect_ms + self.settings.timeout_ms;
-        if timed_out && early && !queued && self.memory.contradicted_step == 0 {
+        let restarted = self.memory.restarted.is_some() || self.moved_ms.is_some();
+        if timed_out && early && !queued && !restarted {
             return Err("promise 1: a fetch was given up before its time".into());
         }
         match outcome {
@@ -383,6 +512,7 @@ impl World {
                 let brought = Brought {
                     said,
                     asked_ms: fetch.connect_ms,
+                    asked_unix_ms: fetch.connect_unix_ms,
                     asked_step: fetch.connect_step,
                     done: self.clock(),
                     done_step: step,
@@ -440,6 +570,8 @@ impl World {
         // before the request is complete its method is not known
         let method = if client.asked.is_some() { message.method } else { "-" };
         let answer = Answer::parse(bytes, method)?;
+        self.clients[at].status = Some(answer.status);
+        let client = &self.clients[at];
         let date =
             std::time::UNIX_EPOCH + std::time::Duration::from_secs(self.clock().unix_ms / 1_000);
         if answer.date != httpdate::fmt_http_date(date) {
@@ -678,6 +810,13 @@ impl World {
     }
 }
 
+/// Whether the bound of a leader's answer passed after it was asked for.
+fn bound_passed(brought: &Brought, unix_ms: u64) -> bool {
+    let seen = brought.said.node.as_ref().and_then(|node| node.seen);
+    let until_unix_ms = seen.map(|seen| seen * 1_000 + ttl_ms(brought.intervals));
+    until_unix_ms.is_some_and(|until| brought.asked_unix_ms < until && until <= unix_ms)
+}
+
 fn brief(input: &Input) -> String {
     match input {
         Input::Receive(bytes) => format!("receive {:?}", String::from_utf8_lossy(bytes)),
@@ -698,3 +837,7 @@ pub const SHUTDOWN_MS_MAX: u64 = 5_000;
 const PATIENCE_MS: u64 = 240;
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 1_000;
+/// How much longer a route with parameters may wait than a plain one, and a tick.
+const PARAMETER_WAIT_MS: u64 = 1_010;
+/// Between two fetches of Patroni's intervals.
+const INTERVALS_PAUSE_MS: u64 = 4_500;

@@ -1,5 +1,7 @@
 //! Answers of Patroni as bytes: framed, cut or garbled, each with the outcome expected.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use patroniglue::failure::Failure;
 
 use super::faults::{Fault, Faults};
@@ -49,7 +51,10 @@ pub fn wire(said: Said, random: &mut Random, faults: &Faults) -> Wire {
         let count = random.below(bytes.len() as u64) as usize;
         return cut(said, framing, head_bytes, &bytes[..count]);
     }
-    Wire { bytes, end: End::Fin, outcome: Some(Ok(said)) }
+    let whole = framing != Framing::Eof || said.content_type != Some("text/plain; version=0.0.4");
+    let no_end = whole && faults.hit(random, Fault::NoEnd);
+    let end = if no_end { random.pick(&[End::Open, End::Rst, End::Late]) } else { End::Fin };
+    Wire { bytes, end, outcome: Some(Ok(said)) }
 }
 
 fn framed(said: &Said, framing: Framing, interim: bool) -> (usize, Vec<u8>) {
@@ -61,6 +66,8 @@ fn framed(said: &Said, framing: Framing, interim: bool) -> (usize, Vec<u8>) {
     head.push_str(&format!("HTTP/{version} {} Some Words\r\n", said.status));
     if let Some(content_type) = said.content_type {
         head.push_str(&format!("Server: BaseHTTP\r\nContent-Type: {content_type}\r\n"));
+        let date = UNIX_EPOCH + Duration::from_millis(said.unix_ms);
+        head.push_str(&format!("Date: {}\r\n", httpdate::fmt_http_date(date)));
     }
     match framing {
         Framing::Eof => {}
@@ -95,6 +102,11 @@ fn cut(mut said: Said, framing: Framing, head_bytes: usize, bytes: &[u8]) -> Wir
         Ok(said)
     };
     Wire { bytes: bytes.to_vec(), end: End::Fin, outcome: Some(outcome) }
+}
+
+/// A handler that throws closes the connection without a byte.
+pub fn thrown() -> Wire {
+    Wire { bytes: Vec::new(), end: End::Fin, outcome: Some(Err(Failure::Closed)) }
 }
 
 fn garbage(random: &mut Random) -> Wire {

@@ -7,13 +7,13 @@ use patroniglue::failure::Failure;
 use patroniglue::slots::ConnId;
 use patroniglue::time::Time;
 
-use super::checks::{Memory, Outcome};
+use super::checks::{Memory, Outcome, Rule, is_on};
 use super::client::{Expected, Message, Palette, ROUTES, plain, unfinished};
 use super::faults::{Fault, Faults, settings};
-use super::patroni::{Clock, Freeze, Happening, Patroni, Said};
+use super::patroni::{Clock, Freeze, Happening, Patroni, Said, needs_dcs};
 use super::random::{Hash, Random};
 use super::shell::{Cause, Input, SHUTDOWN_MS_MAX};
-use super::wire::wire;
+use super::wire::{thrown, wire};
 
 pub struct World {
     pub random: Random,
@@ -27,6 +27,8 @@ pub struct World {
     jumped_ms: i64,
     /// The sum of the wall clock's jumps when the engine looked at it last.
     jumped_seen_ms: Option<i64>,
+    /// When the wall clock moved last.
+    pub moved_ms: Option<u64>,
     /// The number of inputs.
     pub step: u64,
     events: BTreeMap<(u64, u64, u64), Event>,
@@ -48,6 +50,11 @@ pub struct World {
     palette: Palette,
     /// Targets that clients have asked for.
     pub asked_for: BTreeSet<String>,
+    /// Targets with parameters of the last second that were not in memory, and when they were
+    /// fetched.
+    pub unknown_variants: VecDeque<(u64, String)>,
+    /// When Patroni's intervals were fetched last.
+    pub intervals_ms: Option<u64>,
     /// When all connections to Patroni were in use last.
     pub busy_ms: Option<u64>,
     pub overslept_ms: u64,
@@ -64,6 +71,8 @@ pub struct World {
 pub enum Event {
     Arrive,
     Steady(&'static str),
+    /// One of many requests that differ in their parameters.
+    Flood(u64),
     Bytes(ConnId, Vec<u8>),
     End(ConnId, End),
     Take(ConnId, usize),
@@ -72,7 +81,10 @@ pub enum Event {
     Execute(usize),
     Cluster(Happening),
     Jump(i64),
+    /// The process stands still for this many milliseconds.
     Suspend(u64),
+    /// The machine sleeps for this many milliseconds.
+    Sleep(u64),
     Drain(bool),
     MakeRoom,
     Shutdown,
@@ -89,6 +101,8 @@ pub enum Owner {
 pub enum End {
     Open,
     Fin,
+    /// A FIN that comes 40 s after the bytes.
+    Late,
     Rst,
     /// The engine has seen the end.
     Seen,
@@ -127,6 +141,8 @@ pub struct Client {
     pub gone: bool,
     /// Whether it has to get Patroni's answer.
     is_probe: bool,
+    /// The status of its last answer.
+    pub status: Option<u16>,
 }
 
 pub struct Answering {
@@ -139,7 +155,14 @@ pub struct Answering {
 pub struct Fetch {
     pub id: ConnId,
     pub connect_ms: u64,
+    pub connect_unix_ms: u64,
     pub connect_step: u64,
+    /// How many fetches were open then, with this one.
+    pub open_then: usize,
+    /// The target with parameters whose client waited longest then, without a fetch, and since when.
+    pub starved: Option<(String, u64)>,
+    /// Whether a client waited then for an answer that does not need the DCS, without a fetch.
+    pub others_waited: bool,
     pub connected: bool,
     pub request: Vec<u8>,
     pub target: Option<String>,
@@ -149,6 +172,8 @@ pub struct Fetch {
     pub delivered: usize,
     pub closed: bool,
     executed: bool,
+    /// Whether it waits for a DCS that is away.
+    hangs: bool,
 }
 
 impl World {
@@ -172,6 +197,7 @@ impl World {
             unix_base_ms,
             jumped_ms: 0,
             jumped_seen_ms: None,
+            moved_ms: None,
             step: 0,
             events: BTreeMap::new(),
             sequence: 0,
@@ -189,6 +215,8 @@ impl World {
             memory: Memory::new(),
             palette,
             asked_for: BTreeSet::new(),
+            unknown_variants: VecDeque::new(),
+            intervals_ms: None,
             busy_ms: None,
             overslept_ms: 0,
             sleep_ms: 0,
@@ -252,7 +280,7 @@ impl World {
         let pause_ms = if self.faults.about_the_lease {
             self.random.pick(&[500, 1_000, 2_000])
         } else {
-            self.random.pick(&[100, 500, 1_000, 2_000, 5_000])
+            self.random.pick(&[20, 50, 100, 500, 1_000, 2_000, 5_000])
         };
         let begin_ms = self.random.below(duration_ms / 2);
         for turn in 0..100.min((duration_ms - begin_ms) / pause_ms) {
@@ -288,8 +316,32 @@ impl World {
             Fault::Flags => Event::Cluster(Happening::Flags),
             Fault::Retiming => Event::Cluster(Happening::Retime),
             Fault::Refused => Event::Cluster(Happening::Down(true)),
+            Fault::DcsAway => Event::Cluster(Happening::Dcs(true)),
+            Fault::Unknown => Event::Cluster(Happening::Unknown(true)),
+            Fault::Restarts => Event::Cluster(Happening::Restart),
+            Fault::Disagree => Event::Cluster(Happening::Disagree),
+            Fault::Renamed => Event::Cluster(Happening::Rename),
+            Fault::PatroniClock => {
+                let most_ms = self.random.pick(&[50, 30_000, 30_000]);
+                Event::Cluster(Happening::Clock(sign * self.random.skewed(most_ms) as i64))
+            }
+            Fault::Flood => {
+                let (first, pause_ms) = (self.random.below(1_000), self.random.between(1, 30));
+                for turn in 1..40 {
+                    self.at(at_ms + turn * pause_ms, Event::Flood(first + turn));
+                }
+                Event::Flood(first)
+            }
             Fault::Suspend => Event::Suspend(lasting_ms),
+            Fault::Sleep => Event::Sleep(500 + lasting_ms),
             Fault::WallJumps => Event::Jump(sign * (300 + self.random.skewed(100_000) as i64)),
+            Fault::SmallJumps => {
+                let (step_ms, pause_ms) = (self.random.between(20, 240), self.random.below(1_000));
+                for turn in 1..self.random.between(1, 30) {
+                    self.at(at_ms + turn * pause_ms, Event::Jump(sign * step_ms as i64));
+                }
+                Event::Jump(sign * step_ms as i64)
+            }
             Fault::Drain => Event::Drain(self.random.chance(500)),
             Fault::Capacity => Event::MakeRoom,
             _ => Event::Shutdown,
@@ -303,6 +355,15 @@ impl World {
             Event::Cluster(Happening::Down(_)) => {
                 self.at(at_ms + lasting_ms, Event::Cluster(Happening::Down(false)));
             }
+            Event::Cluster(Happening::Dcs(_)) => {
+                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Dcs(false)));
+            }
+            Event::Cluster(Happening::Unknown(_)) => {
+                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Unknown(false)));
+            }
+            Event::Cluster(Happening::Disagree) => {
+                self.at(at_ms + lasting_ms, Event::Cluster(Happening::Disagree));
+            }
             _ => {}
         }
         self.at(at_ms, event);
@@ -312,11 +373,15 @@ impl World {
     fn heal(&mut self) -> Outcome {
         self.trace(|| "healed".into());
         self.faults.heal();
-        self.patroni.heal(self.clock());
+        self.patroni.heal(self.patroni_clock());
         let healthy = |event: &Event| match event {
             Event::Cluster(what) => matches!(
                 what,
-                Happening::Cycle | Happening::Read | Happening::Renew | Happening::LeaseEnd
+                Happening::Cycle
+                    | Happening::Read
+                    | Happening::Renew
+                    | Happening::DcsFailed
+                    | Happening::LeaseEnd
             ),
             Event::Connected(_) | Event::ConnectFailed(..) | Event::Execute(_) => true,
             Event::Bytes(..) | Event::End(..) => true,
@@ -329,22 +394,40 @@ impl World {
         self.drain(false);
         self.all_clients_leave()?;
         let soon_ms = self.settings.timeout_ms + 1_300;
+        let mut settled = (PROBES.map(|_| 0), self.now_ms);
         for _ in 0..soon_ms / 300 {
             self.probe(false)?;
             self.pass(300)?;
+            self.settle(&mut settled);
         }
         self.pass(300)?;
         self.probe(true)?;
         self.pass(300)?;
-        let answered = |client: &Client| !client.is_probe || client.answered == 1;
-        if self.clients.iter().all(answered) {
-            return Ok(());
+        self.settle(&mut settled);
+        let settled = self.now_ms >= settled.1 + self.settings.cache.ttl_ms + 1_000;
+        for client in self.clients.iter().filter(|client| client.is_probe) {
+            let Some(status) = client.status else {
+                return Err("liveness: a probe is not answered".into());
+            };
+            let Expected::Patroni(target) = &client.script[0].expected else { continue };
+            let truly = self.patroni.status(target, self.patroni_clock());
+            if settled && status != truly && is_on(Rule::Healthy) {
+                return Err(format!("liveness: {status} for {target}, but Patroni says {truly}"));
+            }
         }
-        Err("liveness: a probe is not answered".into())
+        Ok(())
+    }
+
+    /// Records since when Patroni says the same of all probes' targets.
+    fn settle(&self, settled: &mut ([u16; 3], u64)) {
+        let statuses = PROBES.map(|target| self.patroni.status(target, self.patroni_clock()));
+        if statuses != settled.0 {
+            *settled = (statuses, self.now_ms);
+        }
     }
 
     fn probe(&mut self, is_probe: bool) -> Outcome {
-        for target in ["/primary", "/replica", "/health"] {
+        for target in PROBES {
             if self.open_clients.len() >= self.settings.clients_max {
                 return Ok(());
             }
@@ -426,7 +509,9 @@ impl World {
                 break;
             }
             match entry.remove() {
-                event @ (Event::Arrive | Event::Steady(_)) => arrivals.push(event),
+                event @ (Event::Arrive | Event::Steady(_) | Event::Flood(_)) => {
+                    arrivals.push(event)
+                }
                 event => self.handle(event)?,
             }
         }
@@ -460,6 +545,7 @@ impl World {
         match event {
             Event::Arrive => return self.arrival(),
             Event::Steady(target) => return self.steady(target),
+            Event::Flood(number) => return self.steady(&format!("/replica?lag={number}")),
             Event::Bytes(id, bytes) => {
                 if let Some(pipe) = self.pipe(id) {
                     pipe.inbox.extend(bytes);
@@ -481,8 +567,12 @@ impl World {
             }
             Event::Execute(at) => self.execute(at),
             Event::Cluster(what) => self.happens(what),
-            Event::Jump(ms) => self.jumped_ms += ms,
+            Event::Jump(ms) => self.jump(ms),
             Event::Suspend(ms) => self.sleep_ms = ms,
+            Event::Sleep(ms) => {
+                self.jump(ms as i64);
+                self.happens(Happening::Sleep(ms));
+            }
             Event::Drain(draining) => self.drain(draining),
             Event::MakeRoom => {
                 self.engine.make_room(self.now());
@@ -498,6 +588,13 @@ impl World {
         Ok(())
     }
 
+    fn jump(&mut self, ms: i64) {
+        self.trace(|| format!("the wall clock jumps by {ms} ms"));
+        self.jumped_ms += ms;
+        self.moved_ms = Some(self.now_ms);
+        self.memory.forget_failures();
+    }
+
     fn drain(&mut self, draining: bool) {
         self.engine.drain(draining);
         self.is_draining = draining;
@@ -505,7 +602,7 @@ impl World {
 
     fn happens(&mut self, what: Happening) {
         self.trace(|| format!("{what:?}"));
-        let clock = self.clock();
+        let clock = self.patroni_clock();
         self.patroni.happens(what, clock, &mut self.random, &self.faults);
         self.take_todo();
         if matches!(what, Happening::Thaw(_)) {
@@ -602,6 +699,7 @@ impl World {
             since_ms: self.now_ms,
             gone: false,
             is_probe: false,
+            status: None,
         });
         self.serve(id)?;
         Ok(Some(at))
@@ -775,11 +873,20 @@ impl World {
 
     /// Patroni answers a request, whose client may have left.
     fn execute(&mut self, at: usize) {
-        let clock = self.clock();
+        let clock = self.patroni_clock();
         let fetch = &mut self.fetches[at];
         if self.patroni.api_frozen {
             self.pending.push(at);
             return;
+        }
+        let path = fetch.target.as_deref().unwrap_or_default();
+        let hung = fetch.hangs;
+        if self.patroni.is_dcs_away() && needs_dcs(path) && !fetch.executed {
+            fetch.hangs = true;
+            if !hung {
+                let delay_ms = self.random.between(3_000, 9_000);
+                return self.later(delay_ms, Event::Execute(at));
+            }
         }
         if std::mem::replace(&mut fetch.executed, true) {
             return;
@@ -793,7 +900,8 @@ impl World {
                 String::from_utf8_lossy(&said.body)
             )
         });
-        let wire = wire(said, &mut self.random, &self.faults);
+        let failed = hung && self.patroni.is_dcs_away();
+        let wire = if failed { thrown() } else { wire(said, &mut self.random, &self.faults) };
         let fetch = &mut self.fetches[at];
         fetch.plan = wire.outcome;
         fetch.planned_bytes = wire.bytes.len();
@@ -805,8 +913,10 @@ impl World {
             self.later(delay_ms, Event::Bytes(id, piece.to_vec()));
             delay_ms += self.random.skewed(pause_ms);
         }
-        if wire.end != End::Open {
-            self.later(delay_ms, Event::End(id, wire.end));
+        match wire.end {
+            End::Open => {}
+            End::Late => self.later(delay_ms + 40_000, Event::End(id, End::Fin)),
+            end => self.later(delay_ms, Event::End(id, end)),
         }
     }
 
@@ -815,6 +925,12 @@ impl World {
     pub fn clock(&self) -> Clock {
         let unix_ms = (self.unix_base_ms + self.now_ms).saturating_add_signed(self.jumped_ms);
         Clock { ms: self.now_ms, unix_ms }
+    }
+
+    /// The clocks of Patroni's host.
+    fn patroni_clock(&self) -> Clock {
+        let clock = self.clock();
+        Clock { unix_ms: clock.unix_ms.saturating_add_signed(self.patroni.ahead_ms), ..clock }
     }
 
     /// Records that the engine has looked at the clocks.
@@ -876,11 +992,15 @@ impl Client {
 }
 
 impl Fetch {
-    pub fn new(id: ConnId, connect_ms: u64, connect_step: u64) -> Fetch {
+    pub fn new(id: ConnId, clock: Clock, connect_step: u64) -> Fetch {
         Fetch {
             id,
-            connect_ms,
+            connect_ms: clock.ms,
+            connect_unix_ms: clock.unix_ms,
             connect_step,
+            open_then: 0,
+            starved: None,
+            others_waited: false,
             connected: false,
             request: Vec::new(),
             target: None,
@@ -890,6 +1010,7 @@ impl Fetch {
             delivered: 0,
             closed: false,
             executed: false,
+            hangs: false,
         }
     }
 }
@@ -901,20 +1022,30 @@ impl Pipe {
 }
 
 /// Faults of the cluster and the machine.
-const TROUBLE: [Fault; 12] = [
+const TROUBLE: [Fault; 21] = [
+    Fault::Flood,
     Fault::FreezeApi,
     Fault::FreezeLoop,
     Fault::FreezeProcess,
     Fault::Switchover,
     Fault::Flags,
     Fault::Retiming,
+    Fault::DcsAway,
+    Fault::Unknown,
+    Fault::Restarts,
+    Fault::Disagree,
+    Fault::Renamed,
+    Fault::PatroniClock,
     Fault::Refused,
     Fault::Suspend,
+    Fault::Sleep,
     Fault::WallJumps,
+    Fault::SmallJumps,
     Fault::Drain,
     Fault::Capacity,
     Fault::Shutdown,
 ];
+const PROBES: [&str; 3] = ["/primary", "/replica", "/health"];
 const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
 const QUIET_MS: u64 = 130_000;
 const QUEUE_ROUNDS: u32 = 8;
