@@ -20,6 +20,7 @@
 //!  http         heads and bodies: parsed in both directions, written in one place
 //!  slots        connection ids that are never reused
 //!  wheel        timers
+//!  shrink       one rule for giving memory back
 //!  time         time as a number
 //! ```
 //!
