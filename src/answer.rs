@@ -1,4 +1,4 @@
-//! What Patroni said, or why it said nothing, and the bytes that clients get of it.
+//! An upstream's answer, or the 503 for its absence, and the responses rendered from it.
 
 use std::rc::Rc;
 
@@ -7,7 +7,7 @@ use crate::http::write::{Cached, ResponseFields, response};
 use crate::http::{Method, Persistence};
 use crate::time::{Now, Time};
 
-/// One answer of Patroni's, or the 503 that stands for its absence.
+/// An upstream's answer, or the 503 for its absence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// 200 to 599.
@@ -28,17 +28,17 @@ pub struct Answer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressId(pub u32);
 
-/// An answer in the forms it was given out in, each rendered once a second at the most.
+/// An answer in the forms that were asked for, each rendered at most once a second.
 #[derive(Debug)]
 pub struct Rendered {
     answer: Answer,
-    /// What is true of all `forms`: the second they were rendered in, and the age they tell.
+    /// The Unix second in which all `forms` were rendered, and the age they carry.
     second: (u64, u64),
     /// At most one for each combination of a [`Form`]'s values.
     forms: Vec<(Form, Rc<[u8]>)>,
 }
 
-/// What one client's response differs in from another's.
+/// In what the responses to different clients differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
     /// GET, HEAD or OPTIONS.
@@ -54,15 +54,15 @@ pub struct Form {
 pub enum CacheStatus {
     /// Answered from memory.
     Hit,
-    /// Nothing was in memory that is young enough: Patroni was asked.
+    /// No answer in memory was fresh: Patroni was asked.
     Miss,
-    /// As `Miss`, by a fetch that was on its way for somebody else.
+    /// As `Miss`, by a fetch that another client caused.
     Collapsed,
-    /// Answered from memory, older than the ttl: Patroni is silent.
+    /// Answered from memory, past its validity: Patroni is silent.
     Stale,
-    /// The last fetch failed and another is not due or not done: its 503, from memory.
+    /// The last fetch failed, and the next has not ended: its 503, from memory.
     FailedHit,
-    /// Patroni was asked, in vain.
+    /// Patroni was asked and did not answer.
     Failed,
 }
 
@@ -76,17 +76,17 @@ impl Answer {
 }
 
 impl Rendered {
-    /// `answer`, in no form yet.
+    /// Keeps `answer`; no form is rendered yet.
     pub fn new(answer: Answer) -> Self {
         Rendered { answer, second: (0, 0), forms: Vec::new() }
     }
 
-    /// What it is about.
+    /// The answer.
     pub fn answer(&self) -> &Answer {
         &self.answer
     }
 
-    /// The whole response for a client, shared with all who want the same form in this second.
+    /// The whole response for a client, shared by all that get the same form in this second.
     pub fn form(&mut self, now: Now, form: Form) -> Rc<[u8]> {
         let age_seconds = now.time.ms_since(self.answer.asked_at) / 1000;
         let second = (now.unix_ms / 1000, age_seconds);

@@ -65,6 +65,16 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
     /// All values, in the order of their slots.
     pub fn iter(&self) -> impl Iterator<Item = (ConnId, &T)> {
         self.slab.iter().map(|(slot, (generation, value))| {

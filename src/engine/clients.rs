@@ -1,4 +1,4 @@
-//! The engine towards its clients: what is asked, what is answered, who has to go.
+//! Requests on the checks' port: what is asked, what is answered, which client makes room.
 
 use super::{Asked, Connection, Engine, Peer, Record};
 use crate::answer::{CacheStatus, Form};
@@ -31,8 +31,8 @@ impl Engine {
         self.reschedule(id);
     }
 
-    /// The hot path: one lookup, and with a fresh answer nothing else, unless it is about to expire
-    /// and nobody had asked when the time for its refresh came.
+    /// The hot path: one lookup, and with a fresh answer nothing else, unless its refresh is
+    /// overdue because no client had asked before.
     fn ask(&mut self, now: Now, id: ConnId, request: Request) {
         if self.settings.records {
             self.remember(now, id, request);
@@ -57,7 +57,7 @@ impl Engine {
         }
     }
 
-    /// The entry that a request is about, or what we have to say ourselves.
+    /// The entry of a request, or the response of our own.
     fn entry_for(&mut self, now: Now, request: Request) -> Result<EntryId, LocalReply> {
         match request.method {
             Method::Unknown => return Err(LocalReply::UNKNOWN_METHOD),
@@ -84,7 +84,7 @@ impl Engine {
         self.draining && route.family().is_drained()
     }
 
-    /// Gives a client the entry's answer. A waiter that has gone is no error.
+    /// Gives a client the entry's answer. A waiter that disconnected is not an error.
     pub(super) fn answer(
         &mut self,
         now: Now,
@@ -93,7 +93,7 @@ impl Engine {
         cache_status: CacheStatus,
     ) {
         if self.is_drained(self.cache.route(entry)) {
-            return self.answer_locally(now, id, LocalReply::DRAINING); // it waits since before
+            return self.answer_locally(now, id, LocalReply::DRAINING); // it has waited since before
         }
         let Some((_, Request { method, persistence })) = self.waiting_client(id) else { return };
         let form = Form { method, persistence, cache_status };
@@ -121,7 +121,7 @@ impl Engine {
         self.record(now, id, status);
     }
 
-    /// Answers what was no request.
+    /// Responds to bytes that are not a request.
     fn refuse(&mut self, now: Now, id: ConnId, method: Method, reply: LocalReply) {
         if self.settings.records {
             let request = Request { method, persistence: Persistence::Close };
@@ -138,7 +138,7 @@ impl Engine {
         self.record(now, id, status);
     }
 
-    /// Whose request waits for an answer, the last one if the daemon is to end.
+    /// The client, if its request waits for an answer. During shutdown it is the last one.
     fn waiting_client(&mut self, id: ConnId) -> Option<(&mut Frontend, Request)> {
         let is_last = self.is_shutting_down();
         let connection = self.connections.get_mut(id)?;
@@ -173,8 +173,8 @@ impl Engine {
         self.records.push_back(Record { id, method, target, status, elapsed_ms });
     }
 
-    /// The client to part with when there is no room. The idlest are looked for in batches: one
-    /// walk over all connections serves [`IDLEST_BATCH`] newcomers.
+    /// The client to close when there is no room. The longest idle are found in batches: one walk
+    /// over all connections serves [`IDLEST_BATCH`] new clients.
     pub(super) fn longest_idle(&mut self, now: Time) -> Option<ConnId> {
         if let Some(id) = self.next_idlest(now) {
             return Some(id);
@@ -193,7 +193,7 @@ impl Engine {
         self.next_idlest(now)
     }
 
-    /// Of those found before, the next that is idle still.
+    /// The next of those found before that is still idle.
     fn next_idlest(&mut self, now: Time) -> Option<ConnId> {
         while let Some((since, id)) = self.idlest.pop() {
             let connection = self.connections.get(id);
@@ -217,5 +217,5 @@ impl Engine {
     }
 }
 
-/// How many idle clients one walk finds.
+/// Idle clients that one walk finds, at most.
 const IDLEST_BATCH: usize = 64;

@@ -98,6 +98,21 @@ impl Fetches {
         self.in_flight.len() < before
     }
 
+    /// Panics if these are not the fetches that there are, with whether each is queued.
+    pub(super) fn check_invariants(&self, fetches: &[(ConnId, bool)]) {
+        assert_eq!(fetches.len(), self.queue.len() + self.in_flight.len(), "fetches");
+        for (id, is_queued) in fetches {
+            let found = if *is_queued {
+                self.is_queued(*id)
+            } else {
+                self.in_flight.iter().any(|fetch| fetch.id == *id)
+            };
+            assert!(found, "{id:?} is queued: {is_queued}");
+        }
+        let dcs = self.in_flight.iter().filter(|fetch| fetch.class == Class::Dcs).count();
+        assert!(dcs <= 1, "{dcs} fetches that wait for the DCS");
+    }
+
     fn is_queued(&self, id: ConnId) -> bool {
         self.queue.iter().any(|waiting| waiting.id == id)
     }

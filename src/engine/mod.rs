@@ -1,8 +1,8 @@
-//! The joint: connections, cache and wheel; inputs in, actions out.
+//! The joint of connections, cache, node and wheel: inputs in, actions out. Decides nothing itself.
 //!
-//! The only module that knows both sides. The shell tells it what happened, by [`ConnId`] and with
-//! the time; after every input it carries out what [`Engine::poll_action`] says, to the last one.
-//! What an input leads to depends on nothing but the inputs before it.
+//! The only module that knows both sides. The shell reports what happened, with the connection's
+//! [`ConnId`] and the time; after every input it carries out all actions that
+//! [`Engine::poll_action`] returns. The same inputs lead to the same actions.
 
 mod clients;
 mod fetches;
@@ -15,7 +15,7 @@ use self::fetches::Fetches;
 use crate::answer::AddressId;
 use crate::cache::{Cache, CacheSettings, EntryId};
 use crate::failure::Failure;
-use crate::fetch::{Fetch, Progress};
+use crate::fetch::{Fetch, Progress, Purpose};
 use crate::frontend::Frontend;
 use crate::http::Method;
 use crate::journal::Journal;
@@ -31,47 +31,49 @@ pub struct Engine {
     connections: Slots<Connection>,
     cache: Cache,
     wheel: Wheel<Timer>,
-    /// Connections whose deadline may have come nearer than the wheel knows. Looked at when the
-    /// turn is over: who came and went within one turn never burdens the wheel.
+    /// Connections whose deadline may be nearer than the wheel knows. Flushed once per turn, so a
+    /// connection that opens and closes within a turn never enters the wheel.
     unscheduled: Vec<ConnId>,
-    /// From Patroni.
+    /// Fetches from Patroni.
     fetches: Fetches,
     actions: VecDeque<Action>,
     records: VecDeque<Record>,
     journal: Journal,
     node: Node,
-    /// The target that was asked for last, and what Patroni would be asked for it; kept so that
-    /// a hit allocates nothing.
+    /// The last requested target, and its canonical form for Patroni; kept so that a hit
+    /// allocates nothing.
     target: String,
     canonical: String,
     /// Clients that may make room for new ones, the longest idle last.
     idlest: Vec<(Time, ConnId)>,
+    /// How many connections are clients'.
     clients: usize,
-    /// The node's, as it was last looked at.
+    /// [`Node::in_transition_until`] after the last answer.
     in_transition_until: Time,
+    /// Whether the wheel has [`Timer::Sweep`].
     sweeping: bool,
     phase: Phase,
-    /// Load balancers are told to look elsewhere.
+    /// Whether the operator drains the node.
     draining: bool,
     stale_inputs: u64,
 }
 
-/// What the engine has to know of the configuration.
+/// The part of the configuration that the engine needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The cache's own.
+    /// The cache's settings.
     pub cache: CacheSettings,
     /// Milliseconds between sweeps.
     pub interval_ms: u64,
     /// Milliseconds for a whole fetch, queueing included.
     pub timeout_ms: u64,
-    /// Fetches at once.
+    /// Maximum fetches in flight.
     pub fetches_max: usize,
-    /// Clients at once.
+    /// Maximum clients.
     pub clients_max: usize,
     /// Patroni's name and port, for `Host`.
     pub host: Box<str>,
-    /// Is [`Engine::poll_record`] of use to anybody?
+    /// Whether to produce access-log records.
     pub records: bool,
 }
 
@@ -99,16 +101,16 @@ enum Phase {
     ShuttingDown,
 }
 
-/// What the shell has to do.
+/// What the shell is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Connect to the upstream, then report `progress` or `connect_failed`.
     Connect(ConnId, UpstreamId),
-    /// There is output, or input is wanted again, without an input on this connection.
+    /// The connection has output, or wants input again, without an input of its own.
     Wake(ConnId),
     /// Everything is sent: close_notify, flush, shut down writing; reading goes on.
     ShutdownWrite(ConnId),
-    /// The last word on this connection.
+    /// Close the connection, and forget its id.
     Close(ConnId),
 }
 
@@ -127,7 +129,7 @@ pub struct Record {
     pub elapsed_ms: u64,
 }
 
-/// How many of everything there are; all but the last two are 0 or small when all is quiet.
+/// How many there are of everything. When no client is connected all but the last two are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Counts {
@@ -137,14 +139,14 @@ pub struct Counts {
     pub waiters: usize,
     pub timers: usize,
     pub entries: usize,
-    /// Inputs for connections that had gone.
+    /// Inputs for connections that were closed, since the start.
     pub stale_inputs: u64,
 }
 
 #[derive(Debug)]
 struct Connection {
     peer: Peer,
-    /// When the wheel looks at this connection next; its deadline may have moved on since.
+    /// When the wheel looks at this connection next; its deadline may have become later since.
     scheduled: Time,
 }
 
@@ -154,7 +156,7 @@ enum Peer {
     Upstream(Box<Fetch>),
 }
 
-/// What is remembered of a request for its [`Record`].
+/// What a [`Record`] needs of the request.
 #[derive(Debug)]
 struct Asked {
     at: Time,
@@ -165,19 +167,19 @@ struct Asked {
 #[derive(Clone, Copy, Debug)]
 enum Timer {
     Connection(ConnId),
-    /// The last fetch failed: the next is due.
+    /// The last fetch failed: the next one is due.
     Retry(EntryId),
-    /// The answer is about to expire: the next fetch is due then.
+    /// The answer is about to expire: the next fetch is due.
     Refresh(EntryId),
-    /// A fetch has been on its way for long, then.
+    /// The entry's fetch has lasted for `PATIENCE_MS`.
     Patience(EntryId),
     Sweep,
-    /// The last clients have to go then.
+    /// The last clients are closed.
     ShutdownDeadline,
 }
 
 impl Engine {
-    /// Nobody connected, nothing known.
+    /// No connection, and nothing known.
     pub fn new(settings: Settings) -> Self {
         Engine {
             cache: Cache::new(settings.cache),
@@ -202,16 +204,16 @@ impl Engine {
         }
     }
 
-    // ---- in: what happened
+    // ---- inputs
 
-    /// The daemon serves from now on: reads Patroni's own intervals, without which no leader's
-    /// answer is served old, and again every now and then.
+    /// Begins to serve: fetches Patroni's intervals, without which no leader's answer is served
+    /// stale.
     pub fn start(&mut self, now: Now) {
         self.phase = Phase::Serving;
         self.fetch_intervals(now);
     }
 
-    /// A client came. `None`: there is no room, and nobody to make it.
+    /// A client connected. `None`: at capacity, and no client is idle.
     pub fn accept(&mut self, now: Now, port: Port) -> Option<ConnId> {
         let Port::Checks = port;
         if self.is_shutting_down() {
@@ -228,7 +230,7 @@ impl Engine {
         Some(id)
     }
 
-    /// Descriptors ran out: one client less, if one can be spared. Was there one?
+    /// Descriptors ran out: closes the longest idle client. Returns whether there was one.
     pub fn make_room(&mut self, now: Now) -> bool {
         let idlest = self.longest_idle(now.time);
         idlest.map(|id| self.close(id)).is_some()
@@ -255,7 +257,7 @@ impl Engine {
         }
     }
 
-    /// Bytes came, in any split.
+    /// Bytes arrived, in any split.
     pub fn receive(&mut self, now: Now, id: ConnId, bytes: &[u8]) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
             Some(Peer::Client(frontend, _)) => {
@@ -282,7 +284,7 @@ impl Engine {
         }
     }
 
-    /// The peer has ended properly: FIN, or close_notify.
+    /// The peer has ended in an orderly way: FIN, or close_notify.
     pub fn eof(&mut self, now: Now, id: ConnId) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
             Some(Peer::Client(frontend, _)) => {
@@ -297,10 +299,10 @@ impl Engine {
         }
     }
 
-    /// The connection is no more: RST, an I/O or TLS error. `why` is of interest for a fetch.
+    /// The connection broke: RST, an I/O or TLS error. `why` matters for a fetch only.
     pub fn broken(&mut self, now: Now, id: ConnId, why: Failure) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
-            Some(Peer::Client(..)) => self.close(id), // RST is how HAProxy says thank you
+            Some(Peer::Client(..)) => self.close(id), // HAProxy ends health checks with RST; not an error
             Some(Peer::Upstream(fetch)) => {
                 let outcome = fetch.fail(why);
                 self.fetch_step(now, id, outcome);
@@ -309,7 +311,7 @@ impl Engine {
         }
     }
 
-    /// Time has passed. Does nothing when nothing is due.
+    /// Time has passed. Handles all timers that are due.
     pub fn tick(&mut self, now: Now) {
         self.observe_clock(now);
         while let Some(timer) = self.wheel.pop(now.time) {
@@ -329,8 +331,8 @@ impl Engine {
         }
     }
 
-    /// Other settings from now on. What is under way ends under the former ones, unless Patroni is
-    /// another one: then nothing counts that the former said, or was asked.
+    /// Changes the settings. Fetches in flight end under the previous ones, unless Patroni has
+    /// another address now: then they are restarted, and everything that is known is forgotten.
     pub fn configure(&mut self, now: Now, settings: Settings) {
         self.cache.configure(settings.cache);
         let previous = std::mem::replace(&mut self.settings, settings);
@@ -342,28 +344,35 @@ impl Engine {
         self.dispatch(now);
     }
 
-    /// Load balancers are to look elsewhere: the leader and replica routes are answered with 503,
-    /// until this is taken back.
+    /// Drains the node, or ends that: while it is drained the leader and replica routes answer 503.
     pub fn drain(&mut self, draining: bool) {
         self.draining = draining;
     }
 
-    /// The end: no more clients; who is idle goes now, the others with their answers, and what
-    /// is left [`SHUTDOWN_MS_MAX`] from now goes then.
+    /// Begins shutdown: accepts no more clients, closes idle ones now, the rest after their
+    /// response, and all of them after [`SHUTDOWN_MS_MAX`].
     pub fn begin_shutdown(&mut self, now: Now) {
         self.phase = Phase::ShuttingDown;
         self.close_clients(|frontend| frontend.is_idle());
         self.wheel.schedule(now.time.plus_ms(SHUTDOWN_MS_MAX), Timer::ShutdownDeadline);
     }
 
-    // ---- out: what to do
+    // ---- outputs
 
-    /// The next thing to do; ask until there is none.
+    /// The next action; to be polled until there is none. In debug builds the invariants are
+    /// checked then, unless there are so many connections that it would take too long.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if cfg!(debug_assertions)
+            && action.is_none()
+            && self.connections.len() <= CONNECTIONS_CHECKED_MAX
+        {
+            self.check_invariants();
+        }
+        action
     }
 
-    /// The next request that was answered, if [`Settings::records`] are wanted.
+    /// The next request that was answered, if [`Settings::records`] is set.
     pub fn poll_record(&mut self) -> Option<Record> {
         self.records.pop_front()
     }
@@ -377,7 +386,7 @@ impl Engine {
         }
     }
 
-    /// Is more input of use on this connection?
+    /// Whether more input is of use on this connection.
     pub fn wants_read(&self, id: ConnId) -> bool {
         match self.connections.get(id).map(|connection| &connection.peer) {
             Some(Peer::Client(frontend, _)) => frontend.wants_read(),
@@ -386,8 +395,8 @@ impl Engine {
         }
     }
 
-    /// When to call [`Engine::tick`] next, if nothing happens before. Asked once, at the end of
-    /// a turn.
+    /// When to call [`Engine::tick`] next, if no input comes earlier. To be called once, at the
+    /// end of a turn.
     pub fn next_deadline(&mut self) -> Option<Time> {
         while let Some(id) = self.unscheduled.pop() {
             let Some(connection) = self.connections.get_mut(id) else { continue };
@@ -400,12 +409,12 @@ impl Engine {
         self.wheel.next()
     }
 
-    /// After [`Engine::begin_shutdown`]: has the last client gone?
+    /// Whether shutdown has begun and the last client is closed.
     pub fn is_shut_down(&self) -> bool {
         self.is_shutting_down() && self.clients == 0
     }
 
-    /// How much there is of everything.
+    /// How many there are of everything.
     pub fn counts(&self) -> Counts {
         Counts {
             clients: self.clients,
@@ -418,9 +427,35 @@ impl Engine {
         }
     }
 
-    /// Connections and timers: what the memory that is used depends on most.
+    /// The number of connections and timers, on which the memory in use depends most.
     pub fn held(&self) -> usize {
         self.clients + self.fetches.in_flight() + self.wheel.len()
+    }
+
+    /// Panics if counts and states do not agree. Linear in the number of connections.
+    pub fn check_invariants(&self) {
+        let mut clients = 0;
+        let mut waiting = 0;
+        let mut upstream = Vec::new();
+        let mut entries = Vec::new();
+        for (id, connection) in self.connections.iter() {
+            match &connection.peer {
+                Peer::Client(frontend, _) => {
+                    clients += 1;
+                    waiting += usize::from(frontend.waiting().is_some());
+                }
+                Peer::Upstream(fetch) => {
+                    upstream.push((id, fetch.is_queued()));
+                    if let Purpose::Entry(entry) = fetch.purpose() {
+                        entries.push(entry);
+                    }
+                }
+            }
+        }
+        assert_eq!(clients, self.clients, "clients");
+        assert_eq!(waiting, self.cache.waiters(), "every waiting client is a waiter, and no other");
+        self.fetches.check_invariants(&upstream);
+        self.cache.check_invariants(&entries);
     }
 
     fn is_shutting_down(&self) -> bool {
@@ -432,7 +467,7 @@ impl Engine {
     fn look_at_deadline(&mut self, now: Now, id: ConnId) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.scheduled > now.time {
-            return; // a deadline came nearer since: the wheel has this connection twice
+            return; // the deadline came nearer since: the wheel has this connection twice
         }
         connection.scheduled = Time::NEVER;
         if connection.deadline() > now.time {
@@ -454,7 +489,7 @@ impl Engine {
         }
     }
 
-    /// A deadline that came nearer is noted; one that moved away costs nothing.
+    /// Schedules a deadline that came nearer. One that became later costs nothing.
     fn reschedule(&mut self, id: ConnId) {
         let Some(connection) = self.connections.get(id) else { return };
         if connection.deadline() < connection.scheduled {
@@ -496,5 +531,7 @@ impl Connection {
     }
 }
 
-/// After [`Engine::begin_shutdown`], what is in flight has so long.
+/// How long requests in flight may take after [`Engine::begin_shutdown`].
 pub const SHUTDOWN_MS_MAX: u64 = 5_000;
+/// With more connections the invariants are not checked after each input.
+const CONNECTIONS_CHECKED_MAX: usize = 64;
