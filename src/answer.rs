@@ -94,7 +94,7 @@ impl Rendered {
             self.second = second;
             self.forms.clear();
         }
-        if let Some((_, bytes)) = self.forms.iter().find(|(former, _)| *former == form) {
+        if let Some((_, bytes)) = self.forms.iter().find(|(known, _)| *known == form) {
             return Rc::clone(bytes);
         }
         let bytes = self.render(form);

@@ -582,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn one_fetch_whoever_asks_and_everybody_is_told() {
+    fn clients_share_one_fetch_and_all_of_them_are_returned() {
         let mut cache = Cache::new(SETTINGS);
         let id = find(&mut cache, "/primary").expect("a place");
         assert_eq!(cache.lookup(now(0), id), Lookup::Absent);
@@ -597,7 +597,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_served_while_it_is_retried_and_forgotten_when_nobody_asks() {
+    fn a_failure_is_served_while_clients_ask_and_then_forgotten() {
         let mut cache = Cache::new(SETTINGS);
         let id = find(&mut cache, "/primary").expect("a place");
         assert_eq!(cache.lookup(now(0), id), Lookup::Absent);

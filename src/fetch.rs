@@ -1,4 +1,4 @@
-//! One fetch: request bytes go out, an answer or a failure comes back. Does not know who waits.
+//! One fetch: request bytes go out, an answer or a failure comes back. Knows no waiters.
 //!
 //! ```text
 //!  Queued ── Connecting ── Handshaking ── Sending ── Head ── Body ── Done

@@ -2,7 +2,7 @@
 //!
 //! The order is the safety argument. The clock first: after a jump of the wall clock the answer's
 //! times mean something else. Then the node's verdict, from everything known before. Then distrust,
-//! before the answer is stored: it ends what was requested earlier. Then the waiters, who get the
+//! before the answer is stored: it ends what was requested earlier. Then the waiters get the
 //! answer itself; waiters of restarted fetches go on waiting. Last what is fetched next, so that
 //! it is decided by what is known now.
 

@@ -302,7 +302,7 @@ impl Engine {
     /// The connection broke: RST, an I/O or TLS error. `why` matters for a fetch only.
     pub fn broken(&mut self, now: Now, id: ConnId, why: Failure) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
-            Some(Peer::Client(..)) => self.close(id), // HAProxy ends health checks with RST; not an error
+            Some(Peer::Client(..)) => self.close(id), // HAProxy ends checks with RST
             Some(Peer::Upstream(fetch)) => {
                 let outcome = fetch.fail(why);
                 self.fetch_step(now, id, outcome);
@@ -360,7 +360,7 @@ impl Engine {
     // ---- outputs
 
     /// The next action; to be polled until there is none. In debug builds the invariants are
-    /// checked then, unless there are so many connections that it would take too long.
+    /// checked then, unless there are more than [`CONNECTIONS_CHECKED_MAX`] connections.
     pub fn poll_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         if cfg!(debug_assertions)

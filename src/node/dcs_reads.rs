@@ -11,7 +11,7 @@ pub struct DcsReads {
     /// The `dcs_last_seen` of the last answer.
     last_seen: Option<u64>,
     /// Until an answer that was asked for at or after this time: a `dcs_last_seen` that is first
-    /// seen to move may be our doing, whatever second it names. Patroni's clock may not be ours.
+    /// seen to move may be our doing. Its second does not tell: Patroni's clock may not be ours.
     unseen_since: Option<Time>,
 }
 

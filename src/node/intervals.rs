@@ -56,7 +56,7 @@ impl Intervals {
     /// that are too small, but `/config` has them as they were written. `ttl` is not raised here,
     /// which errs to the safe side.
     ///
-    /// ZooKeeper ends a session after its `maxSessionTimeout` whatever `/config` says, and the DCS
+    /// ZooKeeper ends a session after its `maxSessionTimeout`, not after `ttl`, and the DCS
     /// is not known here: a longer `ttl` counts as that.
     pub fn bounds(self) -> LeaseBounds {
         let ttl = self.ttl.min(TTL_SECONDS_MAX);

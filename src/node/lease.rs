@@ -16,7 +16,7 @@ pub struct Until {
     pub(super) unix_ms: u64,
 }
 
-/// Until when an answer may be served from memory, whatever else allows it.
+/// Until when an answer may be served from memory, if everything else allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// Within the cache's ttl, up to an age of [`ALWAYS_FRESH_MS`].

@@ -125,7 +125,7 @@ fn a_leader_is_believed_until_its_lease_is_not_sure() {
     // Patroni raises smaller values to 1 and 3
     run(&mut seen(20, 2, 0), cycle);
     run(&mut seen(20, 0, 4), "10000.5 | 9999 | | 10010");
-    // ZooKeeper ends a session after 40 s, whatever ttl is configured
+    // ZooKeeper ends a session after 40 s, however long ttl is
     run(&mut seen(60, 10, 10), "10000.5 | 9999 | | 10019");
 }
 
@@ -178,7 +178,7 @@ fn a_fresh_200_older_than_a_second_ends_with_the_sure_lease() {
 }
 
 #[test]
-fn a_200_whose_bound_passed_before_the_question_rests_on_its_word() {
+fn a_200_asked_for_after_its_bound_rests_on_its_word() {
     let word = |node: &mut Node, asked: f64, fields: &str| {
         let (asked, now) = (now_at(asked), now_at(10_050.5));
         let answer = answer(asked.time, 200, &body(10_000, fields));
@@ -249,7 +249,7 @@ fn a_move_that_may_be_our_own_doing_is_no_renewal() {
 
 #[test]
 fn a_move_first_seen_after_our_read_is_ours_whatever_its_second() {
-    // Patroni's clock is 5 s behind, which its seconds do not show
+    // Patroni's clock is 5 s slow, which its seconds do not show
     run(
         &mut unseen(30, 10, 10),
         "9990.0  | 9983 |          | -
@@ -291,7 +291,7 @@ fn a_loop_that_hung_has_to_move_on_twice() {
 }
 
 #[test]
-fn intervals_hold_for_30_s_and_both_count_while_leases_of_the_previous_last() {
+fn previous_intervals_count_while_a_lease_under_them_may_last() {
     let until = |node: &mut Node, now: f64, seen: u64| {
         let Validity { fresh_until, stale_until, .. } =
             validity(learn(node, now_at(now), "/primary", 200, &body(seen, "")));
@@ -331,7 +331,7 @@ fn many_reads_are_remembered_as_fewer_longer_ones() {
 }
 
 #[test]
-fn after_a_jump_nothing_is_believed_until_patroni_has_moved_on_twice() {
+fn after_a_jump_patroni_has_to_move_on_twice() {
     let jumped = |seconds: f64, by_ms: i64| {
         let now = now_at(seconds);
         Now { unix_ms: now.unix_ms.saturating_add_signed(by_ms), ..now }
