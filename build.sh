@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the release and packs it: dist/patroniglue-VERSION-SYSTEM-MACHINE.tar.gz with binary,
-# configuration example, licences and README. It needs the C library, and libgcc_s that comes with
+# configuration example, licences and documents. It needs the C library, and libgcc_s that comes with
 # it; STATIC=1 links both in.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -19,7 +19,7 @@ else
   binary=$built/release/patroniglue
 fi
 mkdir -p "dist/$name"
-cp "$binary" config.yml.example LICENSE extra/licences.txt README.md CHANGELOG.md "dist/$name/"
+cp -r "$binary" config.yml.example LICENSE extra/licences.txt README.md CHANGELOG.md docs "dist/$name/"
 mkdir "dist/$name/extra"
 cp extra/haproxy.cfg extra/patroniglue.service "dist/$name/extra/"
 tar -C dist -czf "dist/$name.tar.gz" "$name"
