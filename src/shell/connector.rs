@@ -1,202 +1,624 @@
-//! Makes connections to Patroni: each of its addresses in turn, resolving again when none works.
+//! Connects to an upstream: its addresses are tried in turn, the next one while the previous one
+//! has not answered yet (RFC 8305, "Happy Eyeballs", section 5). The first that connects is used.
+//!
+//! The address that connected last is tried first. If it refuses, the upstream is gone, not
+//! silent: whether a stale answer may be served must not depend on what other addresses do.
 
-use mio::net::TcpStream;
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
 
-use super::resolver::Resolver;
-use super::sockets;
-use super::stream::connect_failure;
+use log::debug;
+use mio::Token;
+
+use super::resolver::{ADDRESSES_MAX, Resolver};
+use super::sockets::connect_failure;
+use super::stream_table::token_of;
+use crate::cache::PATIENCE_MS;
 use crate::failure::Failure;
 use crate::slots::ConnId;
+use crate::time::Time;
 
-/// Knows where Patroni is, and what was tried for whom.
-pub struct Connector {
+/// Makes the connections of one upstream's fetches.
+pub struct Connector<D: Dial> {
+    dialer: D,
     resolver: Resolver,
-    /// The address to begin with, by its place: the one that worked last, or comes after one that
-    /// did not.
-    first: usize,
-    attempts: Vec<Attempt>,
+    delays: Delays,
+    /// The address that connected last. It counts only while the name has it.
+    preferred: Option<SocketAddr>,
+    attempts: Vec<Attempt<D::Socket>>,
+    ids: AddressIds,
 }
 
-/// How far a connection has come.
-pub enum Attempted {
-    /// It is being connected.
-    Connecting(TcpStream),
-    /// Patroni's name is being resolved; [`Connector::use_addresses`] names the connection then.
-    Resolving,
-    /// Every address was tried.
-    Failed(Failure),
+/// Obtains sockets; a test has its own.
+pub trait Dial {
+    /// A socket whose connection is being made.
+    type Socket;
+
+    /// Begins to connect. The poll reports the socket's events with the token of `id`.
+    fn dial(&mut self, address: SocketAddr, id: ConnId) -> io::Result<Self::Socket>;
+
+    /// The outcome of the connect, if there is one.
+    fn outcome(&self, socket: &Self::Socket) -> Option<Result<(), Failure>>;
 }
 
-/// A connection that is not connected yet. There are as many as fetches at once.
-struct Attempt {
+/// A connection that was made.
+pub struct Connected<S> {
+    /// The socket, registered with the poll.
+    pub socket: S,
+    /// The address it leads to.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the engine does not take it yet"))]
+    pub address: AddressId,
+}
+
+/// How an attempt has ended.
+pub type Outcome<S> = Result<Connected<S>, Failure>;
+
+/// The identity of an address: the same for the same address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressId(pub u32);
+
+/// The last [`ADDRESS_IDS_MAX`] addresses that connected, the latest first. An address that has
+/// left the list and comes back counts as another one.
+#[derive(Default)]
+struct AddressIds {
+    known: VecDeque<(SocketAddr, AddressId)>,
+    next: u32,
+}
+
+/// The connection of one fetch. There are at most `backend.connections`.
+struct Attempt<S> {
     id: ConnId,
-    /// The place of the address it began with. Each goes round by itself, whatever the others find.
-    first: usize,
-    tried_count: usize,
+    /// `None`: the name is being resolved.
+    race: Option<Race<S>>,
 }
 
-impl Connector {
-    /// Nothing tried yet.
-    pub fn new(resolver: Resolver) -> Self {
-        Connector { resolver, first: 0, attempts: Vec::new() }
+/// The addresses of one attempt, and the sockets that are connecting to them.
+struct Race<S> {
+    /// As in the connector when the race began; the first address then.
+    preferred: Option<SocketAddr>,
+    untried: VecDeque<SocketAddr>,
+    sockets: Vec<(SocketAddr, S)>,
+    has_event: bool,
+    /// When the next address is tried, even if no other has failed.
+    next_at: Time,
+    /// When `preferred` refused.
+    refused_at: Option<Time>,
+    /// Of the last address that failed.
+    failure: Failure,
+}
+
+/// How long the race waits; less than usual if `backend.timeout` is short.
+#[derive(Clone, Copy)]
+struct Delays {
+    /// For an address before the next one is tried as well.
+    next_ms: u64,
+    /// For the other addresses after the preferred one has refused.
+    refused_ms: u64,
+}
+
+impl<D: Dial> Connector<D> {
+    /// A connector without attempts.
+    pub fn new(resolver: Resolver, dialer: D, timeout_ms: u64) -> Self {
+        Connector {
+            dialer,
+            resolver,
+            delays: Delays::within(timeout_ms),
+            preferred: None,
+            attempts: Vec::new(),
+            ids: AddressIds::default(),
+        }
     }
 
-    /// Patroni is there from now on.
-    pub fn set_host(&mut self, host: &str, port: u16) {
+    /// Sets the host, the port and the timeout of a whole fetch, for attempts to come.
+    pub fn configure(&mut self, host: &str, port: u16, timeout_ms: u64) {
         self.resolver.set_host(host, port);
+        self.delays = Delays::within(timeout_ms);
     }
 
-    /// Begins a connection.
-    pub fn connect(&mut self, id: ConnId) -> Attempted {
-        self.attempts.push(Attempt { id, first: self.first, tried_count: 0 });
-        self.next(id, Failure::Unresolved)
+    /// Begins a connection; [`Connector::advance`] returns its outcome.
+    pub fn connect(&mut self, now: Time, id: ConnId) {
+        self.resolver.refresh(now);
+        self.attempts.push(Attempt { id, race: None });
     }
 
-    /// An address did not work, for this reason: goes on with the next.
-    pub fn try_next(&mut self, id: ConnId, why: Failure) -> Attempted {
-        self.skip_address(id);
-        self.next(id, why)
+    /// Records an event of a socket; [`Connector::advance`] handles it.
+    pub fn mark(&mut self, token: Token) {
+        for attempt in &mut self.attempts {
+            if let Some(race) = attempt.race.as_mut().filter(|_| token_of(attempt.id) == token) {
+                race.has_event = true;
+            }
+        }
     }
 
-    /// The connection stands.
-    pub fn connected(&mut self, id: ConnId) {
-        self.first = self.place(id).unwrap_or(self.first);
-        self.forget(id);
+    /// Takes over the addresses that the resolver has found.
+    pub fn take_addresses(&mut self, now: Time) {
+        self.resolver.take_answers(now);
     }
 
-    /// The connection is not wanted any more, and whatever address it was tried with last has
-    /// not answered.
+    /// Continues all attempts. Returns one that has ended; to be called until there is none.
+    pub fn advance(&mut self, now: Time) -> Option<(ConnId, Outcome<D::Socket>)> {
+        for place in 0..self.attempts.len() {
+            if let Some(outcome) = self.step(now, place) {
+                let id = self.attempts.remove(place).id;
+                return Some((id, outcome));
+            }
+        }
+        None
+    }
+
+    /// Drops an attempt that the fetch's deadline has ended. A connection that was returned is not
+    /// affected.
     pub fn give_up(&mut self, id: ConnId) {
-        self.skip_address(id);
-        self.forget(id);
-    }
-
-    /// Who comes next begins behind the address that this one has tried last, unless somebody has
-    /// found a better one meanwhile.
-    fn skip_address(&mut self, id: ConnId) {
-        if let Some(place) = self.place(id) {
-            let count = self.resolver.addresses().len();
-            // there may be fewer than there were
-            if self.first % count == place {
-                self.first = (place + 1) % count;
-            }
+        let Some(place) = self.attempts.iter().position(|attempt| attempt.id == id) else { return };
+        if self.attempts.remove(place).race.is_some() {
             self.resolver.resolve();
         }
     }
 
-    /// The place of the address that was tried last.
-    fn place(&self, id: ConnId) -> Option<usize> {
-        let attempt = self.attempts.iter().find(|attempt| attempt.id == id)?;
-        let tried_before = attempt.tried_count.checked_sub(1)?;
-        (attempt.first + tried_before).checked_rem(self.resolver.addresses().len())
+    /// When to call [`Connector::advance`] next, if no event comes before.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let races = self.attempts.iter().filter_map(|attempt| attempt.race.as_ref());
+        races.filter_map(|race| race.deadline(self.delays)).min()
     }
 
-    fn forget(&mut self, id: ConnId) {
-        self.attempts.retain(|attempt| attempt.id != id);
-    }
-
-    /// The resolver has come back: who waited for it, to be [resumed](Connector::resume).
-    pub fn use_addresses(&mut self) -> Vec<ConnId> {
-        self.resolver.take_answers();
-        let waiting = self.attempts.iter().filter(|attempt| attempt.tried_count == 0);
-        waiting.map(|attempt| attempt.id).collect()
-    }
-
-    /// Goes on with what the resolver found.
-    pub fn resume(&mut self, id: ConnId) -> Attempted {
-        if self.resolver.is_resolving() {
-            return Attempted::Resolving; // what came was of the former name
-        }
-        if self.resolver.addresses().is_empty() {
-            self.forget(id);
-            return Attempted::Failed(Failure::Unresolved);
-        }
-        self.next(id, Failure::Unresolved)
-    }
-
-    fn next(&mut self, id: ConnId, mut why: Failure) -> Attempted {
+    fn step(&mut self, now: Time, place: usize) -> Option<Outcome<D::Socket>> {
+        let Attempt { id, race } = &mut self.attempts[place];
         let addresses = self.resolver.addresses();
-        if addresses.is_empty() {
-            self.resolver.resolve();
-            return Attempted::Resolving;
+        if race.is_none() && addresses.is_empty() {
+            return (!self.resolver.is_resolving()).then_some(Err(Failure::Unresolved));
         }
-        let Some(attempt) = self.attempts.iter_mut().find(|attempt| attempt.id == id) else {
-            return Attempted::Failed(why);
-        };
-        while attempt.tried_count < addresses.len() {
-            let place = (attempt.first + attempt.tried_count) % addresses.len();
-            attempt.tried_count += 1;
-            match sockets::connect(addresses[place]) {
-                Ok(socket) => return Attempted::Connecting(socket),
-                Err(error) => why = connect_failure(&error),
+        let race = race.get_or_insert_with(|| Race::new(addresses, self.preferred));
+        match race.step(now, *id, &mut self.dialer, self.delays)? {
+            Ok((address, socket)) => {
+                let id = self.ids.of(address);
+                if self.preferred.replace(address) != Some(address) {
+                    debug!("patroni: connected to {address}");
+                }
+                Some(Ok(Connected { socket, address: id }))
+            }
+            Err(why) => {
+                self.resolver.resolve();
+                Some(Err(why))
             }
         }
-        self.forget(id);
-        self.resolver.resolve();
-        Attempted::Failed(why)
     }
 }
+
+impl<S> Race<S> {
+    fn new(addresses: &[SocketAddr], preferred: Option<SocketAddr>) -> Self {
+        let preferred = preferred.filter(|address| addresses.contains(address));
+        let others = addresses.iter().copied().filter(|address| Some(*address) != preferred);
+        Race {
+            preferred,
+            untried: preferred.into_iter().chain(others).collect(),
+            sockets: Vec::new(),
+            has_event: false,
+            next_at: Time::ZERO,
+            refused_at: None,
+            failure: Failure::Unreachable,
+        }
+    }
+
+    /// Looks at the sockets after an event and tries the addresses that are due.
+    fn step(
+        &mut self,
+        now: Time,
+        id: ConnId,
+        dialer: &mut impl Dial<Socket = S>,
+        delays: Delays,
+    ) -> Option<Result<(SocketAddr, S), Failure>> {
+        let tried_before = self.sockets.len();
+        if std::mem::take(&mut self.has_event)
+            && let Some(connected) = self.check_sockets(now, dialer)
+        {
+            return Some(Ok(connected));
+        }
+        let mut is_due = self.sockets.len() < tried_before || now >= self.next_at;
+        while is_due || self.sockets.is_empty() || self.refused_at.is_some() {
+            let Some(address) = self.untried.pop_front() else { break };
+            match dialer.dial(address, id) {
+                Ok(socket) => {
+                    self.sockets.push((address, socket));
+                    self.next_at = now.plus_ms(delays.next_ms);
+                    is_due = false;
+                }
+                Err(error) => self.fail(now, address, connect_failure(&error)),
+            }
+        }
+        let is_late = |at: Time| now.ms_since(at) >= delays.refused_ms;
+        if self.refused_at.is_some_and(is_late) || self.sockets.is_empty() {
+            return Some(Err(self.failure));
+        }
+        None
+    }
+
+    fn check_sockets(
+        &mut self,
+        now: Time,
+        dialer: &impl Dial<Socket = S>,
+    ) -> Option<(SocketAddr, S)> {
+        let mut place = 0;
+        while place < self.sockets.len() {
+            match dialer.outcome(&self.sockets[place].1) {
+                None => place += 1,
+                Some(Ok(())) => return Some(self.sockets.remove(place)),
+                Some(Err(why)) => {
+                    let (address, _) = self.sockets.remove(place);
+                    self.fail(now, address, why);
+                }
+            }
+        }
+        None
+    }
+
+    /// One address failed. A refusal by the preferred one is the outcome unless another connects.
+    fn fail(&mut self, now: Time, address: SocketAddr, why: Failure) {
+        if Some(address) == self.preferred && why == Failure::Refused {
+            self.refused_at = Some(now);
+        }
+        self.failure = if self.refused_at.is_some() { Failure::Refused } else { why };
+    }
+
+    fn deadline(&self, delays: Delays) -> Option<Time> {
+        match self.refused_at {
+            Some(at) => Some(at.plus_ms(delays.refused_ms)),
+            None => (!self.untried.is_empty()).then_some(self.next_at),
+        }
+    }
+}
+
+impl Delays {
+    /// All addresses are tried, and a refusal is reported, before a fetch ends by `timeout_ms`.
+    fn within(timeout_ms: u64) -> Self {
+        Delays {
+            next_ms: NEXT_ADDRESS_MS.min(timeout_ms / ADDRESSES_MAX as u64),
+            refused_ms: REFUSED_MS.min(timeout_ms / 2),
+        }
+    }
+}
+
+impl AddressIds {
+    fn of(&mut self, address: SocketAddr) -> AddressId {
+        let place = self.known.iter().position(|(known, _)| *known == address);
+        let id = place.and_then(|place| self.known.remove(place)).map(|(_, id)| id);
+        let id = id.unwrap_or_else(|| {
+            self.next = self.next.wrapping_add(1);
+            AddressId(self.next)
+        });
+        self.known.truncate(ADDRESS_IDS_MAX - 1);
+        self.known.push_front((address, id));
+        id
+    }
+}
+
+/// RFC 8305, section 5: the recommended Connection Attempt Delay.
+const NEXT_ADDRESS_MS: u64 = 250;
+/// A node's other addresses are on the same network: a SYN is answered in far less than this.
+const REFUSED_MS: u64 = 200;
+/// A name that changes its addresses for ever must not fill memory.
+const ADDRESS_IDS_MAX: usize = 64;
+
+const _: () = assert!(REFUSED_MS < PATIENCE_MS, "else a stale answer is served as if silent");
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mio::net::TcpListener;
+    use crate::shell::resolver::REFRESH_MS;
+    use std::cell::RefCell;
+    use std::rc::Rc;
 
-    /// Where nobody listens, and where somebody does.
-    fn connector(listener: &TcpListener) -> Connector {
-        let gone = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
-        let addresses = [&gone, listener].map(|socket| socket.local_addr().expect("its address"));
-        let poll = mio::Poll::new().expect("a poll");
-        let waker = mio::Waker::new(poll.registry(), mio::Token(0)).expect("a waker");
-        Connector::new(Resolver::knowing(addresses.to_vec(), waker.into()))
+    /// What an address does with a SYN.
+    #[derive(Clone, Copy, Debug)]
+    enum Peer {
+        ConnectsAfter(u64),
+        RefusesAfter(u64),
+        /// No route: an error at once.
+        Unreachable,
+        /// Never answers.
+        Swallows,
+    }
+    use Peer::*;
+
+    /// A network in virtual time: the last byte of an address says which peer it is.
+    #[derive(Default)]
+    struct Network {
+        now: u64,
+        peers: Vec<Peer>,
+        dialed: Vec<(u64, u8)>,
     }
 
-    fn connects(progress: Attempted) -> bool {
-        match progress {
-            Attempted::Connecting(socket) => socket.peer_addr().is_ok(),
-            Attempted::Failed(why) => panic!("{why:?}"),
-            Attempted::Resolving => panic!("the addresses are known"),
+    #[derive(Clone, Default)]
+    struct Dialer(Rc<RefCell<Network>>);
+
+    impl Dial for Dialer {
+        /// When it answers, and what.
+        type Socket = Option<(u64, Result<(), Failure>)>;
+
+        fn dial(&mut self, address: SocketAddr, _: ConnId) -> io::Result<Self::Socket> {
+            let mut network = self.0.borrow_mut();
+            let (now, place) = (network.now, place(address));
+            network.dialed.push((now, place));
+            match network.peers[usize::from(place)] {
+                ConnectsAfter(ms) => Ok(Some((now + ms, Ok(())))),
+                RefusesAfter(ms) => Ok(Some((now + ms, Err(Failure::Refused)))),
+                Unreachable => Err(io::ErrorKind::NetworkUnreachable.into()),
+                Swallows => Ok(None),
+            }
+        }
+
+        fn outcome(&self, socket: &Self::Socket) -> Option<Result<(), Failure>> {
+            socket.filter(|(at, _)| *at <= self.0.borrow().now).map(|(_, outcome)| outcome)
+        }
+    }
+
+    fn place(address: SocketAddr) -> u8 {
+        address.port() as u8
+    }
+
+    fn addresses(places: &[u8]) -> Vec<SocketAddr> {
+        places.iter().map(|place| ([192, 0, 2, 1], u16::from(*place)).into()).collect()
+    }
+
+    /// A connector in a network, and the addresses that its name has.
+    struct Scene {
+        network: Rc<RefCell<Network>>,
+        name: Rc<RefCell<Vec<SocketAddr>>>,
+        lookups: Rc<RefCell<u32>>,
+        connector: Connector<Dialer>,
+        fetches: u32,
+    }
+
+    /// What a fetch came to, and after how many milliseconds.
+    type Came = (Result<u8, Failure>, u64);
+
+    impl Scene {
+        fn new(timeout_ms: u64, peers: &[Peer]) -> Scene {
+            let places: Vec<u8> = (0..peers.len() as u8).collect();
+            Scene::with_name(timeout_ms, peers, &places)
+        }
+
+        /// The name has the addresses of these peers; that is known already.
+        fn with_name(timeout_ms: u64, peers: &[Peer], places: &[u8]) -> Scene {
+            let dialer = Dialer::default();
+            dialer.0.borrow_mut().peers = peers.to_vec();
+            let name = Rc::new(RefCell::new(addresses(places)));
+            let (known, lookups) = (Rc::clone(&name), Rc::new(RefCell::new(0)));
+            let counted = Rc::clone(&lookups);
+            let resolver = Resolver::new(
+                "patroni",
+                8008,
+                Box::new(move |host, port, answers| {
+                    *counted.borrow_mut() += 1;
+                    answers.send((host, port, known.borrow().clone())).is_ok()
+                }),
+            );
+            let network = Rc::clone(&dialer.0);
+            let mut connector = Connector::new(resolver, dialer, timeout_ms);
+            connector.take_addresses(Time::ZERO);
+            Scene { network, name, lookups, connector, fetches: 0 }
+        }
+
+        fn set(&mut self, place: u8, peer: Peer) {
+            self.network.borrow_mut().peers[usize::from(place)] = peer;
+        }
+
+        fn wait(&mut self, ms: u64) {
+            self.network.borrow_mut().now += ms;
+            self.connector.take_addresses(Time::from_ms(self.network.borrow().now));
+        }
+
+        /// Connects and waits for the outcome, or gives up after `timeout_ms`.
+        fn fetch(&mut self, timeout_ms: u64) -> Came {
+            self.network.borrow_mut().dialed.clear();
+            self.fetches += 1;
+            let id = ConnId { slot: 0, generation: self.fetches };
+            let begun_at = self.network.borrow().now;
+            self.connector.connect(Time::from_ms(begun_at), id);
+            for elapsed in 0..timeout_ms {
+                let now = Time::from_ms(begun_at + elapsed);
+                self.network.borrow_mut().now = now.as_ms();
+                if elapsed > 0 {
+                    self.connector.take_addresses(now); // a lookup takes a moment
+                }
+                self.connector.mark(token_of(id));
+                if let Some((of, outcome)) = self.connector.advance(now) {
+                    assert_eq!(of, id);
+                    let connected = |connected: Connected<_>| {
+                        let known = &self.connector.ids.known;
+                        let found = known.iter().find(|(_, id)| *id == connected.address);
+                        place(found.expect("it is known").0)
+                    };
+                    return (outcome.map(connected), elapsed);
+                }
+            }
+            self.connector.give_up(id);
+            assert!(self.connector.attempts.is_empty());
+            (Err(Failure::TimedOut), timeout_ms)
+        }
+
+        /// When each address was tried, since the fetch began.
+        fn dialed(&self) -> Vec<(u64, u8)> {
+            let network = self.network.borrow();
+            let begun_at = network.dialed.first().map_or(0, |(at, _)| *at);
+            network.dialed.iter().map(|(at, place)| (at - begun_at, *place)).collect()
+        }
+    }
+
+    const TIMEOUT_MS: u64 = 3_000;
+
+    #[test]
+    #[rustfmt::skip]
+    fn addresses_are_tried_in_turn() {
+        let refused = Err(Failure::Refused);
+        for (peers, came, dialed) in [
+            // one address
+            (vec![ConnectsAfter(1)], (Ok(0), 1), vec![(0, 0)]),
+            (vec![ConnectsAfter(2_000)], (Ok(0), 2_000), vec![(0, 0)]),
+            (vec![RefusesAfter(1)], (refused, 1), vec![(0, 0)]),
+            (vec![Unreachable], (Err(Failure::Unreachable), 0), vec![(0, 0)]),
+            (vec![Swallows], (Err(Failure::TimedOut), 3_000), vec![(0, 0)]),
+            // the next one after 250 ms, or at once after a failure
+            (vec![Swallows, ConnectsAfter(1)], (Ok(1), 251), vec![(0, 0), (250, 1)]),
+            (vec![RefusesAfter(1), ConnectsAfter(1)], (Ok(1), 2), vec![(0, 0), (1, 1)]),
+            (vec![Unreachable, ConnectsAfter(1)], (Ok(1), 1), vec![(0, 0), (0, 1)]),
+            (vec![Swallows, RefusesAfter(1), ConnectsAfter(1)], (Ok(2), 252),
+                vec![(0, 0), (250, 1), (251, 2)]),
+            (vec![Swallows, Swallows, ConnectsAfter(1)], (Ok(2), 501),
+                vec![(0, 0), (250, 1), (500, 2)]),
+            // the first one goes on meanwhile
+            (vec![ConnectsAfter(300), Swallows], (Ok(0), 300), vec![(0, 0), (250, 1)]),
+            (vec![ConnectsAfter(300), RefusesAfter(1)], (Ok(0), 300), vec![(0, 0), (250, 1)]),
+            // no address connects
+            (vec![RefusesAfter(1), RefusesAfter(1)], (refused, 2), vec![(0, 0), (1, 1)]),
+            (vec![RefusesAfter(1), Swallows], (Err(Failure::TimedOut), 3_000),
+                vec![(0, 0), (1, 1)]),
+        ] {
+            let mut scene = Scene::new(TIMEOUT_MS, &peers);
+            assert_eq!((scene.fetch(TIMEOUT_MS), scene.dialed()), (came, dialed), "{peers:?}");
         }
     }
 
     #[test]
-    fn each_tries_every_address_whatever_others_find() {
-        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
-        let mut connector = connector(&listener);
-        let ids = [0, 1, 2].map(|slot| ConnId { slot, generation: 0 });
-        for id in &ids[..2] {
-            assert!(!connects(connector.connect(*id)));
-        }
-        for id in &ids[..2] {
-            assert!(connects(connector.try_next(*id, Failure::Refused)), "{id:?}");
-        }
-        ids[..2].iter().for_each(|id| connector.connected(*id));
-        assert!(connects(connector.connect(ids[2])), "the one that worked last comes first");
-        assert!(!connects(connector.try_next(ids[2], Failure::Reset)));
-        let progress = connector.try_next(ids[2], Failure::Refused);
-        assert!(matches!(progress, Attempted::Failed(Failure::Refused)), "there is no third");
-        assert!(connector.attempts.is_empty());
+    fn the_address_that_connected_last_is_tried_first() {
+        let mut scene = Scene::new(TIMEOUT_MS, &[Swallows, ConnectsAfter(1), ConnectsAfter(1)]);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(1), 251));
+        assert_eq!((scene.fetch(TIMEOUT_MS), scene.dialed()), ((Ok(1), 1), vec![(0, 1)]));
+        scene.set(1, Swallows);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(2), 501));
+        assert_eq!((scene.fetch(TIMEOUT_MS), scene.dialed()), ((Ok(2), 1), vec![(0, 2)]));
     }
 
     #[test]
-    fn who_gives_up_leaves_the_next_address_to_the_next() {
-        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
-        let mut connector = connector(&listener);
-        let ids = [0, 1].map(|slot| ConnId { slot, generation: 0 });
-        assert!(!connects(connector.connect(ids[0])));
-        connector.give_up(ids[0]);
-        connector.give_up(ids[0]);
-        assert!(connects(connector.connect(ids[1])));
+    fn a_short_timeout_suffices_for_all_addresses() {
+        let mut peers = [Swallows; ADDRESSES_MAX];
+        peers[ADDRESSES_MAX - 1] = ConnectsAfter(1);
+        let mut scene = Scene::new(100, &peers);
+        assert_eq!(scene.fetch(100).0, Ok(ADDRESSES_MAX as u8 - 1));
+        scene.set(ADDRESSES_MAX as u8 - 1, RefusesAfter(1));
+        assert_eq!(scene.fetch(100), (Err(Failure::Refused), 1 + 50));
     }
 
     #[test]
-    fn fewer_addresses_than_before_are_gone_through_as_well() {
-        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a listener");
-        let mut connector = connector(&listener);
-        let ids = [0, 1].map(|slot| ConnId { slot, generation: 0 });
-        connector.first = 2; // the last of three that there were
-        assert!(!connects(connector.connect(ids[0])));
-        connector.give_up(ids[0]);
-        assert!(connects(connector.connect(ids[1])));
+    #[rustfmt::skip]
+    fn refused_by_the_address_that_answered_last_is_refused() {
+        let refused = |ms| (Err(Failure::Refused), ms);
+        for (others, came) in [
+            (vec![], refused(1)),
+            (vec![Swallows], refused(1 + REFUSED_MS)),
+            (vec![Swallows, Swallows, Swallows], refused(1 + REFUSED_MS)),
+            (vec![Unreachable], refused(1)),
+            (vec![RefusesAfter(5)], refused(6)),
+            (vec![RefusesAfter(5), Unreachable], refused(6)),
+            // if another connects, it is used
+            (vec![ConnectsAfter(1)], (Ok(1), 2)),
+            (vec![Swallows, Swallows, ConnectsAfter(100)], (Ok(3), 101)),
+            (vec![Swallows, ConnectsAfter(REFUSED_MS + 1)], refused(1 + REFUSED_MS)),
+        ] {
+            let mut peers = vec![ConnectsAfter(1)];
+            peers.extend(&others);
+            let mut scene = Scene::new(TIMEOUT_MS, &peers);
+            assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));
+            scene.set(0, RefusesAfter(1));
+            assert_eq!(scene.fetch(TIMEOUT_MS), came, "{others:?}");
+            if came.0.is_err() {
+                assert_eq!(scene.fetch(TIMEOUT_MS), came, "again, {others:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_address_that_refuses_does_not_make_silence_refused() {
+        let mut scene = Scene::new(TIMEOUT_MS, &[ConnectsAfter(1), RefusesAfter(1)]);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));
+        scene.set(0, Swallows);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Err(Failure::TimedOut), TIMEOUT_MS));
+    }
+
+    #[test]
+    fn a_name_is_resolved_again_every_30_s_while_fetched() {
+        let mut scene = Scene::with_name(TIMEOUT_MS, &[ConnectsAfter(1); 3], &[0]);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));
+        *scene.name.borrow_mut() = addresses(&[1, 2]);
+        scene.wait(REFRESH_MS / 2);
+        assert_eq!((scene.fetch(TIMEOUT_MS).0, *scene.lookups.borrow()), (Ok(0), 1));
+        scene.wait(REFRESH_MS / 2);
+        // the answer is awaited by no fetch
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(0));
+        assert_eq!((scene.fetch(TIMEOUT_MS).0, *scene.lookups.borrow()), (Ok(1), 2));
+        // the previous address is among the addresses again, but not the preferred one
+        *scene.name.borrow_mut() = addresses(&[0, 1]);
+        scene.wait(REFRESH_MS);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(1));
+        assert_eq!((scene.fetch(TIMEOUT_MS).0, *scene.lookups.borrow()), (Ok(1), 3));
+    }
+
+    #[test]
+    fn a_name_is_resolved_again_after_a_failed_connect() {
+        for (peer, failure) in [(RefusesAfter(1), Failure::Refused), (Swallows, Failure::TimedOut)]
+        {
+            let mut scene = Scene::with_name(TIMEOUT_MS, &[peer, ConnectsAfter(1)], &[0]);
+            *scene.name.borrow_mut() = addresses(&[1]);
+            assert_eq!(scene.fetch(TIMEOUT_MS).0, Err(failure));
+            scene.wait(1);
+            assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(1), 1));
+        }
+    }
+
+    #[test]
+    fn a_name_without_addresses_fails_or_keeps_those_it_had() {
+        let mut scene = Scene::with_name(TIMEOUT_MS, &[ConnectsAfter(1); 2], &[0]);
+        scene.name.borrow_mut().clear();
+        scene.connector.configure("other", 8008, TIMEOUT_MS);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Err(Failure::Unresolved), 1));
+        *scene.name.borrow_mut() = addresses(&[0]);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(0));
+        scene.name.borrow_mut().clear();
+        scene.wait(REFRESH_MS);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));
+        // the answer to a previous name is not used
+        scene.connector.configure("third", 8008, TIMEOUT_MS);
+        *scene.name.borrow_mut() = addresses(&[1]);
+        scene.connector.configure("fourth", 8008, TIMEOUT_MS);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(1));
+    }
+
+    #[test]
+    fn attempts_end_one_by_one_and_give_up_is_final() {
+        let mut scene = Scene::new(TIMEOUT_MS, &[ConnectsAfter(5)]);
+        let ids = [1, 2, 3].map(|slot| ConnId { slot, generation: 0 });
+        let mut now = Time::ZERO;
+        scene.connector.take_addresses(now);
+        for id in ids {
+            scene.connector.connect(now, id);
+        }
+        assert!(scene.connector.advance(now).is_none());
+        assert_eq!(scene.connector.next_deadline(), None, "there is no other address");
+        scene.connector.give_up(ids[1]);
+        scene.connector.give_up(ids[1]);
+        now = now.plus_ms(5);
+        scene.wait(5);
+        scene.connector.mark(token_of(ids[1]));
+        assert!(scene.connector.advance(now).is_none(), "no event has come");
+        for id in [ids[2], ids[0]] {
+            scene.connector.mark(token_of(id));
+            let ended = scene.connector.advance(now).map(|(id, outcome)| (id, outcome.is_ok()));
+            assert_eq!(ended, Some((id, true)));
+        }
+        assert!(scene.connector.advance(now).is_none());
+    }
+
+    #[test]
+    fn an_address_keeps_its_identity() {
+        let mut ids = AddressIds::default();
+        let all = addresses(&[0, 1, 2]);
+        let first = ids.of(all[0]);
+        assert_ne!(ids.of(all[1]), first);
+        for port in 1_000..1_000 + ADDRESS_IDS_MAX as u16 {
+            ids.of(([192, 0, 2, 1], port).into());
+            assert_eq!(ids.of(all[0]), first, "in use");
+            assert!(ids.known.len() <= ADDRESS_IDS_MAX);
+        }
     }
 }

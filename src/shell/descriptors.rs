@@ -29,14 +29,16 @@ fn raise_descriptor_limit() -> u64 {
     rlimit::increase_nofile_limit(DESCRIPTORS_USEFUL).unwrap_or(DESCRIPTORS_ASSUMED)
 }
 
-/// Whether the error means that the process' descriptors (EMFILE), the system's (ENFILE) or the
-/// kernel's memory are exhausted. Linux and the BSDs share these numbers, except for ENOBUFS.
+/// Whether the error means that the process' descriptors (EMFILE), the system's (ENFILE), the
+/// kernel's memory or its watches (ENOSPC, epoll_ctl(2)) are exhausted. Linux and the BSDs share
+/// these numbers, except for ENOBUFS.
 pub fn is_no_descriptor(error: &io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
     const ENOMEM: i32 = 12;
+    const ENOSPC: i32 = 28;
     const ENOBUFS: i32 = if cfg!(target_os = "linux") { 105 } else { 55 };
-    matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOMEM | ENOBUFS))
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOMEM | ENOSPC | ENOBUFS))
 }
 
 /// stdin, stdout, stderr, the poll, its waker, the listener, a pair for signals, one for a client

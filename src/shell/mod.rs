@@ -1,14 +1,15 @@
 //! The poll loop: one thread, one [`Poll`], one turn after another.
 //!
 //! ```text
-//!  ┌─> poll ── mark ── serve ── signals ── tick ── serve ── handshakes ── accept ──┐
-//!  └── sleeps until an event or the next deadline; not while a stream is queued ───┘
+//!  ┌─> poll ─ mark ─ connect ─ serve ─ signals ─ tick ─ serve ─ handshakes ─ accept ─┐
+//!  └─── sleeps until an event or the next deadline; not while a stream is queued ────┘
 //! ```
 //!
 //! | step | does |
 //! |---|---|
 //! | poll | waits for events, then reads both clocks: all of a turn has the same time |
 //! | mark | sets readiness bits and queues streams; handles nothing |
+//! | connect | continues the connections to upstreams that are being made |
 //! | serve | reads and writes queued streams until neither side has more to do |
 //! | signals | after the I/O of the same poll: requests received before a signal are answered |
 //! | tick | fires timers; streams that they, or signals, woke are served next |
@@ -23,7 +24,7 @@
 //!   nothing would report the rest again.
 //! * Nothing is handled while events are marked. Handling one may close another's connection and
 //!   give its slot to a new one; tokens carry a generation, so a late event finds nothing.
-//! * Writable does not mean connected: the socket is asked (see stream.rs).
+//! * Writable does not mean connected: the socket is asked (see sockets.rs).
 //!
 //! After each input to the engine its actions are performed, to the last one.
 
@@ -48,11 +49,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use log::info;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Poll, Token, Waker};
 
 use self::clock::Clock;
 use self::files::Loaded;
@@ -137,7 +137,7 @@ impl Daemon {
         let checks = Listener::new(Port::Checks, &config.frontend, &registry, token)?;
         let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
         let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;
-        let connectors = Connectors::new(&config, Arc::new(waker));
+        let connectors = Connectors::new(&config, registry, waker);
         Ok(Daemon {
             engine: Engine::new(settings),
             phase: Phase::Serving,
@@ -196,7 +196,7 @@ impl Daemon {
             self.mark(event);
         }
         let postponed = std::mem::take(&mut self.postponed);
-        self.use_addresses(now);
+        self.continue_connecting(now);
         self.serve_queue(now);
         self.handle_signals(now);
         self.engine.tick(now);
@@ -216,7 +216,8 @@ impl Daemon {
             return Some(Duration::ZERO);
         }
         let accepting = self.listeners.iter().filter_map(|listener| listener.ready_at(now.time));
-        let next = accepting.chain(deadline).min()?;
+        let connecting = self.connectors.next_deadline();
+        let next = accepting.chain(deadline).chain(connecting).min()?;
         Some(Duration::from_millis(next.ms_since(now.time)))
     }
 
@@ -230,11 +231,13 @@ impl Daemon {
                     listener.mark_readable();
                 }
             }
-            token => {
-                let Some((id, stream)) = self.streams.of_token(token) else { return };
-                stream.mark(event);
-                self.enqueue(id);
-            }
+            token => match self.streams.of_token(token) {
+                Some((id, stream)) => {
+                    stream.mark(event);
+                    self.enqueue(id);
+                }
+                None => self.connectors.mark(token),
+            },
         }
     }
 }
@@ -245,4 +248,3 @@ const LISTENERS_START: usize = SIGNALS.0 - LISTENERS_MAX;
 const LISTENERS_MAX: usize = 2;
 const SIGNALS: Token = Token(usize::MAX - 1);
 const RESOLVER: Token = Token(usize::MAX);
-const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);

@@ -1,4 +1,5 @@
-//! Resolves an upstream's name. Resolving blocks, so a thread does it.
+//! Resolves an upstream's name, at start and again while it is in use. Resolving blocks, so a
+//! thread does it.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -8,42 +9,42 @@ use std::thread;
 use log::debug;
 use mio::Waker;
 
+use crate::time::Time;
+
 /// A name and its addresses.
 pub struct Resolver {
     host: String,
     port: u16,
-    /// In the order of the answer.
+    /// In the order of the answer, at most [`ADDRESSES_MAX`].
     addresses: Vec<SocketAddr>,
-    /// Whether a thread is resolving.
-    resolving: bool,
-    waker: Arc<Waker>,
+    /// When the last answer arrived.
+    resolved_at: Time,
+    is_resolving: bool,
+    lookup: Lookup,
     answers: (Sender<Answer>, Receiver<Answer>),
 }
 
+/// Begins to look up a host and port, and sends one answer. Returns whether it has begun.
+pub type Lookup = Box<dyn Fn(String, u16, Sender<Answer>) -> bool>;
+
 /// Host, port, addresses; none if the name has none. Host and port tell whether a reload has
 /// changed them since.
-type Answer = (String, u16, Vec<SocketAddr>);
+pub type Answer = (String, u16, Vec<SocketAddr>);
 
 impl Resolver {
     /// Has the address at once if the host is one; otherwise begins to resolve.
-    pub fn new(host: &str, port: u16, waker: Arc<Waker>) -> Resolver {
+    pub fn new(host: &str, port: u16, lookup: Lookup) -> Resolver {
         let mut resolver = Resolver {
             host: String::new(),
             port: 0,
             addresses: Vec::new(),
-            resolving: false,
-            waker,
+            resolved_at: Time::ZERO,
+            is_resolving: false,
+            lookup,
             answers: channel(),
         };
         resolver.set_host(host, port);
         resolver
-    }
-
-    /// Has these addresses and never resolves.
-    #[cfg(test)]
-    pub fn knowing(addresses: Vec<SocketAddr>, waker: Arc<Waker>) -> Resolver {
-        let (host, port) = (String::from("127.0.0.1"), 1);
-        Resolver { host, port, addresses, resolving: false, waker, answers: channel() }
     }
 
     /// Sets host and port. A name is resolved again, also if it is the same.
@@ -60,27 +61,26 @@ impl Resolver {
 
     /// Begins to resolve, unless that is in progress or the host is an address.
     pub fn resolve(&mut self) {
-        if self.resolving || self.host.parse::<IpAddr>().is_ok() {
-            return;
+        if !self.is_resolving && self.host.parse::<IpAddr>().is_err() {
+            let answers = self.answers.0.clone();
+            self.is_resolving = (self.lookup)(self.host.clone(), self.port, answers);
         }
-        let (host, port) = (self.host.clone(), self.port);
-        let (sender, waker) = (self.answers.0.clone(), Arc::clone(&self.waker));
-        let work = move || {
-            let addresses = (host.as_str(), port).to_socket_addrs();
-            let addresses = addresses.map(Iterator::collect).unwrap_or_default();
-            // fails if the daemon has ended
-            let _ = sender.send((host, port, addresses));
-            let _ = waker.wake();
-        };
-        let thread = thread::Builder::new().name("resolver".into()).stack_size(STACK_BYTES);
-        self.resolving = thread.spawn(work).is_ok();
     }
 
-    /// Takes over what the thread has found. A name that cannot be resolved at the moment keeps
+    /// Begins to resolve if there are no addresses, or if they are [`REFRESH_MS`] old.
+    pub fn refresh(&mut self, now: Time) {
+        if self.addresses.is_empty() || now.ms_since(self.resolved_at) >= REFRESH_MS {
+            self.resolve();
+        }
+    }
+
+    /// Takes over what the lookup has found. A name that cannot be resolved at the moment keeps
     /// its addresses.
-    pub fn take_answers(&mut self) {
-        while let Ok((host, port, addresses)) = self.answers.1.try_recv() {
-            self.resolving = false;
+    pub fn take_answers(&mut self, now: Time) {
+        while let Ok((host, port, mut addresses)) = self.answers.1.try_recv() {
+            self.is_resolving = false;
+            self.resolved_at = now;
+            addresses.truncate(ADDRESSES_MAX);
             if (host.as_str(), port) != (self.host.as_str(), self.port) {
                 self.resolve();
             } else if !addresses.is_empty() && addresses != self.addresses {
@@ -92,7 +92,7 @@ impl Resolver {
 
     /// Whether resolving is in progress.
     pub fn is_resolving(&self) -> bool {
-        self.resolving
+        self.is_resolving
     }
 
     /// The addresses; empty before the first answer.
@@ -101,5 +101,25 @@ impl Resolver {
     }
 }
 
+/// A lookup by the system's resolver in a thread, which wakes the poll afterwards.
+pub fn lookup_in_thread(waker: Arc<Waker>) -> Lookup {
+    Box::new(move |host, port, answers| {
+        let waker = Arc::clone(&waker);
+        let work = move || {
+            let addresses = (host.as_str(), port).to_socket_addrs();
+            let addresses = addresses.map(Iterator::collect).unwrap_or_default();
+            // fails if the daemon has ended
+            let _ = answers.send((host, port, addresses));
+            let _ = waker.wake();
+        };
+        let thread = thread::Builder::new().name("resolver".into()).stack_size(STACK_BYTES);
+        thread.spawn(work).is_ok()
+    })
+}
+
+/// Addresses of a name that are tried; each may take a descriptor in each fetch.
+pub const ADDRESSES_MAX: usize = 8;
+/// How long an answer is used: a DNS record that moves is followed within this time.
+pub const REFRESH_MS: u64 = 30_000;
 /// Enough for glibc's resolver, which has its buffers on the stack.
 const STACK_BYTES: usize = 256 * 1024;

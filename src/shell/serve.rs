@@ -74,9 +74,6 @@ impl Daemon {
 
     /// Reads and writes one stream until neither side has more to do or its budget is spent.
     pub(super) fn serve(&mut self, now: Now, id: ConnId) {
-        if self.streams.get_mut(id).is_some_and(|stream| stream.is_connecting()) {
-            self.check_connect(now, id);
-        }
         let mut bytes = 0;
         for _ in 0..SERVE_ROUNDS_MAX {
             let has_read = self.read(now, id);
@@ -103,7 +100,7 @@ impl Daemon {
             self.perform_actions(now);
             return true;
         }
-        if !wanted || !stream.is_readable() || stream.is_connecting() {
+        if !wanted || !stream.is_readable() {
             return false;
         }
         let outcome = stream.read(&mut self.buffers);
@@ -126,7 +123,7 @@ impl Daemon {
         let stream = self.streams.get_mut(id)?;
         let output = self.engine.output(id);
         let wanted = !output.is_empty() || stream.has_outgoing();
-        if !wanted || !stream.is_writable() || stream.is_connecting() {
+        if !wanted || !stream.is_writable() {
             return None;
         }
         let outcome = stream.write(&output[..output.len().min(SERVE_BYTES_MAX)]);
@@ -215,10 +212,6 @@ impl Daemon {
         };
         stream.send_close_notify();
         stream.discard(&mut self.buffers);
-        if stream.is_connecting() {
-            // the address has not answered: the next fetch begins with the next one
-            self.connectors.give_up(id);
-        }
     }
 
     /// Accepts clients on every port. Over TLS each of them may begin a handshake;

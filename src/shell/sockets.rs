@@ -1,10 +1,17 @@
 //! Obtains sockets: the options of a listening one and of a connecting one.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry};
 use socket2::{Domain, Socket, Type};
+
+use super::connector::Dial;
+use super::descriptors::is_no_descriptor;
+use super::stream_table::token_of;
+use crate::failure::Failure;
+use crate::slots::ConnId;
 
 /// Listens on a host's address, or on every address. Blocks while a name is resolved, so only at
 /// start.
@@ -16,12 +23,28 @@ pub fn listen(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
     socket.map(|socket| TcpListener::from_std(socket.into()))
 }
 
-/// Begins to connect; the outcome shows once the socket is writable.
-pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect(address)?;
-    // a fetch is one small write and a read: Nagle's algorithm has nothing to gain
-    let _ = socket.set_nodelay(true);
-    Ok(socket)
+impl Dial for Registry {
+    type Socket = TcpStream;
+
+    fn dial(&mut self, address: SocketAddr, id: ConnId) -> io::Result<TcpStream> {
+        let mut socket = TcpStream::connect(address)?;
+        // a fetch is one small write and a read: Nagle's algorithm has nothing to gain
+        let _ = socket.set_nodelay(true);
+        self.register(&mut socket, token_of(id), BOTH)?;
+        Ok(socket)
+    }
+
+    /// Writable alone does not mean connected.
+    fn outcome(&self, socket: &TcpStream) -> Option<Result<(), Failure>> {
+        if let Ok(Some(error)) | Err(error) = socket.take_error() {
+            return Some(Err(connect_failure(&error)));
+        }
+        match socket.peer_addr() {
+            Ok(_) => Some(Ok(())),
+            Err(error) if error.kind() == ErrorKind::NotConnected => None,
+            Err(error) => Some(Err(connect_failure(&error))),
+        }
+    }
 }
 
 /// IPv6 including IPv4, or IPv4 alone where the kernel has no IPv6.
@@ -72,8 +95,121 @@ fn listen_on(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The failure that an error of `connect` stands for.
+pub fn connect_failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => Failure::Refused,
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => Failure::Reset,
+        ErrorKind::TimedOut => Failure::TimedOut,
+        _ if is_no_descriptor(error) => Failure::NoDescriptor,
+        _ => Failure::Unreachable,
+    }
+}
+
+/// The interest of every stream.
+pub const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 /// Connections waiting to be accepted; limited by `net.core.somaxconn` (4096 by default).
 const BACKLOG: i32 = 4096;
 /// What the kernel keeps for a client that does not read; it doubles the value for its bookkeeping
 /// (socket(7)). Without a limit it grows to megabytes.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::UpstreamId;
+    use crate::shell::connector::{Connector, Outcome};
+    use crate::shell::resolver::Resolver;
+    use crate::shell::stream::{Buffers, ReadOutcome, Stream};
+    use crate::time::Time;
+    use mio::{Events, Poll};
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+
+    const ID: ConnId = ConnId { slot: 7, generation: 1 };
+    const LONG: Option<Duration> = Some(Duration::from_secs(10));
+
+    /// A listener whose backlog is full, so that the kernel ignores more SYNs, and what fills it.
+    fn deaf_listener() -> (Socket, Vec<Socket>) {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        listener.bind(&any.into()).expect("a free port");
+        listener.listen(0).expect("it listens");
+        let address = listener.local_addr().expect("its address");
+        let connect = |_| {
+            let client = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            client.set_nonblocking(true).expect("an option");
+            let _ = client.connect(&address);
+            client
+        };
+        let clients = (0..4).map(connect).collect();
+        (listener, clients)
+    }
+
+    /// Runs one attempt in a poll loop.
+    fn connect(addresses: &[SocketAddr]) -> Outcome<TcpStream> {
+        let mut poll = Poll::new().expect("a poll");
+        let addresses = addresses.to_vec();
+        let lookup = Box::new(move |host, port, answers: std::sync::mpsc::Sender<_>| {
+            answers.send((host, port, addresses.clone())).is_ok()
+        });
+        let registry = poll.registry().try_clone().expect("a registry");
+        let resolver = Resolver::new("patroni", 8008, lookup);
+        let mut connector = Connector::new(resolver, registry, 3_000);
+        connector.take_addresses(Time::ZERO);
+        let (start, mut events) = (Instant::now(), Events::with_capacity(8));
+        let mut now = Time::ZERO;
+        connector.connect(now, ID);
+        loop {
+            if let Some((_, outcome)) = connector.advance(now) {
+                return outcome;
+            }
+            let timeout = connector.next_deadline();
+            let timeout = timeout.map(|at| Duration::from_millis(at.ms_since(now)));
+            poll.poll(&mut events, timeout.or(LONG)).expect("events");
+            assert!(timeout.is_some() || !events.is_empty(), "nothing happens");
+            events.iter().for_each(|event| connector.mark(event.token()));
+            now = Time::from_ms(start.elapsed().as_millis() as u64);
+        }
+    }
+
+    #[test]
+    fn an_address_that_swallows_syns_is_passed_over() {
+        let (deaf, _clients) = deaf_listener();
+        let deaf = deaf.local_addr().ok().and_then(|address| address.as_socket());
+        let deaf = deaf.expect("its address");
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let address = listener.local_addr().expect("its address");
+        let connected = connect(&[deaf, address]).unwrap_or_else(|why| panic!("{why:?}"));
+        assert_eq!(connected.socket.peer_addr().ok(), Some(address));
+        drop(listener);
+        let outcome = connect(&[address]).map(|_| ());
+        assert_eq!(outcome, Err(Failure::Refused));
+    }
+
+    #[test]
+    fn what_arrives_while_connecting_is_reported_again() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+        let address = listener.local_addr().expect("its address");
+        let (mut poll, mut events) = (Poll::new().expect("a poll"), Events::with_capacity(8));
+        let mut registry = poll.registry().try_clone().expect("a registry");
+        let socket = registry.dial(address, ID).expect("a socket");
+        let (mut peer, _) = listener.accept().expect("a connection");
+        peer.write_all(b"x").expect("it is open");
+        drop(peer);
+        while !events.iter().any(|event| event.is_read_closed()) {
+            poll.poll(&mut events, LONG).expect("events");
+            assert!(!events.is_empty(), "nothing happens");
+        }
+        assert_eq!(registry.outcome(&socket), Some(Ok(())));
+        let mut stream = Stream::connected(socket, None, UpstreamId::Patroni);
+        stream.reregister(poll.registry(), token_of(ID)).expect("it is registered");
+        poll.poll(&mut events, LONG).expect("events");
+        events.iter().for_each(|event| stream.mark(event));
+        let mut buffers = Buffers::new();
+        assert!(stream.is_readable());
+        assert_eq!(stream.read(&mut buffers), ReadOutcome::Data(b"x"));
+        assert!(stream.is_readable(), "the end is still to be read");
+        assert_eq!(stream.read(&mut buffers), ReadOutcome::Eof);
+    }
+}

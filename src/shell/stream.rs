@@ -12,7 +12,7 @@ use mio::event::{Event, Source};
 use mio::net::TcpStream;
 use mio::{Registry, Token};
 
-use super::BOTH;
+use super::sockets::BOTH;
 use super::tls::{Session, TlsError};
 use crate::engine::{Port, UpstreamId};
 use crate::failure::Failure;
@@ -111,11 +111,11 @@ impl<S: Read + Write> Stream<S> {
         Stream::established(socket, tls, Side::Client(port))
     }
 
-    /// A connection to an upstream that is being made.
-    pub fn connecting(socket: S, tls: Option<Session>, upstream: UpstreamId) -> Self {
+    /// A connection to an upstream that was made and is registered with the poll.
+    pub fn connected(socket: S, tls: Option<Session>, upstream: UpstreamId) -> Self {
         let mut stream = Stream::established(socket, tls, Side::Upstream(upstream));
-        (stream.socket.readable, stream.socket.writable) = (false, false);
-        Stream { progress: Progress::Connecting, ..stream }
+        stream.socket.readable = false;
+        Stream { registered: true, ..stream }
     }
 
     fn established(socket: S, tls: Option<Session>, side: Side) -> Self {
@@ -230,8 +230,7 @@ impl<S: Read + Write> Stream<S> {
     /// a response that the peer has not read yet (RFC 9112, section 9.6).
     pub fn discard(&mut self, buffers: &mut Buffers) {
         for _ in 0..DISCARDED_READS_MAX {
-            let left = !self.is_connecting() && self.socket.readable;
-            if !left || self.socket.read(&mut buffers.wire).is_err() {
+            if !self.socket.readable || self.socket.read(&mut buffers.wire).is_err() {
                 return;
             }
         }
@@ -261,11 +260,6 @@ impl<S: Read + Write> Stream<S> {
         self.socket.gone
     }
 
-    /// Whether the connection is still being made.
-    pub fn is_connecting(&self) -> bool {
-        self.progress == Progress::Connecting
-    }
-
     /// The upstream it leads to; `None`: it is a client's.
     pub fn upstream(&self) -> Option<UpstreamId> {
         match self.side {
@@ -277,6 +271,11 @@ impl<S: Read + Write> Stream<S> {
     /// Whether it leads to an upstream.
     pub fn is_upstream(&self) -> bool {
         self.upstream().is_some()
+    }
+
+    /// How far the connection has come.
+    pub fn progress(&self) -> Progress {
+        self.progress
     }
 
     /// Whether the handshake has completed since the last call.
@@ -335,28 +334,14 @@ impl<S: Read + Write + Source> Stream<S> {
         }
         Ok(())
     }
+
+    /// Makes the poll report again what has happened to a registered socket so far.
+    pub fn reregister(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.reregister(&mut self.socket.inner, token, BOTH)
+    }
 }
 
 impl Stream<TcpStream> {
-    /// The outcome of the connect, if there is one. Writable alone does not mean connected.
-    pub fn connect_outcome(&mut self) -> Option<Result<Progress, Failure>> {
-        let socket = &self.socket.inner;
-        if let Ok(Some(error)) | Err(error) = socket.take_error() {
-            return Some(Err(connect_failure(&error)));
-        }
-        match socket.peer_addr() {
-            Ok(_) => {
-                self.progress = match self.tls {
-                    Some(_) => Progress::Handshaking,
-                    None => Progress::Open,
-                };
-                Some(Ok(self.progress))
-            }
-            Err(error) if error.kind() == ErrorKind::NotConnected => None,
-            Err(error) => Some(Err(connect_failure(&error))),
-        }
-    }
-
     /// Closes the sending half; the peer may go on sending.
     pub fn shutdown_write(&mut self) {
         self.send_close_notify();
@@ -446,17 +431,6 @@ impl Broken {
             Broken::Cut => Failure::Cut,
             Broken::Tls(error) => error.failure,
         }
-    }
-}
-
-/// The failure that an error of `connect` stands for.
-pub fn connect_failure(error: &io::Error) -> Failure {
-    match error.kind() {
-        ErrorKind::ConnectionRefused => Failure::Refused,
-        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => Failure::Reset,
-        ErrorKind::TimedOut => Failure::TimedOut,
-        _ if super::descriptors::is_no_descriptor(error) => Failure::NoDescriptor,
-        _ => Failure::Unreachable,
     }
 }
 

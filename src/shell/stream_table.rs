@@ -79,7 +79,7 @@ mod tests {
         let address = listener.local_addr().expect("its address");
         let connect = || {
             let socket = TcpStream::connect(address).expect("a socket");
-            Stream::connecting(socket, None, UpstreamId::Patroni)
+            Stream::connected(socket, None, UpstreamId::Patroni)
         };
         let mut streams = StreamTable::default();
         let previous = ConnId { slot: 3, generation: 7 };

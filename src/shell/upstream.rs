@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use log::warn;
-use mio::Waker;
 use mio::net::TcpStream;
+use mio::{Registry, Token, Waker};
 
 use super::Daemon;
-use super::connector::{Attempted, Connector};
-use super::resolver::Resolver;
+use super::connector::{Connected, Connector};
+use super::resolver::{Resolver, lookup_in_thread};
 use super::stream::Stream;
 use super::stream_table::token_of;
 use super::tls::Session;
@@ -17,21 +17,29 @@ use crate::engine::UpstreamId;
 use crate::failure::Failure;
 use crate::fetch::Progress;
 use crate::slots::ConnId;
-use crate::time::Now;
+use crate::time::{Now, Time};
 
 /// A connector for each upstream.
 pub(super) struct Connectors {
-    patroni: Connector,
+    patroni: Connector<Registry>,
 }
 
 impl Connectors {
-    pub(super) fn new(config: &Config, waker: Arc<Waker>) -> Connectors {
-        let Backend { host, port, .. } = &config.backend;
-        Connectors { patroni: Connector::new(Resolver::new(host, *port, waker)) }
+    pub(super) fn new(config: &Config, registry: Registry, waker: Waker) -> Connectors {
+        let Backend { host, port, timeout_ms, .. } = &config.backend;
+        let resolver = Resolver::new(host, *port, lookup_in_thread(Arc::new(waker)));
+        Connectors { patroni: Connector::new(resolver, registry, *timeout_ms) }
     }
 
     pub(super) fn configure(&mut self, config: &Config) {
-        self.patroni.set_host(&config.backend.host, config.backend.port);
+        let Backend { host, port, timeout_ms, .. } = &config.backend;
+        self.patroni.configure(host, *port, *timeout_ms);
+    }
+
+    pub(super) fn mark(&mut self, token: Token) {
+        for upstream in UPSTREAMS {
+            self.of(upstream).mark(token);
+        }
     }
 
     pub(super) fn give_up(&mut self, id: ConnId) {
@@ -40,7 +48,11 @@ impl Connectors {
         }
     }
 
-    fn of(&mut self, upstream: UpstreamId) -> &mut Connector {
+    pub(super) fn next_deadline(&mut self) -> Option<Time> {
+        UPSTREAMS.iter().filter_map(|upstream| self.of(*upstream).next_deadline()).min()
+    }
+
+    fn of(&mut self, upstream: UpstreamId) -> &mut Connector<Registry> {
         match upstream {
             UpstreamId::Patroni => &mut self.patroni,
         }
@@ -49,61 +61,58 @@ impl Connectors {
 
 impl Daemon {
     pub(super) fn connect(&mut self, now: Now, id: ConnId, upstream: UpstreamId) {
-        let progress = self.connectors.of(upstream).connect(id);
-        self.handle_attempted(now, id, upstream, progress);
+        self.connectors.of(upstream).connect(now.time, id);
+        self.advance(now, upstream);
     }
 
-    fn handle_attempted(
+    /// Continues the connections that are being made, with new addresses if there are any.
+    pub(super) fn continue_connecting(&mut self, now: Now) {
+        let resolved = std::mem::take(&mut self.resolved);
+        for upstream in UPSTREAMS {
+            if resolved {
+                self.connectors.of(upstream).take_addresses(now.time);
+            }
+            self.advance(now, upstream);
+        }
+        self.perform_actions(now);
+    }
+
+    /// The caller performs the actions: no recursion, however many fetches fail at once.
+    fn advance(&mut self, now: Now, upstream: UpstreamId) {
+        while let Some((id, outcome)) = self.connectors.of(upstream).advance(now.time) {
+            match outcome {
+                Ok(connected) => self.add_upstream(now, id, upstream, connected),
+                Err(why) => self.connect_failed(now, id, why),
+            }
+        }
+    }
+
+    fn add_upstream(
         &mut self,
         now: Now,
         id: ConnId,
         upstream: UpstreamId,
-        progress: Attempted,
+        connected: Connected<TcpStream>,
     ) {
-        match progress {
-            Attempted::Connecting(socket) => self.add_connecting(now, id, upstream, socket),
-            Attempted::Resolving => {}
-            Attempted::Failed(why) => self.connect_failed(now, id, why),
-        }
-    }
-
-    fn add_connecting(&mut self, now: Now, id: ConnId, upstream: UpstreamId, socket: TcpStream) {
         if let Some(client) = &mut self.tls.client {
             client.forget_old_sessions(now.time);
         }
-        let session = self.tls.client.as_ref().map(Session::client).transpose();
-        let mut stream = match session {
-            Ok(session) => Stream::connecting(socket, session, upstream),
+        let session = match self.tls.client.as_ref().map(Session::client).transpose() {
+            Ok(session) => session,
             Err(error) => {
                 self.log_tls_error(now, id, &error);
                 return self.connect_failed(now, id, error.failure);
             }
         };
-        let registered = stream.register(self.poll.registry(), token_of(id));
+        let mut stream = Stream::connected(connected.socket, session, upstream);
+        // the connector has seen the events so far: bytes or an end may be among them
+        if stream.reregister(self.poll.registry(), token_of(id)).is_err() {
+            return self.connect_failed(now, id, Failure::NoDescriptor);
+        }
+        let progress = stream.progress();
         self.streams.insert(id, stream);
-        if registered.is_err() {
-            self.streams.remove(id);
-            self.connect_failed(now, id, Failure::NoDescriptor);
-        }
-    }
-
-    pub(super) fn check_connect(&mut self, now: Now, id: ConnId) {
-        let Some(stream) = self.streams.get_mut(id) else { return };
-        let Some(upstream) = stream.upstream() else { return };
-        let connector = self.connectors.of(upstream);
-        match stream.connect_outcome() {
-            None => {}
-            Some(Ok(progress)) => {
-                connector.connected(id);
-                self.engine.progress(id, progress);
-            }
-            Some(Err(why)) => {
-                let progress = connector.try_next(id, why);
-                self.streams.remove(id);
-                self.handle_attempted(now, id, upstream, progress);
-                self.perform_actions(now);
-            }
-        }
+        self.engine.progress(id, progress);
+        self.enqueue(id);
     }
 
     /// Reports to the engine that a fetch's TLS handshake has completed. Returns whether it has
@@ -117,25 +126,11 @@ impl Daemon {
         opened
     }
 
-    pub(super) fn connect_failed(&mut self, now: Now, id: ConnId, why: Failure) {
+    fn connect_failed(&mut self, now: Now, id: ConnId, why: Failure) {
         if why == Failure::NoDescriptor && self.engine.make_room(now) {
             warn!("no descriptor for a connection to Patroni: closed an idle client");
         }
-        // the caller performs the actions: no recursion, however many fetches fail at once
         self.engine.connect_failed(now, id, why);
-    }
-
-    pub(super) fn use_addresses(&mut self, now: Now) {
-        if !std::mem::take(&mut self.resolved) {
-            return;
-        }
-        for upstream in UPSTREAMS {
-            for id in self.connectors.of(upstream).use_addresses() {
-                let progress = self.connectors.of(upstream).resume(id);
-                self.handle_attempted(now, id, upstream, progress);
-            }
-        }
-        self.perform_actions(now);
     }
 }
 
