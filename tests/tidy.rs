@@ -276,6 +276,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "config",
             "engine",
             "cache",
+            "answer",
             "reply",
             "fetch",
             "failure",

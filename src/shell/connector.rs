@@ -14,6 +14,7 @@ use mio::Token;
 use super::resolver::{ADDRESSES_MAX, Resolver};
 use super::sockets::connect_failure;
 use super::stream_table::token_of;
+use crate::answer::AddressId;
 use crate::cache::PATIENCE_MS;
 use crate::failure::Failure;
 use crate::slots::ConnId;
@@ -47,16 +48,11 @@ pub struct Connected<S> {
     /// The socket, registered with the poll.
     pub socket: S,
     /// The address it leads to.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the engine does not take it yet"))]
     pub address: AddressId,
 }
 
 /// How an attempt has ended.
 pub type Outcome<S> = Result<Connected<S>, Failure>;
-
-/// The identity of an address: the same for the same address and port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressId(pub u32);
 
 /// The last [`ADDRESS_IDS_MAX`] addresses that connected, the latest first. An address that has
 /// left the list and comes back counts as another one.

@@ -111,6 +111,7 @@ impl Daemon {
         }
         let progress = stream.progress();
         self.streams.insert(id, stream);
+        self.engine.connected_to(id, connected.address);
         self.engine.progress(id, progress);
         self.enqueue(id);
     }
