@@ -18,7 +18,7 @@
 //!  failure      why a fetch brought no answer
 //!  routes       the routes clients may request, their parameters, the policy of each family
 //!  http         heads and bodies: parsed in both directions, written in one place
-//!  slots        connection ids that are never reused
+//!  slots        connection ids; a reused slot has another id
 //!  wheel        timers
 //!  shrink       one rule for giving memory back
 //!  time         time as a number
@@ -51,9 +51,9 @@
 //!
 //! The promises, each with its tests in `docs/safety.md`:
 //!
-//! 1. One fetch: a route has one fetch in flight, however many clients ask.
+//! 1. One fetch: a route has at most one fetch in flight, however many clients ask.
 //! 2. Never too old: no answer is served more than `ttl` after Patroni was asked, except by 3.
-//! 3. Never past the lease: a leader's 200 is not served when its lease may have expired.
+//! 3. Never past the lease: no leader's 200 older than 1 s outlives the lease it rests on.
 //! 4. Bounded wait: every complete request is answered within `backend.timeout`.
 //! 5. No contradiction: an answer that says less ends what is in memory at once.
 //! 6. Read only: only GET of known routes reaches Patroni.
