@@ -65,12 +65,18 @@ fn with_a_frozen_patroni_only_the_first_clients_wait() {
     for (client, route) in clients.iter_mut().zip(routes) {
         write!(client, "GET {route} HTTP/1.0\r\n\r\n").expect("it reads");
     }
+    let mut reasons = Vec::new();
     for mut client in clients {
         let text = read_to_end(&mut client);
         assert_eq!(status_of(&text), 503);
         assert_eq!(header(&text, "Content-Type"), Some("application/json"));
-        assert_eq!(body(&text), "{\"error\":\"Patroni did not answer in time\"}\n");
+        reasons.push(body(&text).to_owned());
     }
+    // three were asked for; the others had no connection until their time was up
+    let is_silent = |reason: &&String| reason.contains("Patroni did not answer in time");
+    let is_queued = |reason: &&String| reason.contains("all connections to Patroni are busy");
+    assert!(reasons.iter().filter(is_silent).count() >= 3, "{reasons:?}");
+    assert!(reasons.iter().all(|reason| is_silent(&reason) || is_queued(&reason)), "{reasons:?}");
     let waited = begun.elapsed();
     println!("{} clients had their 503 after {waited:?}", routes.len());
     assert!(waited >= Duration::from_secs(1) && waited < Duration::from_secs(3), "{waited:?}");
@@ -94,7 +100,7 @@ fn every_failure_of_a_fetch_is_named() {
     assert!(begun.elapsed() < Duration::from_secs(2), "at once");
     let cut = json(200, "{\"state\": \"run");
     let short = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort".to_vec();
-    let huge = json(200, &"x".repeat(1024 * 1024 + 1));
+    let huge = json(200, &format!("[\"{}\"]", "x".repeat(1024 * 1024)));
     let table = [
         (Mood::Closes, "closed the connection without an answer"),
         (Mood::Resets, "reset the connection"),
@@ -349,7 +355,7 @@ fn a_reset_while_waiting_frees_the_slot_at_once() {
     for client in clients {
         SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("an option");
     }
-    wait_for("their end", || (glue.counts()[..4] == [0, 2, 0, 0]).then_some(()));
+    wait_for("their end", || (glue.counts()[..4] == [0, 1, 0, 0]).then_some(()));
 }
 
 #[test]
@@ -526,11 +532,11 @@ fn stale_answers_are_logged_once_with_their_age() {
     for _ in 0..3 {
         assert!(silent(&glue.get("/primary").1));
     }
-    let line = glue.wait_for_line("Patroni is silent: /primary is served as it was ");
-    let seconds = line.split(' ').rev().nth(2).and_then(|text| text.parse::<f64>().ok());
+    let line = glue.wait_for_line("patroni is silent: serving stale /primary, age ");
+    let seconds = line.split(' ').rev().nth(1).and_then(|text| text.parse::<f64>().ok());
     let seconds = seconds.unwrap_or_else(|| panic!("no seconds in {line}"));
     assert!((age as f64 - 1.0..age as f64 + 1.0).contains(&seconds), "{line}, and {age}");
-    assert_eq!(glue.lines_with("is served as it was").len(), 1);
+    assert_eq!(glue.lines_with("serving stale").len(), 1);
 }
 
 #[test]
@@ -538,7 +544,7 @@ fn changes_are_logged_once_and_failures_once_a_second() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 0")]);
     glue.get("/primary");
-    glue.wait_for_line("Patroni answers");
+    glue.wait_for_line("patroni answers");
     glue.wait_for_line("this node is primary");
     patroni.set(at_once(json(503, "{\"state\": \"running\", \"role\": \"replica\"}")));
     glue.get("/primary");
@@ -548,7 +554,7 @@ fn changes_are_logged_once_and_failures_once_a_second() {
     while begun.elapsed() < Duration::from_millis(2_500) {
         glue.get("/primary");
     }
-    glue.wait_for_line("Patroni stopped answering");
+    glue.wait_for_line("patroni stopped answering");
     let lines = glue.lines_with("closed the connection without an answer").len() as u64;
     assert!(lines >= 1 && lines <= begun.elapsed().as_secs() + 1, "{lines} lines");
 }
