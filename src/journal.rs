@@ -22,6 +22,8 @@ pub struct Journal {
     served_stale: Targets,
     /// Targets whose answer is already reported to rest on Patroni's word.
     on_word: Targets,
+    /// Targets that are already reported to be fenced.
+    fenced: Targets,
     intervals_without_grace: Option<Intervals>,
 }
 
@@ -114,6 +116,13 @@ impl Journal {
             ),
             Notice::Renamed => warn!("another patroni answers at the same address: starting anew"),
             Notice::FirstNodeBack => info!("the first node answers again"),
+        }
+    }
+
+    /// A leader's 200 was not passed on, because Patroni's HA loop hangs: logged once a target.
+    pub fn fenced(&mut self, now: Time, target: &str) {
+        if self.fenced.insert(now, target) {
+            warn!("{target}: patroni's HA loop hangs: answering 503 (cache.fence)");
         }
     }
 

@@ -89,6 +89,7 @@ fn a_hit_allocates_nothing_and_arms_nothing() {
         timeout_ms: 3_000,
         fetches_max: 3,
         clients_max: 10,
+        fence: false,
         host: "localhost:8008".into(),
         records: false,
     });

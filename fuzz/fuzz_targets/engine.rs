@@ -18,6 +18,7 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
         timeout_ms: 3_000,
         fetches_max: 2,
         clients_max: 4,
+        fence: false,
         host: "patroni:8008".into(),
         records: true,
     });

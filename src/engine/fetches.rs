@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 
 use super::{Action, Connection, Engine, Peer, Timer, UpstreamId};
 use crate::answer::{Answer, CacheStatus};
-use crate::cache::{EntryId, PATIENCE_MS, Retry, Silence};
+use crate::cache::{CacheSettings, EntryId, PATIENCE_MS, Retry, Silence};
 use crate::failure::Failure;
 use crate::fetch::{Expected, Fetch, Outcome, Purpose};
 use crate::http::RESPONSE_BODY_BYTES_MAX;
 use crate::http::write::request;
 use crate::node::intervals::INTERVALS_TARGET;
+use crate::node::lease::ALWAYS_FRESH_MS;
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
@@ -153,10 +154,10 @@ impl Engine {
 
     /// Fetches Patroni's intervals, if they are due and decide anything: a leader's answer is
     /// served on the strength of the lease only if it may get older than
-    /// [`ALWAYS_FRESH_MS`](crate::node::lease::ALWAYS_FRESH_MS).
+    /// [`ALWAYS_FRESH_MS`], and the fence ends with them.
     pub(super) fn fetch_intervals(&mut self, now: Now) {
-        let settings = &self.settings.cache;
-        let matter = settings.grace_ms > 0 || settings.ttl_ms > crate::node::lease::ALWAYS_FRESH_MS;
+        let CacheSettings { ttl_ms, grace_ms, .. } = self.settings.cache;
+        let matter = grace_ms > 0 || ttl_ms > ALWAYS_FRESH_MS || self.settings.fence;
         if !matter || self.is_shutting_down() || !self.node.begin_intervals_fetch(now.time) {
             return;
         }

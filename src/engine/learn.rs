@@ -39,6 +39,10 @@ impl Engine {
                 }
                 (answer, validity)
             }
+            Verdict::Fenced => {
+                self.journal.fenced(now.time, self.cache.target(entry));
+                (unavailable(FENCED, answer.asked_at), Validity::FRESH_ONLY)
+            }
             Verdict::OtherNode { difference, is_news } => {
                 if is_news {
                     self.distrust(now, Distrust::Everything);
@@ -145,6 +149,9 @@ impl Engine {
         }
     }
 }
+
+/// Why a leader's 200 is not passed on.
+const FENCED: &str = "Patroni's HA loop has not read the DCS for loop_wait + retry_timeout";
 
 /// The 503 that stands for an answer.
 fn unavailable(reason: &str, asked_at: Time) -> Answer {

@@ -63,6 +63,8 @@ pub struct Engine {
 pub struct Settings {
     /// The cache's settings.
     pub cache: CacheSettings,
+    /// Whether a leader's 200 ends when Patroni's HA loop seems to hang.
+    pub fence: bool,
     /// Milliseconds between sweeps.
     pub interval_ms: u64,
     /// Milliseconds for a whole fetch, queueing included.
@@ -183,7 +185,6 @@ impl Engine {
     pub fn new(settings: Settings) -> Self {
         Engine {
             cache: Cache::new(settings.cache),
-            settings,
             connections: Slots::new(),
             wheel: Wheel::new(),
             unscheduled: Vec::new(),
@@ -191,7 +192,7 @@ impl Engine {
             actions: VecDeque::new(),
             records: VecDeque::new(),
             journal: Journal::default(),
-            node: Node::default(),
+            node: Node::new(settings.fence),
             target: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             canonical: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             idlest: Vec::new(),
@@ -201,6 +202,7 @@ impl Engine {
             phase: Phase::Starting,
             draining: false,
             stale_inputs: 0,
+            settings,
         }
     }
 
@@ -335,6 +337,7 @@ impl Engine {
     /// another address now: then they are restarted, and everything that is known is forgotten.
     pub fn configure(&mut self, now: Now, settings: Settings) {
         self.cache.configure(settings.cache);
+        self.node.set_fenced(settings.fence);
         let previous = std::mem::replace(&mut self.settings, settings);
         if previous.host == self.settings.host {
             self.node.forget_identity();

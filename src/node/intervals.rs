@@ -24,6 +24,8 @@ pub struct LeaseBounds {
     pub ttl_seconds: u64,
     /// The lease certainly holds until then.
     pub sure_seconds: u64,
+    /// A living HA loop has read the DCS again by then, or has demoted the leader.
+    pub loop_seconds: u64,
 }
 
 /// What is known of the intervals.
@@ -63,7 +65,8 @@ impl Intervals {
         let loop_wait = self.loop_wait.max(LOOP_WAIT_SECONDS_MIN);
         let retry_timeout = self.retry_timeout.max(RETRY_TIMEOUT_SECONDS_MIN);
         let sure_seconds = ttl.saturating_sub(loop_wait).saturating_sub(retry_timeout);
-        LeaseBounds { ttl_seconds: ttl, sure_seconds }
+        let loop_seconds = loop_wait.saturating_add(retry_timeout);
+        LeaseBounds { ttl_seconds: ttl, sure_seconds, loop_seconds }
     }
 }
 
@@ -80,6 +83,7 @@ impl LeaseBounds {
         LeaseBounds {
             ttl_seconds: self.ttl_seconds.min(other.ttl_seconds),
             sure_seconds: self.sure_seconds.min(other.sure_seconds),
+            loop_seconds: self.loop_seconds.max(other.loop_seconds),
         }
     }
 }

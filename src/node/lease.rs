@@ -36,6 +36,8 @@ pub enum Rest {
     Word(Validity),
     /// Nothing: its bound passed between the question and the answer.
     Nothing,
+    /// Nothing: the fence is on, and the HA loop hangs.
+    Fenced,
 }
 
 /// A leader's 200 and the circumstances under which it came.
@@ -51,6 +53,8 @@ pub struct LeaderAnswer<'a> {
     pub is_clock_trusted: bool,
     /// `None`: Patroni's intervals are not known.
     pub bounds: Option<LeaseBounds>,
+    /// `cache.fence`: whether the 200 ends when the HA loop seems to hang.
+    pub is_fenced: bool,
 }
 
 /// The renewals of the leader's lease that are known, as `dcs_last_seen` of the HA loop's cycles.
@@ -122,8 +126,12 @@ impl Lease {
         let word = Until::after_ms(asked, ALWAYS_FRESH_MS);
         let end = answer.seen.map_or(word, |seen| Until::after_seen(now, seen, ttl_seconds));
         let sure_end = self.sure_end(now, answer, ttl_seconds);
+        let fence = answer.fence(now);
+        if fence.is_some_and(|fence| fence.is_over(now)) {
+            return Rest::Fenced;
+        }
         let validity = Validity {
-            fresh_until: end,
+            fresh_until: fence.map_or(end, |fence| end.sooner(fence)),
             aging_until: sure_end.unwrap_or(word),
             stale_until: sure_end,
         };
@@ -153,6 +161,18 @@ impl Lease {
         // If the loop hung both before and after the cycle of `sure`, the last renewal belongs to
         // the previous cycle.
         Some(sure_end.sooner(Until::after_seen(now, previous, ttl_seconds)))
+    }
+}
+
+impl LeaderAnswer<'_> {
+    /// When the HA loop has certainly hung, if the fence is on and says so: not in pause and in
+    /// failsafe mode, nor by a clock that is not trusted.
+    fn fence(&self, now: Now) -> Option<Until> {
+        let report = self.report.filter(|_| self.is_fenced && self.is_clock_trusted)?;
+        if report.pause || report.failsafe_mode_is_active {
+            return None;
+        }
+        Some(Until::after_seen(now, self.seen?, self.bounds?.loop_seconds))
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Node {
     lease: Lease,
     denials: Denials,
     changes: Changes,
+    /// `cache.fence`.
+    is_fenced: bool,
 }
 
 /// What an answer means.
@@ -56,6 +58,8 @@ pub enum Verdict {
     },
     /// What it says may no longer be true: it has to be fetched again.
     FetchAgain,
+    /// Its HA loop hangs, and the fence is on.
+    Fenced,
     /// It is another node's.
     OtherNode {
         /// A sentence that says whose.
@@ -112,6 +116,16 @@ struct Changes {
 }
 
 impl Node {
+    /// Nothing is known. `is_fenced`: whether a leader's 200 ends when the HA loop seems to hang.
+    pub fn new(is_fenced: bool) -> Self {
+        Node { is_fenced, ..Node::default() }
+    }
+
+    /// Changes whether a leader's 200 ends when the HA loop seems to hang.
+    pub fn set_fenced(&mut self, is_fenced: bool) {
+        self.is_fenced = is_fenced;
+    }
+
     /// Learns what an answer says and decides what it means.
     pub fn learn(&mut self, now: Now, route: Route, answer: &Answer) -> Verdict {
         let report = route.family().has_node_report().then(|| NodeReport::from_json(&answer.body));
@@ -141,6 +155,7 @@ impl Node {
         notice = self.learn_times(now, answer, report.as_ref()).or(notice);
         let validity = match self.rest(now, route, answer, report.as_ref()) {
             Rest::Nothing => return Verdict::FetchAgain,
+            Rest::Fenced => return Verdict::Fenced,
             Rest::Lease(validity) => validity,
             Rest::Word(validity) => {
                 let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
@@ -237,7 +252,7 @@ impl Node {
     pub fn forget(&mut self, now: Time) -> Distrust {
         let mut intervals = std::mem::take(&mut self.intervals);
         intervals.forget(now);
-        *self = Node { intervals, ..Node::default() };
+        *self = Node { intervals, is_fenced: self.is_fenced, ..Node::default() };
         Distrust::Everything
     }
 
@@ -314,6 +329,7 @@ impl Node {
             is_clock_trusted: !self.wall_clock.is_distrusted()
                 && !self.patroni_clock.is_skewed(now.time),
             bounds: self.intervals.bounds(now),
+            is_fenced: self.is_fenced,
         };
         self.lease.decide(now, &answer)
     }

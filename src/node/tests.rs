@@ -474,3 +474,28 @@ fn a_changing_node_is_in_transition_for_a_while() {
     assert_eq!(until(10_050.0, r#""role": "replica""#), None);
     assert_eq!(until(10_051.0, r#""state": "unknown", "role": "replica""#), None);
 }
+
+#[test]
+fn a_fenced_leader_ends_when_its_loop_hangs() {
+    let verdict = |seconds: f64, fields: &str| {
+        let mut node = usual();
+        node.set_fenced(true);
+        learn(&mut node, now_at(seconds), "/primary", 200, &body(9_995, fields))
+    };
+    // loop_wait + retry_timeout after second 9,995
+    let before = validity(verdict(10_014.9, ""));
+    assert_eq!(before.fresh_until.unix_ms, 10_015_000);
+    assert_eq!(verdict(10_015.0, ""), Verdict::Fenced);
+    for fields in [r#""pause": true"#, r#""failsafe_mode_is_active": true"#] {
+        assert_ne!(verdict(10_016.0, fields), Verdict::Fenced, "{fields}");
+    }
+    let mut open = usual();
+    let verdict = learn(&mut open, now_at(10_015.0), "/primary", 200, &body(9_995, ""));
+    assert_ne!(verdict, Verdict::Fenced);
+    // nor is a replica, nor a leader whose intervals are not known
+    for (mut node, path) in [(usual(), "/replica"), (Node::default(), "/primary")] {
+        node.set_fenced(true);
+        let verdict = learn(&mut node, now_at(10_015.0), path, 200, &body(9_995, ""));
+        assert_ne!(verdict, Verdict::Fenced, "{path}");
+    }
+}

@@ -79,6 +79,7 @@ pub(super) fn engine_settings(config: &Config, records: bool) -> Settings {
         timeout_ms: config.backend.timeout_ms,
         fetches_max: config.backend.connections,
         clients_max: descriptors::clients_max(config),
+        fence: false,
         host: config.backend.authority().into(),
         records,
     }

@@ -26,6 +26,7 @@ impl Story {
             timeout_ms: 3_000,
             fetches_max: 3,
             clients_max,
+            fence: false,
             host: "patroni:8008".into(),
             records: false,
         });

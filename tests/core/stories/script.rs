@@ -280,6 +280,7 @@ fn story(file: &str, title: &str) -> Story {
         timeout_ms: 3_000,
         fetches_max: 3,
         clients_max: 1_000,
+        fence: false,
         host: "localhost:8008".into(),
         records: false,
     };
