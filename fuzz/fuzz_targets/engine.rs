@@ -47,7 +47,7 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
             match action {
                 Action::Connect(id, _) => ids.push(id),
                 Action::Close(closed) => ids.retain(|id| *id != closed),
-                Action::Wake(_) | Action::ShutdownWrite(_) => {}
+                Action::Wake(_) | Action::ShutdownWrite(_) | Action::NextAddress(_) => {}
             }
         }
         while engine.poll_record().is_some() {}

@@ -91,6 +91,8 @@ pub enum Port {
 pub enum UpstreamId {
     /// Patroni's REST API.
     Patroni,
+    /// The DCS, for the lease witness.
+    Dcs,
 }
 
 /// What the engine is doing.
@@ -114,6 +116,8 @@ pub enum Action {
     ShutdownWrite(ConnId),
     /// Close the connection, and forget its id.
     Close(ConnId),
+    /// The upstream's address in use gave no usable answer: connect to the next one from now on.
+    NextAddress(UpstreamId),
 }
 
 /// A request that was answered.
@@ -363,7 +367,7 @@ impl Engine {
     // ---- outputs
 
     /// The next action; to be polled until there is none. In debug builds the invariants are
-    /// checked then, unless there are more than [`CONNECTIONS_CHECKED_MAX`] connections.
+    /// checked then, unless there are more than 64 connections.
     pub fn poll_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         if cfg!(debug_assertions)

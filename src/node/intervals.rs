@@ -105,7 +105,7 @@ impl KnownIntervals {
         true
     }
 
-    /// `None`: the intervals are not known, or were fetched more than [`BELIEF_MS_MAX`] ago.
+    /// `None`: the intervals are not known, or were fetched more than 30 s ago.
     pub fn bounds(&self, now: Now) -> Option<LeaseBounds> {
         let known = self.current.filter(|(_, at)| now.time.ms_since(*at) < BELIEF_MS_MAX);
         let bounds = known?.0.bounds();
@@ -135,7 +135,7 @@ impl KnownIntervals {
         is_due
     }
 
-    /// The fetch has ended; with `success`, the next is due [`REFETCH_MS`] later.
+    /// The fetch has ended; with `success`, the next is due 9 s later.
     pub fn fetch_ended(&mut self, now: Time, success: bool) {
         let pause_ms = if success { REFETCH_MS } else { RETRY_MS };
         self.fetch = IntervalsFetch::DueAt(now.plus_ms(pause_ms));

@@ -202,6 +202,7 @@ impl Daemon {
                     self.enqueue(id);
                 }
                 Action::Close(id) => self.close(id),
+                Action::NextAddress(_) => {}
             }
         }
     }

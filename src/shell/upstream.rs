@@ -54,7 +54,7 @@ impl Connectors {
 
     fn of(&mut self, upstream: UpstreamId) -> &mut Connector<Registry> {
         match upstream {
-            UpstreamId::Patroni => &mut self.patroni,
+            UpstreamId::Patroni | UpstreamId::Dcs => &mut self.patroni,
         }
     }
 }

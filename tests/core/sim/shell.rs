@@ -202,6 +202,7 @@ impl World {
                 Owner::Client(at) => self.close_client(id, at, cause)?,
                 Owner::Fetch(at) => self.close_fetch(id, at, cause, step)?,
             },
+            Action::NextAddress(_) => {}
         }
         Ok(())
     }
@@ -212,6 +213,7 @@ impl World {
             Action::Wake(id) => (2, id),
             Action::ShutdownWrite(id) => (3, id),
             Action::Close(id) => (4, id),
+            Action::NextAddress(_) => return self.hash.number(5 << 60),
         };
         self.hash.number(kind << 60 | u64::from(id.slot) << 32 | u64::from(id.generation));
     }

@@ -508,6 +508,7 @@ impl World {
                     self.queue.push_back(id);
                 }
                 Action::Close(id) => self.close(id, action)?,
+                Action::NextAddress(_) => {}
             }
         }
         Ok(())
