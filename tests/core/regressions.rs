@@ -50,12 +50,12 @@ impl Story {
     /// Patroni gets one request and answers with this JSON at once.
     fn patroni_answers(&mut self, body: &str) {
         let actions = self.actions();
-        let connects = actions.iter().filter_map(|action| match action {
-            Action::Connect(fetch, _) => Some(*fetch),
-            _ => None,
-        });
-        let fetches: Vec<ConnId> = connects.collect();
+        let fetches = connects(&actions);
         let [fetch] = fetches[..] else { panic!("{actions:?}") };
+        self.answer(fetch, body);
+    }
+
+    fn answer(&mut self, fetch: ConnId, body: &str) {
         self.engine.progress(fetch, Progress::Open);
         let request = self.engine.output(fetch).len();
         self.take(fetch, request);
@@ -65,8 +65,19 @@ impl Story {
     }
 
     /// A kept client asks at `ms`; Patroni answers that the HA loop saw the DCS `ago_ms` before.
+    /// If the intervals are due, they are answered, and the client asks again a second later.
     fn leader(&mut self, client: ConnId, ms: u64, ago_ms: u64) {
         self.ms = ms;
+        self.check(client, ago_ms);
+        let actions = self.actions();
+        if let [fetch] = connects(&actions)[..] {
+            self.answer(fetch, INTERVALS);
+            self.ms += 1_000;
+            self.check(client, ago_ms + 1_000);
+        }
+    }
+
+    fn check(&mut self, client: ConnId, ago_ms: u64) {
         self.engine.receive(self.now(), client, b"GET /primary HTTP/1.1\r\n\r\n");
         let seen = (self.now().unix_ms - ago_ms) / 1_000;
         let status = r#"{"state": "running", "role": "primary", "dcs_last_seen": "#;
@@ -89,6 +100,14 @@ impl Story {
         self.engine.sent(self.now(), id, count);
         bytes
     }
+}
+
+fn connects(actions: &[Action]) -> Vec<ConnId> {
+    let connects = actions.iter().filter_map(|action| match action {
+        Action::Connect(fetch, _) => Some(*fetch),
+        _ => None,
+    });
+    connects.collect()
 }
 
 const LIMITS: CacheSettings = CacheSettings { ttl_ms: 1_000, grace_ms: 0, variants_max: 64 };
@@ -268,7 +287,7 @@ fn a_second_of_the_previous_clock_does_not_bound_the_lease() {
         story.leader(client, 15_000, 1_000);
         story.unix_ms -= 4_000;
         // second 14 by either clock: dcs_last_seen does not move on
-        story.leader(client, 16_500, 0);
+        story.leader(client, 18_500, 0);
         for cycle in 1..=cycles_since {
             story.leader(client, 16_000 + cycle * 10_000, 1_000);
         }
