@@ -54,6 +54,22 @@ pub fn request(target: &str, host: &str) -> Rc<[u8]> {
     text.into_bytes().into()
 }
 
+/// Returns a request with a JSON body, for a DCS. `authorization` is the value of that field.
+pub fn post(target: &str, host: &str, authorization: Option<&str>, body: &[u8]) -> Rc<[u8]> {
+    let mut bytes = Vec::with_capacity(HEAD_BYTES_USUAL + body.len());
+    line(&mut bytes, format_args!("POST {target} HTTP/1.0"));
+    line(&mut bytes, format_args!("Host: {host}"));
+    line(&mut bytes, format_args!("Connection: close"));
+    line(&mut bytes, format_args!("User-Agent: patroniglue/{VERSION}"));
+    line(&mut bytes, format_args!("Content-Length: {}", body.len()));
+    if let Some(authorization) = authorization {
+        line(&mut bytes, format_args!("Authorization: {authorization}"));
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(body);
+    bytes.into()
+}
+
 /// Returns the JSON body of an error that is not Patroni's.
 pub fn error_json(message: &str) -> String {
     let mut body = serde_json::json!({ "error": message }).to_string();
