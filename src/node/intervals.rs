@@ -53,6 +53,19 @@ impl Intervals {
         serde_json::from_slice(body).ok().filter(|_| is_object)
     }
 
+    /// As in force with this `ttl`: Patroni lowers what breaks the rule `loop_wait +
+    /// 2 * retry_timeout <= ttl` (`Config._validate_and_adjust_timeouts`). What it would raise is
+    /// left as written.
+    pub fn lowered_to(self, ttl: u64) -> Intervals {
+        let Intervals { mut loop_wait, mut retry_timeout, .. } = self;
+        if LOOP_WAIT_SECONDS_MIN.saturating_add(retry_timeout.saturating_mul(2)) > ttl {
+            loop_wait = loop_wait.min(LOOP_WAIT_SECONDS_MIN);
+            retry_timeout = ttl.saturating_sub(LOOP_WAIT_SECONDS_MIN) / 2;
+        }
+        loop_wait = loop_wait.min(ttl.saturating_sub(retry_timeout.saturating_mul(2)));
+        Intervals { ttl, loop_wait, retry_timeout }
+    }
+
     /// The HA loop may have hung between the read of the DCS that `dcs_last_seen` reports and the
     /// renewal after it; then the lease is the one of the previous cycle. Patroni raises intervals
     /// that are too small, but `/config` has them as they were written. `ttl` is not raised here,

@@ -499,3 +499,22 @@ fn a_fenced_leader_ends_when_its_loop_hangs() {
         assert_ne!(verdict, Verdict::Fenced, "{path}");
     }
 }
+
+#[test]
+fn intervals_in_force_fulfil_patronis_rule() {
+    // ttl, loop_wait, retry_timeout as written; loop_wait, retry_timeout in force
+    let table = [
+        ((30, 10, 10), (10, 10)),
+        ((20, 10, 10), (1, 9)),
+        ((20, 10, 6), (8, 6)),
+        ((21, 10, 10), (1, 10)),
+        ((60, 10, 10), (10, 10)),
+        ((30, u64::MAX, u64::MAX), (1, 14)),
+        ((0, 10, 10), (0, 0)),
+    ];
+    for ((ttl, loop_wait, retry_timeout), in_force) in table {
+        let lowered = Intervals { ttl: 30, loop_wait, retry_timeout }.lowered_to(ttl);
+        assert_eq!((lowered.loop_wait, lowered.retry_timeout), in_force, "{ttl}");
+        assert!(lowered.loop_wait + 2 * lowered.retry_timeout <= ttl, "{ttl}");
+    }
+}
