@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`report`], what the node says of itself; [`intervals`], how long its lease
 //! lasts; [`dcs_reads`], which moves of `dcs_last_seen` are our own doing; [`wall_clock`], whether
-//! its times can be compared with ours; [`lease`], until when a leader's 200 may be served.
+//! its times can be compared with ours; [`lease`], until when a leader's 200 may be served;
+//! [`witness`], what the DCS itself says of that.
 //! [`Node::learn`] puts them together. The promises it keeps are in `docs/safety.md`.
 
 pub mod dcs_reads;
@@ -12,6 +13,7 @@ pub mod report;
 #[cfg(test)]
 mod tests;
 pub mod wall_clock;
+pub mod witness;
 
 use self::dcs_reads::DcsReads;
 use self::intervals::{Intervals, KnownIntervals};
