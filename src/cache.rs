@@ -49,6 +49,8 @@ pub struct Cache {
     stale_since: Time,
     /// Until then the node changes, and answers are kept for [`TRANSITION_TTL_MS`].
     in_transition_until: Time,
+    /// Whether the DCS can confirm what Patroni said last, however long ago.
+    has_witness: bool,
 }
 
 /// One target: Patroni's last answer, the failure after it, the fetch in flight or queued; each
@@ -128,6 +130,7 @@ impl Cache {
             admitted: VecDeque::new(),
             stale_since: Time::ZERO,
             in_transition_until: Time::ZERO,
+            has_witness: false,
         }
     }
 
@@ -139,6 +142,11 @@ impl Cache {
     /// Until this time answers are kept for [`TRANSITION_TTL_MS`] only.
     pub fn set_in_transition_until(&mut self, time: Time) {
         self.in_transition_until = time;
+    }
+
+    /// With a witness, answers that it can confirm are kept past their grace.
+    pub fn set_has_witness(&mut self, has_witness: bool) {
+        self.has_witness = has_witness;
     }
 
     /// The entry of `target`. A new target with parameters takes an entry that is not being
@@ -197,6 +205,26 @@ impl Cache {
             && asked_at >= self.stale_since
             && now.time.ms_since(asked_at) < stale_ms
             && validity.stale_until.is_some_and(|until| !until.is_over(now))
+    }
+
+    /// Whether the witness can confirm the answer in memory: it is a 200 of a leader's route, or of
+    /// a replica's without parameters, and Patroni has not been unreachable since.
+    pub fn is_witnessed(&self, id: EntryId) -> bool {
+        let Entry { route, answer: Some((rendered, _)), .. } = &self.entries[id.0] else {
+            return false;
+        };
+        let is_plain_check = route.family().is_drained() && !route.has_parameters;
+        let Answer { status, asked_at, .. } = rendered.answer();
+        self.has_witness && is_plain_check && *status == 200 && *asked_at >= self.stale_since
+    }
+
+    /// The entries that clients wait for.
+    pub fn awaited(&self) -> Vec<EntryId> {
+        let entries = self.entries.iter().enumerate();
+        let awaited = entries.filter(|(_, entry)| {
+            entry.fetch.as_ref().is_some_and(|fetch| !fetch.waiters.is_empty())
+        });
+        awaited.map(|(index, _)| EntryId(index)).collect()
     }
 
     /// What an entry's wait says of Patroni.
@@ -344,7 +372,7 @@ impl Cache {
             let id = EntryId(index);
             let is_useful = self.entries[index].is_fresh(now, self.settings.ttl_ms)
                 || self.may_serve_stale(now, id);
-            if !is_useful {
+            if !is_useful && !self.is_witnessed(id) {
                 self.entries[index].answer = None;
             }
             let is_kept = self.keep_variant(now.time, id);

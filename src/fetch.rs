@@ -41,6 +41,8 @@ pub enum Purpose {
     Entry(EntryId),
     /// Patroni's own intervals, for the lease.
     Intervals,
+    /// A request of the lease witness.
+    Dcs,
 }
 
 /// What is known of the answer beforehand.

@@ -6,6 +6,7 @@ use crate::failure::{Culprit, Failure};
 use crate::node::Notice;
 use crate::node::intervals::Intervals;
 use crate::node::report::NodeReport;
+use crate::node::witness::{Evidence, Outcome};
 use crate::time::Time;
 
 /// Remembers what was last logged.
@@ -22,6 +23,10 @@ pub struct Journal {
     served_stale: Targets,
     /// Targets whose answer is already reported to rest on Patroni's word.
     on_word: Targets,
+    /// The outcome of the last rehearsal of the witness.
+    rehearsed: Option<String>,
+    /// When it was last logged that stale answers rest on the witness; `None`: they do not.
+    on_witness: Option<Time>,
     /// Targets that are already reported to be fenced.
     fenced: Targets,
     intervals_without_grace: Option<Intervals>,
@@ -56,6 +61,7 @@ impl Journal {
         }
         self.failing.remove(target);
         self.served_stale.remove(target);
+        self.witness_ended("patroni answers");
     }
 
     /// A stale answer was served: logged once until Patroni answers this target again.
@@ -116,6 +122,49 @@ impl Journal {
             ),
             Notice::Renamed => warn!("another patroni answers at the same address: starting anew"),
             Notice::FirstNodeBack => info!("the first node answers again"),
+        }
+    }
+
+    /// A rehearsal of reading the DCS has ended: logged when the outcome changes.
+    pub fn rehearsed(&mut self, outcome: &Outcome) {
+        let text = match outcome {
+            Outcome::Evidence(_) => "the lease is readable".to_owned(),
+            Outcome::Contradiction(why) | Outcome::Nothing(why) => why.to_string(),
+        };
+        if self.rehearsed.as_ref() == Some(&text) {
+            return;
+        }
+        match outcome {
+            Outcome::Evidence(Evidence { lease: Some(lease), .. }) => {
+                info!("dcs: {text}, {lease}");
+            }
+            Outcome::Evidence(_) => info!("dcs: {text}"),
+            Outcome::Contradiction(_) => warn!("dcs: it contradicts patroni: {text}"),
+            Outcome::Nothing(_) => warn!("dcs: no witness of the lease: {text}"),
+        }
+        self.rehearsed = Some(text);
+    }
+
+    /// A stale answer was served on the evidence of the DCS: logged at the beginning, and each
+    /// minute.
+    pub fn on_witness(&mut self, now: Time, evidence: Evidence) {
+        let is_news = self.on_witness.is_none_or(|at| now.ms_since(at) >= REMINDER_MS);
+        if !is_news {
+            return;
+        }
+        self.on_witness = Some(now);
+        match evidence.lease {
+            Some(lease) => {
+                warn!("patroni is silent: stale answers rest on the lease in the dcs, {lease}");
+            }
+            None => warn!("patroni is silent: stale answers rest on the dcs"),
+        }
+    }
+
+    /// Stale answers no longer rest on the DCS, if they did.
+    pub fn witness_ended(&mut self, why: &str) {
+        if self.on_witness.take().is_some() {
+            warn!("stale answers no longer rest on the dcs: {why}");
         }
     }
 
@@ -186,6 +235,8 @@ impl Targets {
     }
 }
 
+/// How often it is logged that stale answers still rest on the DCS.
+const REMINDER_MS: u64 = 60_000;
 /// How long the same event is only counted.
 const QUIET_MS: u64 = 1_000;
 /// How long a target is remembered: longer than the time between two failures of one that clients

@@ -90,6 +90,7 @@ fn a_hit_allocates_nothing_and_arms_nothing() {
         fetches_max: 3,
         clients_max: 10,
         fence: false,
+        dcs: None,
         host: "localhost:8008".into(),
         records: false,
     });

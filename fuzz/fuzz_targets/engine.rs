@@ -19,6 +19,7 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
         fetches_max: 2,
         clients_max: 4,
         fence: false,
+        dcs: None,
         host: "patroni:8008".into(),
         records: true,
     });

@@ -42,7 +42,11 @@ impl Engine {
             Err(reply) => return self.answer_locally(now, id, reply),
         };
         self.observe_clock(now);
-        match self.cache.lookup(now, entry) {
+        let lookup = self.cache.lookup(now, entry);
+        if lookup != Lookup::Fresh && self.is_silent(now, entry) {
+            self.call_witness(now, entry);
+        }
+        match lookup {
             Lookup::Fresh => {
                 self.answer(now, id, entry, CacheStatus::Hit);
                 self.refresh(now, entry);
@@ -106,7 +110,12 @@ impl Engine {
         let bytes = rendered.form(now, form);
         if cache_status == CacheStatus::Stale {
             let age_ms = now.time.ms_since(asked_at);
-            self.journal.served_stale(now.time, self.cache.target(entry), age_ms);
+            let by_grace = self.cache.may_serve_stale(now, entry);
+            let evidence = self.evidence(now, entry).filter(|_| !by_grace);
+            match evidence {
+                Some(evidence) => self.journal.on_witness(now.time, evidence),
+                None => self.journal.served_stale(now.time, self.cache.target(entry), age_ms),
+            }
         }
         if let Some((frontend, _)) = self.waiting_client(id) {
             frontend.respond(now.time, bytes);

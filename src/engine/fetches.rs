@@ -11,6 +11,7 @@ use crate::http::RESPONSE_BODY_BYTES_MAX;
 use crate::http::write::request;
 use crate::node::intervals::INTERVALS_TARGET;
 use crate::node::lease::ALWAYS_FRESH_MS;
+use crate::node::witness::Evidence;
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
@@ -180,7 +181,7 @@ impl Engine {
                 };
                 (self.cache.target(entry), expected, class)
             }
-            Purpose::Intervals => {
+            Purpose::Intervals | Purpose::Dcs => {
                 let body_bytes_max = RESPONSE_BODY_BYTES_MAX;
                 (INTERVALS_TARGET, Expected { body_bytes_max, bodyless: false }, Class::Dcs)
             }
@@ -201,7 +202,7 @@ impl Engine {
             fetch.connect(now.time);
             let reads_dcs = match fetch.purpose() {
                 Purpose::Entry(entry) => self.cache.route(entry).family().reads_dcs(),
-                Purpose::Intervals => true,
+                Purpose::Intervals | Purpose::Dcs => true,
             };
             if reads_dcs {
                 self.node.dcs_read_begins(now, id);
@@ -217,6 +218,9 @@ impl Engine {
         else {
             return;
         };
+        if fetch.purpose() == Purpose::Dcs {
+            return self.read_step(now, id, outcome);
+        }
         if self.fetches.is_queued(id) && !self.fetches.is_silent(now.time) {
             outcome = Err(Failure::NoRoom);
         }
@@ -226,7 +230,7 @@ impl Engine {
             (Purpose::Entry(entry), Err(failure)) => {
                 self.learn_failure(now, entry, fetch.asked_at(), failure);
             }
-            (Purpose::Intervals, outcome) => self.learn_intervals(now, outcome),
+            (Purpose::Intervals | Purpose::Dcs, outcome) => self.learn_intervals(now, outcome),
         }
         self.dispatch(now);
     }
@@ -247,7 +251,8 @@ impl Engine {
     pub(super) fn restart(&mut self, now: Now, is_restarted: impl Fn(&Fetch) -> bool) {
         let fetches = self.connections.iter().filter_map(|(id, connection)| {
             let Peer::Upstream(fetch) = &connection.peer else { return None };
-            is_restarted(fetch).then(|| (id, fetch.purpose(), fetch.deadline()))
+            let is_patronis = fetch.purpose() != Purpose::Dcs;
+            (is_patronis && is_restarted(fetch)).then(|| (id, fetch.purpose(), fetch.deadline()))
         });
         for (id, purpose, deadline) in fetches.collect::<Vec<_>>() {
             self.connections.remove(id);
@@ -273,19 +278,35 @@ impl Engine {
         }
     }
 
-    /// Whether the entry's stale answer is to be served: it may be, and Patroni is silent.
+    /// Whether the entry's stale answer is to be served: Patroni is silent, and grace or the
+    /// evidence of the DCS allows it.
     pub(super) fn serves_stale(&self, now: Now, entry: EntryId) -> bool {
-        let is_silent = match self.cache.silence(now.time, entry) {
+        let is_allowed =
+            || self.cache.may_serve_stale(now, entry) || self.evidence(now, entry).is_some();
+        self.is_silent(now, entry) && is_allowed()
+    }
+
+    /// The evidence of the DCS that allows the entry's stale answer.
+    pub(super) fn evidence(&self, now: Now, entry: EntryId) -> Option<Evidence> {
+        let is_witnessed = self.cache.is_witnessed(entry);
+        is_witnessed.then(|| self.node.evidence(now, self.cache.route(entry))).flatten()
+    }
+
+    /// Whether Patroni is silent when it is asked for the entry.
+    pub(super) fn is_silent(&self, now: Now, entry: EntryId) -> bool {
+        match self.cache.silence(now.time, entry) {
             Silence::Certain => true,
             Silence::IfUpstreamIsSilent => self.fetches.is_silent(now.time),
             Silence::None => false,
-        };
-        is_silent && self.cache.may_serve_stale(now, entry)
+        }
     }
 
     /// [`PATIENCE_MS`] of an entry's fetch have passed: its waiters get the stale answer, if one is
     /// served. If the fetch has only waited for others, this is looked at again.
     pub(super) fn end_patience(&mut self, now: Now, entry: EntryId) {
+        if self.is_silent(now, entry) {
+            self.call_witness(now, entry);
+        }
         if self.serves_stale(now, entry) {
             let waiters = self.cache.take_waiters(entry);
             self.answer_waiters(now, entry, waiters, [CacheStatus::Stale, CacheStatus::Stale]);

@@ -61,6 +61,7 @@ impl Engine {
         self.schedule_sweep(now.time);
         self.schedule_refresh(now, entry);
         self.follow_transition(now);
+        self.rehearse(now);
         if route.family() == Family::Leader && self.phase != Phase::Starting {
             self.fetch_intervals(now);
         }
@@ -115,11 +116,12 @@ impl Engine {
     /// Patroni is another one from now on.
     pub(super) fn forget_patroni(&mut self, now: Now) {
         let distrust = self.node.forget(now.time);
+        self.drop_read();
         self.distrust(now, distrust);
     }
 
     /// Ends answers, and restarts fetches that may bring what is no longer true.
-    fn distrust(&mut self, now: Now, distrust: Distrust) {
+    pub(super) fn distrust(&mut self, now: Now, distrust: Distrust) {
         self.cache.distrust(distrust);
         if distrust.restarts_fetches() {
             let is_everything = distrust == Distrust::Everything;

@@ -7,11 +7,14 @@
 mod clients;
 mod fetches;
 mod learn;
+mod witness;
 
 use std::collections::VecDeque;
 use std::fmt;
 
 use self::fetches::Fetches;
+pub use self::witness::DcsSettings;
+use self::witness::Witness;
 use crate::answer::AddressId;
 use crate::cache::{Cache, CacheSettings, EntryId};
 use crate::failure::Failure;
@@ -36,6 +39,8 @@ pub struct Engine {
     unscheduled: Vec<ConnId>,
     /// Fetches from Patroni.
     fetches: Fetches,
+    /// Reads of the DCS; `None`: it is not configured.
+    witness: Option<Witness>,
     actions: VecDeque<Action>,
     records: VecDeque<Record>,
     journal: Journal,
@@ -65,6 +70,8 @@ pub struct Settings {
     pub cache: CacheSettings,
     /// Whether a leader's 200 ends when Patroni's HA loop seems to hang.
     pub fence: bool,
+    /// The DCS, as a witness of the lease.
+    pub dcs: Option<DcsSettings>,
     /// Milliseconds between sweeps.
     pub interval_ms: u64,
     /// Milliseconds for a whole fetch, queueing included.
@@ -180,6 +187,10 @@ enum Timer {
     /// The entry's fetch has lasted for `PATIENCE_MS`.
     Patience(EntryId),
     Sweep,
+    /// A rehearsal of the witness is due.
+    Rehearsal,
+    /// The next request of a read of the DCS may begin.
+    NextRead,
     /// The last clients are closed.
     ShutdownDeadline,
 }
@@ -187,12 +198,13 @@ enum Timer {
 impl Engine {
     /// No connection, and nothing known.
     pub fn new(settings: Settings) -> Self {
-        Engine {
+        let mut engine = Engine {
             cache: Cache::new(settings.cache),
             connections: Slots::new(),
             wheel: Wheel::new(),
             unscheduled: Vec::new(),
             fetches: Fetches::default(),
+            witness: None,
             actions: VecDeque::new(),
             records: VecDeque::new(),
             journal: Journal::default(),
@@ -207,7 +219,9 @@ impl Engine {
             draining: false,
             stale_inputs: 0,
             settings,
-        }
+        };
+        engine.set_witness();
+        engine
     }
 
     // ---- inputs
@@ -332,6 +346,8 @@ impl Engine {
                         self.schedule_sweep(now.time);
                     }
                 }
+                Timer::Rehearsal => self.rehearse(now),
+                Timer::NextRead => self.continue_read(now),
                 Timer::ShutdownDeadline => self.close_clients(|_| true),
             }
         }
@@ -343,6 +359,11 @@ impl Engine {
         self.cache.configure(settings.cache);
         self.node.set_fenced(settings.fence);
         let previous = std::mem::replace(&mut self.settings, settings);
+        if previous.dcs != self.settings.dcs {
+            self.drop_read();
+            self.node.forget_evidence();
+            self.set_witness();
+        }
         if previous.host == self.settings.host {
             self.node.forget_identity();
         } else {
@@ -360,6 +381,7 @@ impl Engine {
     /// response, and all of them after [`SHUTDOWN_MS_MAX`].
     pub fn begin_shutdown(&mut self, now: Now) {
         self.phase = Phase::ShuttingDown;
+        self.drop_read();
         self.close_clients(|frontend| frontend.is_idle());
         self.wheel.schedule(now.time.plus_ms(SHUTDOWN_MS_MAX), Timer::ShutdownDeadline);
     }
@@ -451,6 +473,7 @@ impl Engine {
                     clients += 1;
                     waiting += usize::from(frontend.waiting().is_some());
                 }
+                Peer::Upstream(fetch) if fetch.purpose() == Purpose::Dcs => {}
                 Peer::Upstream(fetch) => {
                     upstream.push((id, fetch.is_queued()));
                     if let Purpose::Entry(entry) = fetch.purpose() {
@@ -463,6 +486,11 @@ impl Engine {
         assert_eq!(waiting, self.cache.waiters(), "every waiting client is a waiter, and no other");
         self.fetches.check_invariants(&upstream);
         self.cache.check_invariants(&entries);
+    }
+
+    fn set_witness(&mut self) {
+        self.witness = self.settings.dcs.as_ref().map(Witness::new);
+        self.cache.set_has_witness(self.witness.is_some());
     }
 
     fn is_shutting_down(&self) -> bool {

@@ -20,6 +20,7 @@ use self::intervals::{Intervals, KnownIntervals};
 use self::lease::{LeaderAnswer, Lease, Rest, Until, Validity};
 use self::report::{Identity, NodeReport};
 use self::wall_clock::{PatroniClock, WallClock};
+use self::witness::{Evidence, Outcome, Standing, Subject, Why};
 use crate::answer::{AddressId, Answer};
 use crate::failure::{Culprit, Failure};
 use crate::routes::{LeaderRoutes, Route};
@@ -44,6 +45,8 @@ pub struct Node {
     changes: Changes,
     /// `cache.fence`.
     is_fenced: bool,
+    /// What the DCS said last, while it is about what Patroni said last.
+    evidence: Option<Evidence>,
 }
 
 /// What an answer means.
@@ -167,7 +170,11 @@ impl Node {
         };
         if let Some(report) = report {
             self.learn_report(now, &report, &mut distrust);
+            let subject = self.evidence.and_then(|_| self.witness_subject().ok());
             self.report = Some((report, answer.asked_at));
+            if subject != self.witness_subject().ok() {
+                self.evidence = None;
+            }
         }
         if let Some(routes) = route.leader_routes().filter(|_| answer.status != 200) {
             self.denials.deny(routes, now.time);
@@ -189,6 +196,7 @@ impl Node {
         let before_unix_ms = self.wall_clock.observe(now)?;
         self.dcs_reads.clock_jumped(before_unix_ms);
         self.lease.forget();
+        self.evidence = None;
         Some(Distrust::Answers)
     }
 
@@ -240,6 +248,38 @@ impl Node {
         contradicted_at.map_or(Time::ZERO, |at| at.plus_ms(CONTRADICTION_MS)).min(limit)
     }
 
+    /// What the DCS can be asked to confirm.
+    pub fn witness_subject(&self) -> Result<Subject, Why> {
+        let report = self.report().ok_or(Why::Unreported("state"))?;
+        Subject::new(report, self.intervals.last())
+    }
+
+    /// Learns the outcome of a read of the DCS that was about what Patroni said last.
+    pub fn testify(&mut self, outcome: &Outcome) -> Option<Distrust> {
+        match outcome {
+            Outcome::Evidence(evidence) => self.evidence = Some(*evidence),
+            Outcome::Nothing(_) => {}
+            Outcome::Contradiction(_) => {
+                self.evidence = None;
+                return Some(Distrust::Leaders(LeaderRoutes::Any));
+            }
+        }
+        None
+    }
+
+    /// The DCS is another one.
+    pub fn forget_evidence(&mut self) {
+        self.evidence = None;
+    }
+
+    /// The evidence by which the last 200 of a route may be served while Patroni is silent.
+    pub fn evidence(&self, now: Now, route: Route) -> Option<Evidence> {
+        let is_leaders = route.leader_routes().is_some();
+        self.evidence.filter(|evidence| {
+            !evidence.is_over(now) && (evidence.standing == Standing::Leader || !is_leaders)
+        })
+    }
+
     /// The node's last report.
     pub fn report(&self) -> Option<&NodeReport> {
         self.report.as_ref().map(|(report, _)| report)
@@ -260,7 +300,7 @@ impl Node {
 
     /// Forgets what another node at the same address said.
     fn forget_answers(&mut self) {
-        (self.report, self.lease) = (None, Lease::default());
+        (self.report, self.lease, self.evidence) = (None, Lease::default(), None);
         (self.denials, self.changes) = (Denials::default(), Changes::default());
     }
 

@@ -80,6 +80,7 @@ pub(super) fn engine_settings(config: &Config, records: bool) -> Settings {
         fetches_max: config.backend.connections,
         clients_max: descriptors::clients_max(config),
         fence: false,
+        dcs: None,
         host: config.backend.authority().into(),
         records,
     }

@@ -27,6 +27,7 @@ impl Story {
             fetches_max: 3,
             clients_max,
             fence: false,
+            dcs: None,
             host: "patroni:8008".into(),
             records: false,
         });

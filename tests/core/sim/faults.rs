@@ -144,6 +144,7 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
         fetches_max: random.pick(&[1, 2, 3, 3, 5]),
         clients_max: if capacity { random.between(1, 8) } else { 1_000 } as usize,
         fence: false,
+        dcs: None,
         host: "patroni:8008".into(),
         records: random.chance(500),
     }

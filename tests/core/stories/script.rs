@@ -281,6 +281,7 @@ fn story(file: &str, title: &str) -> Story {
         fetches_max: 3,
         clients_max: 1_000,
         fence: false,
+        dcs: None,
         host: "localhost:8008".into(),
         records: false,
     };
