@@ -11,35 +11,11 @@ use super::patroni::{Clock, Intervals, Node, Patroni, Said};
 
 pub type Outcome = Result<(), String>;
 
-/// Rules whose checks are not all fulfilled yet.
+/// Rules whose checks the engine does not fulfil yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// A fresh leader's 200 ends with the lease as a stale one does.
-    FreshSplit,
-    /// A leader route's 503 ends the leader routes that it speaks for.
-    LeadersEnd,
-    /// A jump of the wall clock ends all answers.
+    /// A jump of the wall clock ends all answers, those of fetches in flight as well.
     Jump,
-    /// An answer whose bound passed while it was fetched is not given out.
-    BoundWhileFetched,
-    /// Leader routes are not fetched more often than the rules say.
-    LeaderLoad,
-    /// Fetches that wait for the DCS leave connections to the others.
-    DcsFetches,
-    /// Routes with parameters wait at most 1 s longer.
-    ParameterWait,
-    /// Targets with parameters are fetched at a limited rate.
-    Flood,
-    /// Changes show at once.
-    Transition,
-    /// A failure ends stale answers only by its kind.
-    Culprits,
-    /// A clock of Patroni that is not ours.
-    PatroniClock,
-    /// A session with ZooKeeper lasts 40 s at most.
-    ZooKeeper,
-    /// After the faults have healed, clients get what Patroni says.
-    Healthy,
 }
 
 /// Whether the rule is checked.
@@ -47,22 +23,7 @@ pub fn is_on(rule: Rule) -> bool {
     !NOT_YET.contains(&rule)
 }
 
-/// Rules that the engine does not fulfil yet.
-const NOT_YET: &[Rule] = &[
-    Rule::FreshSplit,
-    Rule::LeadersEnd,
-    Rule::Jump,
-    Rule::BoundWhileFetched,
-    Rule::LeaderLoad,
-    Rule::DcsFetches,
-    Rule::ParameterWait,
-    Rule::Flood,
-    Rule::Transition,
-    Rule::Culprits,
-    Rule::PatroniClock,
-    Rule::ZooKeeper,
-    Rule::Healthy,
-];
+const NOT_YET: &[Rule] = &[Rule::Jump];
 
 /// What the engine knows, and so which answers it may give.
 pub struct Memory {
@@ -73,17 +34,22 @@ pub struct Memory {
     stale_forbidden_ms: Option<u64>,
     /// Patroni's intervals as last read, and when.
     intervals: Option<(Intervals, u64)>,
-    previous: Option<Node>,
+    /// The `ttl` of earlier intervals, and until when a lease may still rest on it.
+    previous_ttl: Option<(u64, u64)>,
+    /// The node's last report, and when Patroni was asked for it.
+    previous: Option<(Node, u64)>,
     pub contradicted_step: u64,
-    /// The last step at which an answer ended the 200s of leader routes: of all of them, of
-    /// `/primary` and its other spellings, of the standby leader's.
-    leaders_ended: [u64; 3],
+    /// When an answer last ended the 200s of leader routes: of all of them, of `/primary` and its
+    /// other spellings, of the standby leader's.
+    leaders_ended_ms: [Option<u64>; 3],
     /// The last step at which fetches in flight may have been begun again, and its time.
     pub restarted: Option<(u64, u64)>,
     /// When an answer contradicted the previous one last.
     contradicted_ms: Option<u64>,
     /// When the node's state, role or timeline changed last.
     changed_ms: Option<u64>,
+    /// When a transition was seen last.
+    moving_ms: Option<u64>,
     /// The last step at which an answer of any route showed a node without a lease.
     lapsed_step: u64,
 }
@@ -110,6 +76,8 @@ pub struct Brought {
     pub done_step: u64,
     /// The intervals known when it arrived.
     pub intervals: Option<Intervals>,
+    /// The shortest `ttl` that may have been in force then.
+    pub ttl_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +98,7 @@ pub struct Given<'a> {
     pub answer: &'a Answer,
     pub settings: &'a Settings,
     pub patroni: &'a Patroni,
-    /// Whether a fetch that could be this target's has been in flight for `PATIENCE_MS`.
+    /// Whether a fetch has been in flight for `PATIENCE_MS`.
     pub slow: bool,
     /// Whether all connections to Patroni were in use recently.
     pub busy: bool,
@@ -143,12 +111,14 @@ impl Memory {
             anonymous: Vec::new(),
             stale_forbidden_ms: None,
             intervals: None,
+            previous_ttl: None,
             previous: None,
             contradicted_step: 0,
-            leaders_ended: [0; 3],
+            leaders_ended_ms: [None; 3],
             restarted: None,
             contradicted_ms: None,
             changed_ms: None,
+            moving_ms: None,
             lapsed_step: 0,
         }
     }
@@ -159,20 +129,40 @@ impl Memory {
         if brought.said.target == "/config" {
             let intervals = brought.said.intervals.filter(|_| brought.said.status == 200);
             let changed = intervals.is_some() && intervals != self.intervals.map(|known| known.0);
-            self.restarted = if changed { Some((step, ms)) } else { self.restarted };
+            if let Some((previous, _)) = self.intervals.filter(|_| changed) {
+                let earlier = self.previous_ttl.filter(|(_, until_ms)| ms < *until_ms);
+                let ttl_ms = ttl_ms(Some(previous));
+                let ttl_ms = earlier.map_or(ttl_ms, |(earlier, _)| ttl_ms.min(earlier));
+                self.previous_ttl = Some((ttl_ms, ms + previous.ttl * 1_000));
+            }
+            if changed {
+                self.restarted = Some((step, ms));
+            }
             self.intervals = intervals.map(|intervals| (intervals, ms)).or(self.intervals);
             return false;
         }
         let known = self.intervals.filter(|(_, read_ms)| ms - read_ms < INTERVALS_MS_MAX);
         brought.intervals = known.map(|(intervals, _)| intervals);
-        let contradicts = brought.said.node.clone().is_some_and(|node| self.reported(node, ms));
+        let previous = self.previous_ttl.filter(|(_, until_ms)| ms < *until_ms);
+        let current_ms = ttl_ms(brought.intervals);
+        let both = known.and(previous).map_or(current_ms, |(previous, _)| current_ms.min(previous));
+        brought.ttl_ms = both;
+        if self.is_overtaken(&brought) || bound_passed(&brought, brought.done.unix_ms) {
+            self.restarted = Some((step, ms));
+            return false;
+        }
+        let asked_ms = brought.asked_ms;
+        let was_unlocked = self.previous.as_ref().is_some_and(|(node, _)| is_unlocked(node));
+        let contradicts = match brought.said.node.clone() {
+            Some(node) => self.reported(node, asked_ms, ms),
+            None => false,
+        };
         if contradicts {
             self.contradicted_step = step;
-            self.contradicted_ms = Some(ms);
             self.restarted = Some((step, ms));
         }
-        if let Some(ended) = ended_leaders(&brought.said) {
-            self.leaders_ended[ended] = step;
+        if let Some(ended) = ended_leaders(&brought.said, was_unlocked) {
+            self.leaders_ended_ms[ended] = Some(ms);
             self.restarted = Some((step, ms));
         }
         let lapsed = |node: &Node| !node.is_under_lease() && node.state != "unknown";
@@ -185,21 +175,39 @@ impl Memory {
         contradicts
     }
 
+    /// Whether an answer is not given out, because it may no longer be true: the later question
+    /// has been answered, and differs; or another answer has ended it.
+    fn is_overtaken(&self, brought: &Brought) -> bool {
+        let differs = |(previous, asked_ms): &(Node, u64)| {
+            let node = brought.said.node.as_ref();
+            brought.asked_ms < *asked_ms && node.is_some_and(|node| contradict(previous, node))
+        };
+        self.previous.as_ref().is_some_and(differs) || self.is_leader_ended(brought)
+    }
+
     /// Records a report of the node. Returns whether it contradicts the previous one.
-    fn reported(&mut self, node: Node, ms: u64) -> bool {
-        let Some(previous) = self.previous.replace(node.clone()) else {
+    fn reported(&mut self, node: Node, asked_ms: u64, ms: u64) -> bool {
+        let previous = self.previous.replace((node.clone(), asked_ms));
+        let Some((previous, _)) = previous else {
             self.changed_ms = (node.state != "running").then_some(ms);
             return false;
         };
         let renamed = previous.name.zip(node.name).is_some_and(|(before, now)| before != now);
         let contradicts = renamed || contradict(&previous, &node);
-        if renamed {
-            self.forget_failures();
+        if previous.state != "running" {
+            self.moving_ms = Some(ms);
         }
-        if contradicts || previous.state != node.state {
+        if renamed {
+            // another node, of whose changes nothing is known
+            self.changed_ms = (node.state != "running").then_some(ms);
+            self.contradicted_ms = None;
+            self.forget_failures();
+        } else if contradicts {
+            (self.changed_ms, self.contradicted_ms) = (Some(ms), Some(ms));
+        } else if previous.state != node.state {
             self.changed_ms = Some(ms);
         }
-        if let (Some(known), false) = (&mut self.previous, contradicts) {
+        if let (Some((known, _)), false) = (&mut self.previous, contradicts) {
             // an answer without a timeline does not mean that the node has none
             known.timeline = node.timeline.or(previous.timeline);
             // one that knows no state says nothing of it
@@ -207,7 +215,7 @@ impl Memory {
                 known.state = previous.state;
             }
         }
-        if let Some(known) = &mut self.previous {
+        if let Some((known, _)) = &mut self.previous {
             known.name = node.name.or(previous.name);
         }
         contradicts
@@ -218,22 +226,26 @@ impl Memory {
         self.targets.values_mut().for_each(|known| known.holds = false);
     }
 
-    /// The last step at which the answers of a target were ended.
-    fn ended_step(&self, target: &str, status: u16) -> u64 {
-        let [all, primary, standby] = self.leaders_ended;
-        let leaders = match target {
-            _ if status != 200 || !is_leader_family(target) || !is_on(Rule::LeadersEnd) => 0,
+    /// Whether a leader's 200 was asked for before another answer ended it.
+    fn is_leader_ended(&self, brought: &Brought) -> bool {
+        if brought.said.status != 200 || !is_leader_family(&brought.said.target) {
+            return false;
+        }
+        let [all, primary, standby] = self.leaders_ended_ms;
+        let ended_ms = match brought.said.target.as_str() {
             "/leader" => all,
             "/standby-leader" | "/standby_leader" => all.max(standby),
             _ => all.max(primary),
         };
-        leaders.max(self.contradicted_step)
+        // the one that ends others may be a 200 itself, without a lease
+        ended_ms.is_some_and(|ms| brought.asked_ms < ms && brought.done.ms != ms)
     }
 
     /// Whether the last answer of this target is known to have been ended.
     pub fn is_ended(&self, brought: &Brought) -> bool {
-        let ended_step = self.ended_step(&brought.said.target, brought.said.status);
-        brought.asked_step < ended_step && brought.done_step != ended_step
+        let contradicted_step = self.contradicted_step;
+        self.is_leader_ended(brought)
+            || (brought.asked_step < contradicted_step && brought.done_step != contradicted_step)
     }
 
     /// Whether the node is in transition. `surely`: by the narrowest reading of promise 9.
@@ -242,17 +254,17 @@ impl Memory {
         let within = |since_ms: Option<u64>, most_ms: u64| {
             since_ms.is_some_and(|since_ms| ms < since_ms + most_ms + slack_ms)
         };
-        let state = self.previous.as_ref().map_or("running", |node| node.state);
+        let state = self.previous.as_ref().map_or("running", |(node, _)| node.state);
         let moving = state != "running" && (!surely || state != "unknown");
+        let lately = !surely && within(self.moving_ms, 0);
         within(self.changed_ms, TRANSITION_MS_MAX)
-            && (moving || within(self.contradicted_ms, CONTRADICTED_MS))
+            && (moving || lately || within(self.contradicted_ms, CONTRADICTED_MS))
     }
 
     /// Records a failed fetch, whose target may not be known.
     pub fn failed(&mut self, target: Option<&str>, failed: Failed) {
         let why = failed.why;
-        let ends_all = if is_on(Rule::Culprits) { is_gone(why) } else { why != Failure::TimedOut };
-        if ends_all {
+        if is_gone(why) {
             self.forbid_stale(failed.ms);
         }
         match target {
@@ -285,6 +297,11 @@ impl Memory {
         self.targets.get(target).and_then(|known| known.failed)
     }
 
+    /// Whether a fetch whose target is not known has failed since this answer.
+    pub fn has_failed_since(&self, brought: &Brought) -> bool {
+        self.anonymous.iter().any(|failed| failed.step > brought.done_step)
+    }
+
     /// Records a request for the target. Returns whether it is known to fail, and so answered at
     /// once.
     pub fn wanted(&mut self, target: &str, ms: u64) -> bool {
@@ -295,9 +312,15 @@ impl Memory {
     }
 
     /// Until when the stale answer of a replica's route may be served; `None`: not at all.
-    pub fn stale_until_ms(&self, target: &str, settings: &Settings) -> Option<u64> {
+    pub fn stale_until_ms(
+        &self,
+        target: &str,
+        settings: &Settings,
+        moved_ms: Option<u64>,
+    ) -> Option<u64> {
         let brought = self.latest(target)?;
         let may = settings.cache.grace_ms > 0
+            && moved_ms.is_none_or(|ms| brought.asked_ms > ms)
             && !target.contains('?')
             && brought.said.status == 200
             && (is_replica_family(target) || is_health(target))
@@ -330,15 +353,14 @@ impl Memory {
         check_jump(given, brought)?;
         let is_leaders = is_leader_family(given.target) && brought.said.status == 200;
         if brought.done_step >= given.asked_step {
-            if is_leaders {
-                check_fetched_leader(given, brought)?;
+            if bound_passed(brought, given.clock.unix_ms) {
+                return Err("promise 2: the lease's bound passed while it was fetched".into());
             }
             let at_once = brought.done.ms == given.clock.ms;
             return if at_once { Ok(()) } else { Err("a waiting client was answered late".into()) };
         }
-        let in_transition = is_on(Rule::Transition)
-            && brought.said.node.is_some()
-            && self.is_in_transition(given.clock.ms, true);
+        let in_transition =
+            brought.said.node.is_some() && self.is_in_transition(given.clock.ms, true);
         let ttl_ms = given.settings.cache.ttl_ms;
         let kept_ms = if in_transition { ttl_ms.min(TRANSITION_TTL_MS) } else { ttl_ms };
         if age_ms >= kept_ms {
@@ -367,7 +389,7 @@ impl Memory {
             |why: Failure| given.method != "GET" || text == format!("{{\"error\":\"{why}\"}}\n");
         let mut failures = failed.iter().chain(&self.anonymous);
         let truly = failures.any(|failed| failed.step > since && says(failed.why));
-        if truly || (given.busy && says(Failure::TimedOut)) {
+        if truly || (given.busy && (says(Failure::TimedOut) || says(Failure::NoRoom))) {
             return Ok(());
         }
         Err(format!("the failure served is {text:?}, but it was {failed:?}"))
@@ -393,7 +415,7 @@ impl Memory {
         let timed_out = self.targets.get(target).and_then(|known| known.failed);
         let mut failed = timed_out.iter().chain(&self.anonymous);
         let silent = failed.any(|failed| failed.step > brought.done_step);
-        if !silent && !given.slow && !given.busy {
+        if !silent && !given.slow {
             return Err("promise 2: stale, although Patroni is not silent".into());
         }
         Ok(())
@@ -439,17 +461,12 @@ fn check_jump(given: &Given<'_>, brought: &Brought) -> Outcome {
     Ok(())
 }
 
-/// Promise 2 for a leader's 200 that a waiting client gets.
-fn check_fetched_leader(given: &Given<'_>, brought: &Brought) -> Outcome {
+/// Whether the lease's bound of a leader's answer passed after it was asked for.
+pub fn bound_passed(brought: &Brought, unix_ms: u64) -> bool {
     let seen = brought.said.node.as_ref().and_then(|node| node.seen);
-    let Some(until_unix_ms) = seen.map(|seen| seen * 1_000 + ttl_ms(brought.intervals)) else {
-        return Ok(());
-    };
-    let passed = brought.asked_unix_ms < until_unix_ms && until_unix_ms <= given.clock.unix_ms;
-    if is_on(Rule::BoundWhileFetched) && passed {
-        return Err("promise 2: the lease's bound passed while it was fetched".into());
-    }
-    Ok(())
+    let is_leaders = is_leader_family(&brought.said.target) && brought.said.status == 200;
+    let until_unix_ms = seen.filter(|_| is_leaders).map(|seen| seen * 1_000 + brought.ttl_ms);
+    until_unix_ms.is_some_and(|until| brought.asked_unix_ms < until && until <= unix_ms)
 }
 
 /// Promise 3 for a leader's cached 200.
@@ -461,10 +478,9 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
         let left_ms = until_unix_ms.saturating_sub(brought.done.unix_ms);
         clock.unix_ms >= until_unix_ms || clock.ms >= brought.done.ms + left_ms
     };
-    let ttl_ms = ttl_ms(brought.intervals);
+    let ttl_ms = brought.ttl_ms;
     // for 1 s the node's own word that it leads is served, whatever moved dcs_last_seen
-    let strict = is_on(Rule::FreshSplit);
-    let aged = age_ms >= 1_000 && (strict || clock.ms >= brought.done.ms + 1_000);
+    let aged = age_ms >= 1_000;
     let seen = seen.filter(|seen| seen * 1_000 <= brought.done.unix_ms);
     match seen {
         None if clock.ms >= brought.done.ms + 1_000 => {
@@ -474,7 +490,7 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
         }
         Some(seen) if over(seen * 1_000 + ttl_ms) => {
             let was_over = brought.asked_unix_ms >= seen * 1_000 + ttl_ms;
-            if !is_on(Rule::LeaderLoad) || !was_over || age_ms >= shortly_kept_ms(brought) {
+            if !was_over || age_ms >= shortly_kept_ms(brought) {
                 return Err("promise 3: the ttl since dcs_last_seen is over".into());
             }
         }
@@ -483,18 +499,18 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
     if aged && seen.is_some() && over(brought.said.loop_seen * 1_000 + ttl_ms) {
         return Err("promise 3: the ttl since the HA loop saw the DCS is over".into());
     }
-    if aged && is_on(Rule::PatroniClock) && shows_another_clock(brought) {
+    if aged && shows_another_clock(brought) {
         return Err("promise 3: older than 1 s, and Patroni's clock is not ours".into());
     }
     if is_stale {
         check_stale_leader(brought, lapsed_step)?;
     }
-    if !(is_stale || strict && aged) {
+    if !(is_stale || aged) {
         return Ok(());
     }
     if let (Some(seen), Some(intervals)) = (seen, brought.intervals) {
-        let sure = ttl_ms / 1_000 - intervals.loop_wait - intervals.retry_timeout;
-        if over((seen + sure) * 1_000) {
+        let margin_ms = (intervals.loop_wait + intervals.retry_timeout) * 1_000;
+        if over(seen * 1_000 + self::ttl_ms(brought.intervals) - margin_ms) {
             return Err("promise 3: D is over".into());
         }
     }
@@ -530,8 +546,7 @@ fn check_stale_leader(brought: &Brought, lapsed_step: u64) -> Outcome {
 /// The `ttl` that counts: ZooKeeper ends a session after 40 s, and Patroni accepts no less than
 /// 20 s.
 pub fn ttl_ms(intervals: Option<Intervals>) -> u64 {
-    let session_seconds = if is_on(Rule::ZooKeeper) { 40 } else { u64::MAX };
-    intervals.map_or(20, |intervals| intervals.ttl).min(session_seconds) * 1_000
+    intervals.map_or(20, |intervals| intervals.ttl).min(40) * 1_000
 }
 
 /// How long a leader's 200 is kept whose bound had passed before it was asked for.
@@ -548,17 +563,20 @@ fn shows_another_clock(brought: &Brought) -> bool {
         || (date + 1) * 1_000 <= brought.asked_unix_ms
 }
 
-/// The leader routes whose 200s this answer ends, as an index of [`Memory::leaders_ended`].
-fn ended_leaders(said: &Said) -> Option<usize> {
-    let flags = said.node.as_ref().map_or([false; 3], |node| node.flags);
-    let is_unlocked = flags[1] && !flags[2];
+/// The leader routes whose 200s this answer ends, as an index of [`Memory::leaders_ended_ms`]. That no
+/// node holds the lease ends them once: later 200s were said in spite of it.
+fn ended_leaders(said: &Said, was_unlocked: bool) -> Option<usize> {
     match said.target.as_str() {
-        _ if is_unlocked => Some(0),
-        target if said.status != 503 || !is_leader_family(target) => None,
+        _ if !was_unlocked && said.node.as_ref().is_some_and(is_unlocked) => Some(0),
+        target if said.status == 200 || !is_leader_family(target) => None,
         "/leader" => Some(0),
         "/standby-leader" | "/standby_leader" => Some(2),
         _ => Some(1),
     }
+}
+
+fn is_unlocked(node: &Node) -> bool {
+    node.flags[1] && !node.flags[2]
 }
 
 /// Patroni is gone: nothing it said before may be served stale.
@@ -585,7 +603,7 @@ fn contradict(previous: &Node, node: &Node) -> bool {
 /// A little less than the 10 s for which a failure is kept without requests.
 const WANTED_MS: u64 = 9_000;
 /// For how long intervals that were read count.
-const INTERVALS_MS_MAX: u64 = 75_000;
+const INTERVALS_MS_MAX: u64 = 30_000;
 /// Up to this difference the wall clock counts as slewed.
 const JUMP_MS_MIN: u64 = 250;
 /// Patroni's clock may show this much more than ours.

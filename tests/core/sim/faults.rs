@@ -96,9 +96,6 @@ impl Faults {
             permille[Fault::DcsSlow as usize] = random.pick(&[100, 600]);
             permille[Fault::Flags as usize] = random.pick(&[0, 0, 0, 300]);
         }
-        for fault in NOT_YET {
-            permille[fault as usize] = 0;
-        }
         Faults { about_the_lease, permille }
     }
 
@@ -150,18 +147,6 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
     }
 }
 
-/// Faults that the engine does not stand yet.
-const NOT_YET: [Fault; 9] = [
-    Fault::NoEnd,
-    Fault::OddJson,
-    Fault::DcsAway,
-    Fault::Unknown,
-    Fault::Disagree,
-    Fault::Renamed,
-    Fault::PatroniClock,
-    Fault::Sleep,
-    Fault::SmallJumps,
-];
 const OF_THE_LEASE: [Fault; 6] = [
     Fault::DcsSlow,
     Fault::FreezeApi,

@@ -2,7 +2,6 @@
 //!
 //! It knows what a client of the API can only guess: which node holds the lease, and until when.
 
-use super::checks::{Rule, is_on};
 use super::faults::{Fault, Faults};
 use super::random::Random;
 
@@ -153,7 +152,7 @@ impl Patroni {
     pub fn new(random: &mut Random, clock: Clock) -> Patroni {
         let leads = random.chance(800);
         let intervals = random.pick(&TIMINGS);
-        let zookeeper = random.chance(300) && is_on(Rule::ZooKeeper);
+        let zookeeper = random.chance(300);
         let lease_ms = lease_ms(intervals, zookeeper);
         // the HA loop may have hung before the start
         let hung_ms = if random.chance(300) { random.below(lease_ms) } else { 0 };

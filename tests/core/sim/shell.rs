@@ -8,8 +8,8 @@ use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
 
-use super::checks::{Brought, Failed, Given, Outcome, Rule, TRANSITION_TTL_MS};
-use super::checks::{is_on, shortly_kept_ms, ttl_ms};
+use super::checks::{Brought, Failed, Given, Outcome, TRANSITION_TTL_MS};
+use super::checks::{bound_passed, shortly_kept_ms};
 use super::client::{Answer, Expected, Persistence, ROUTES};
 use super::faults::Fault;
 use super::patroni::needs_dcs;
@@ -78,7 +78,6 @@ impl World {
     pub fn tick(&mut self) -> Outcome {
         self.step += 1;
         self.engine.tick(self.now());
-        self.note_clock();
         self.act(Cause::Tick)
     }
 
@@ -323,9 +322,6 @@ impl World {
 
     /// Records which clients wait without a fetch while this one begins.
     fn note_waiting(&mut self, at: usize) {
-        if !is_on(Rule::DcsFetches) && !is_on(Rule::ParameterWait) {
-            return;
-        }
         let is_fetched = |target: &String| {
             let mut open = self.open_fetches.iter().filter(|other| **other != at);
             open.any(|other| self.fetches[*other].target.as_ref().is_none_or(|of| of == target))
@@ -339,7 +335,8 @@ impl World {
             else {
                 continue;
             };
-            if step == self.step || is_fetched(target) {
+            let over = self.now_ms >= asked_ms + self.settings.timeout_ms;
+            if step == self.step || over || is_fetched(target) {
                 continue;
             }
             others_waited |= !needs_dcs(target) && !target.contains('?');
@@ -374,20 +371,26 @@ impl World {
         }
         let pause_ms = ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
         let failed = self.memory.failure(target);
-        if failed.is_some_and(|failed| asked_ms < failed.asked_ms + pause_ms) && !moved && !ended {
+        let forgotten = |failed: Failed| {
+            let since = |ms: u64| ms >= failed.asked_ms;
+            self.memory.restarted.is_some_and(|(_, ms)| since(ms))
+                || self.moved_ms.is_some_and(since)
+        };
+        let failed = failed.filter(|failed| !forgotten(*failed));
+        if failed.is_some_and(|failed| asked_ms < failed.asked_ms + pause_ms) {
             return Err(format!("promise 1: {target} fails, and was fetched again too soon"));
         }
         let is_leaders = super::client::is_leader_family(target);
         let Some(brought) = self.memory.latest(target).filter(|_| failed.is_none()) else {
             return Ok(());
         };
-        if is_leaders && !is_on(Rule::LeaderLoad) {
-            return Ok(());
+        if self.memory.has_failed_since(brought) {
+            return Ok(()); // it may have been this target's
         }
         let in_transition = self.memory.is_in_transition(asked_ms, false)
             || self.memory.is_in_transition(brought.done.ms, false);
         let most_ms = match brought.said.status {
-            _ if in_transition && is_on(Rule::Transition) => TRANSITION_TTL_MS,
+            _ if in_transition => TRANSITION_TTL_MS,
             200 if is_leaders => shortly_kept_ms(brought),
             _ => ttl_ms,
         };
@@ -411,7 +414,7 @@ impl World {
     /// plain routes leave room to those with parameters.
     fn check_room(&self, at: usize, target: &str) -> Outcome {
         let fetch = &self.fetches[at];
-        if needs_dcs(target) && is_on(Rule::DcsFetches) {
+        if needs_dcs(target) {
             let needs =
                 |other: &usize| self.fetches[*other].target.as_deref().is_some_and(needs_dcs);
             if self.open_fetches.iter().filter(|other| **other != at).any(needs) {
@@ -429,6 +432,9 @@ impl World {
             return Ok(());
         }
         let Some((starved, since_ms)) = &fetch.starved else { return Ok(()) };
+        // a fetch that is begun again is queued again
+        let again_ms = self.memory.restarted.map(|(_, ms)| ms).max(self.moved_ms);
+        let since_ms = again_ms.unwrap_or(0).max(*since_ms);
         let waits = |at: &usize| {
             let client = &self.clients[*at];
             let message = client.script.get(client.answered);
@@ -437,7 +443,7 @@ impl World {
         };
         let asked_ms = self.open_clients.iter().filter_map(waits).map(|(ms, _)| ms).min();
         let late = asked_ms.is_some_and(|ms| ms > since_ms + PARAMETER_WAIT_MS);
-        if late && !target.contains('?') && is_on(Rule::ParameterWait) {
+        if late && !target.contains('?') {
             return Err(format!("promise 7: {target} is fetched before {starved}"));
         }
         Ok(())
@@ -455,7 +461,7 @@ impl World {
         }
         self.unknown_variants.push_back((asked_ms, target.to_owned()));
         let most = 2 * self.settings.cache.variants_max;
-        if is_on(Rule::Flood) && self.unknown_variants.len() > most {
+        if self.unknown_variants.len() > most {
             return Err(format!("promise 8: more than {most} new targets fetched in a second"));
         }
         Ok(())
@@ -467,9 +473,13 @@ impl World {
         self.fetches[at].closed = true;
         self.remove(id)?;
         let fetch = &mut self.fetches[at];
-        let complete = fetch.delivered >= fetch.planned_bytes && fetch.pipe.inbox.is_empty();
+        let complete = fetch.delivered >= fetch.planned_bytes;
         let outcome = match cause {
             Cause::Tick => Some(Err(Failure::TimedOut)),
+            // a reset after a part of the answer is a cut
+            Cause::Input(of, "broken", Some(Failure::Reset)) if of == id && fetch.delivered > 0 => {
+                Some(Err(Failure::Cut))
+            }
             Cause::Input(of, "broken" | "connect_failed", Some(why)) if of == id => Some(Err(why)),
             Cause::Input(of, ..) if of == id => fetch.plan.take(),
             _ if self.may_be_restarted(at, step) => {
@@ -506,7 +516,9 @@ impl World {
         let queued = self.busy_ms.is_some_and(|busy_ms| busy_ms + self.settings.timeout_ms > ms);
         let early = ms < fetch.connect_ms + self.settings.timeout_ms;
         let restarted = self.memory.restarted.is_some() || self.moved_ms.is_some();
-        if timed_out && early && !queued && !restarted {
+        // one that needs the DCS waits for others of its kind
+        let waited = fetch.target.as_deref().is_none_or(needs_dcs);
+        if timed_out && early && !queued && !waited && !restarted {
             return Err("promise 1: a fetch was given up before its time".into());
         }
         match outcome {
@@ -519,8 +531,8 @@ impl World {
                     done: self.clock(),
                     done_step: step,
                     intervals: None,
+                    ttl_ms: 0,
                 };
-                self.note_clock();
                 let contradicts = self.memory.fetched(brought);
                 self.trace(|| {
                     format!("       fetched{}", if contradicts { ", contradicting" } else { "" })
@@ -529,7 +541,14 @@ impl World {
             Err(why) => {
                 let target = self.fetches[at].target.clone();
                 let asked_ms = self.fetches[at].connect_ms;
-                self.memory.failed(target.as_deref(), Failed { why, asked_ms, ms, step });
+                let failed = Failed { why, asked_ms, ms, step };
+                if timed_out && self.moved_ms.is_some_and(|moved_ms| moved_ms >= asked_ms) {
+                    // it may have been begun again instead
+                    self.memory.failed(None, failed);
+                    self.memory.forget_failures();
+                } else {
+                    self.memory.failed(target.as_deref(), failed);
+                }
                 self.trace(|| format!("       {target:?} failed: {why:?}"));
             }
         }
@@ -593,14 +612,14 @@ impl World {
             let right = statuses.contains(&answer.status);
             return if right { Ok(()) } else { Err(format!("not one of {statuses:?}")) };
         }
-        let Some((asked_ms, asked_step)) = client.asked else {
+        let Some((_, asked_step)) = client.asked else {
             return Err("an answer before its request".into());
         };
         self.check_persistence(at, message.persistence, &answer)?;
         match &expected {
             Expected::Own(status) if answer.status == *status => Ok(()),
             Expected::Patroni(target) => {
-                self.check_patroni_answer(&answer, (asked_ms, asked_step), message.method, target)
+                self.check_patroni_answer(&answer, asked_step, message.method, target)
             }
             _ => Err(format!("status {} instead of {expected:?}", answer.status)),
         }
@@ -609,7 +628,7 @@ impl World {
     fn check_patroni_answer(
         &mut self,
         answer: &Answer,
-        (asked_ms, asked_step): (u64, u64),
+        asked_step: u64,
         method: &str,
         target: &str,
     ) -> Outcome {
@@ -633,16 +652,16 @@ impl World {
             };
         }
         let (now_ms, settings) = (self.now_ms, &self.settings);
-        let slow = self.open_fetches.iter().any(|fetch| {
-            let fetch = &self.fetches[*fetch];
-            let ours = fetch.target.as_deref().is_none_or(|other| other == target);
-            ours && now_ms >= fetch.connect_ms + PATIENCE_MS
-        });
+        let slow = self.is_silent(now_ms.saturating_sub(PATIENCE_MS));
         let recent_ms = settings.timeout_ms + 1_100;
         // during shutdown nothing is fetched again, and failures age
         let full = self.open_fetches.len() == settings.fetches_max || self.shutdown_ms.is_some();
-        let busy =
-            full || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
+        // a fetch that needs the DCS waits for others of its kind, one that is begun again for all
+        let again_ms = self.memory.restarted.map(|(_, ms)| ms).max(self.moved_ms);
+        let busy = full
+            || needs_dcs(target)
+            || again_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms)
+            || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
         let given = Given {
             clock: self.clock(),
             asked_step,
@@ -651,10 +670,15 @@ impl World {
             answer,
             settings,
             patroni: &self.patroni,
-            slow: slow || now_ms >= asked_ms + PATIENCE_MS,
+            slow,
             busy,
         };
         self.memory.check(&given)
+    }
+
+    /// Whether a fetch has been in flight since `ms` without an answer.
+    fn is_silent(&self, ms: u64) -> bool {
+        self.open_fetches.iter().any(|fetch| self.fetches[*fetch].connect_ms <= ms)
     }
 
     fn check_persistence(&mut self, at: usize, wanted: Persistence, answer: &Answer) -> Outcome {
@@ -792,8 +816,10 @@ impl World {
         if self.clients[at].is_hopeless && !target.contains('?') {
             return Err(format!("client {at} waits for {target}, which fails"));
         }
-        let stale_until = self.memory.stale_until_ms(target, &self.settings);
-        if self.is_over(asked_ms + PATIENCE_MS) && stale_until.is_some_and(|ms| self.now_ms < ms) {
+        let stale_until = self.memory.stale_until_ms(target, &self.settings, self.moved_ms);
+        let silent = self.is_over(asked_ms + PATIENCE_MS)
+            && self.is_silent(self.now_ms.saturating_sub(PATIENCE_MS + TICK_MS));
+        if silent && stale_until.is_some_and(|ms| self.now_ms < ms) {
             return Err(format!(
                 "promise 4: client {at} waits, although a stale {target} may be served"
             ));
@@ -810,13 +836,6 @@ impl World {
         let clock = self.clock();
         Now { time: Time::from_ms(self.base_ms + clock.ms), unix_ms: clock.unix_ms }
     }
-}
-
-/// Whether the bound of a leader's answer passed after it was asked for.
-fn bound_passed(brought: &Brought, unix_ms: u64) -> bool {
-    let seen = brought.said.node.as_ref().and_then(|node| node.seen);
-    let until_unix_ms = seen.map(|seen| seen * 1_000 + ttl_ms(brought.intervals));
-    until_unix_ms.is_some_and(|until| brought.asked_unix_ms < until && until <= unix_ms)
 }
 
 fn brief(input: &Input) -> String {

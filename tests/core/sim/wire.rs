@@ -12,6 +12,8 @@ use super::world::End;
 /// The bytes of an answer, the end of the connection, and the outcome expected of the engine.
 pub struct Wire {
     pub bytes: Vec<u8>,
+    /// How many of them make the answer complete; the rest is ignored.
+    pub enough: usize,
     pub end: End,
     /// `None`: the answer is never complete.
     pub outcome: Option<Result<Said, Failure>>,
@@ -25,12 +27,18 @@ enum Framing {
     Chunked,
 }
 
+impl Wire {
+    fn new(bytes: Vec<u8>, end: End, outcome: Option<Result<Said, Failure>>) -> Wire {
+        Wire { enough: bytes.len(), bytes, end, outcome }
+    }
+}
+
 pub fn wire(said: Said, random: &mut Random, faults: &Faults) -> Wire {
     if faults.hit(random, Fault::Garbage) {
         return garbage(random);
     }
     if faults.hit(random, Fault::Huge) {
-        return huge(random);
+        return huge(said, random);
     }
     let framing = if faults.hit(random, Fault::Framing) {
         random.pick(&[Framing::Eof, Framing::Length, Framing::Chunked])
@@ -41,11 +49,14 @@ pub fn wire(said: Said, random: &mut Random, faults: &Faults) -> Wire {
     let (head_bytes, bytes) = framed(&said, framing, interim);
     if faults.hit(random, Fault::Hangs) {
         let count = random.below(bytes.len() as u64) as usize;
-        return Wire { bytes: bytes[..count].to_vec(), end: End::Open, outcome: None };
+        return Wire::new(bytes[..count].to_vec(), End::Open, None);
     }
     if faults.hit(random, Fault::PatroniResets) {
-        let count = random.below(bytes.len() as u64) as usize;
-        return Wire { bytes: bytes[..count].to_vec(), end: End::Rst, outcome: None };
+        let mut count = random.below(bytes.len() as u64) as usize;
+        if interim && count == INTERIM.len() {
+            count -= 1; // nothing of the answer itself has come then
+        }
+        return Wire::new(bytes[..count].to_vec(), End::Rst, None);
     }
     if faults.hit(random, Fault::Cut) && !interim {
         let count = random.below(bytes.len() as u64) as usize;
@@ -54,14 +65,14 @@ pub fn wire(said: Said, random: &mut Random, faults: &Faults) -> Wire {
     let whole = framing != Framing::Eof || said.content_type != Some("text/plain; version=0.0.4");
     let no_end = whole && faults.hit(random, Fault::NoEnd);
     let end = if no_end { random.pick(&[End::Open, End::Rst, End::Late]) } else { End::Fin };
-    Wire { bytes, end, outcome: Some(Ok(said)) }
+    Wire::new(bytes, end, Some(Ok(said)))
 }
 
 fn framed(said: &Said, framing: Framing, interim: bool) -> (usize, Vec<u8>) {
     let version = if framing == Framing::Chunked || interim { "1.1" } else { "1.0" };
     let mut head = String::new();
     if interim {
-        head.push_str("HTTP/1.1 100 Continue\r\nA: b\r\n\r\n");
+        head.push_str(INTERIM);
     }
     head.push_str(&format!("HTTP/{version} {} Some Words\r\n", said.status));
     if let Some(content_type) = said.content_type {
@@ -101,12 +112,12 @@ fn cut(mut said: Said, framing: Framing, head_bytes: usize, bytes: &[u8]) -> Wir
         said.body = bytes[head_bytes..].to_vec();
         Ok(said)
     };
-    Wire { bytes: bytes.to_vec(), end: End::Fin, outcome: Some(outcome) }
+    Wire::new(bytes.to_vec(), End::Fin, Some(outcome))
 }
 
 /// A handler that throws closes the connection without a byte.
 pub fn thrown() -> Wire {
-    Wire { bytes: Vec::new(), end: End::Fin, outcome: Some(Err(Failure::Closed)) }
+    Wire::new(Vec::new(), End::Fin, Some(Err(Failure::Closed)))
 }
 
 fn garbage(random: &mut Random) -> Wire {
@@ -120,18 +131,38 @@ fn garbage(random: &mut Random) -> Wire {
         (b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: gzip\r\n\r\n", Failure::Garbage),
     ];
     let (bytes, why) = random.pick(&texts);
-    Wire { bytes: bytes.to_vec(), end: End::Fin, outcome: Some(Err(why)) }
+    Wire::new(bytes.to_vec(), End::Fin, Some(Err(why)))
 }
 
-fn huge(random: &mut Random) -> Wire {
+/// Answers over the limit of 1 MiB; `/history` and `/metrics` may have 4 MiB.
+fn huge(mut said: Said, random: &mut Random) -> Wire {
+    let path = said.target.split('?').next().unwrap_or_default();
+    let bodyless = matches!(path, "/liveness" | "/readiness");
+    let long = matches!(path, "/history" | "/metrics");
+    let mut outcome = Err(Failure::TooLarge);
+    let mut enough = usize::MAX;
     let bytes = match random.below(40) {
         0 => {
             let mut bytes = b"HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n\r\n".to_vec();
-            bytes.resize(bytes.len() + 1024 * 1024 + 1, b'x');
+            let head_bytes = bytes.len();
+            bytes.resize(head_bytes + 1024 * 1024 + 1, b'x');
+            if long || bodyless {
+                enough = if bodyless { head_bytes } else { enough };
+                (said.status, said.content_type) = (200, Some("text/plain"));
+                said.body = if long { bytes[head_bytes..].to_vec() } else { Vec::new() };
+                outcome = Ok(said);
+            }
             bytes
         }
-        1..20 => b"HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n".to_vec(),
+        1..20 => {
+            outcome = if long { Err(Failure::Cut) } else { outcome };
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n".to_vec()
+        }
         _ => format!("HTTP/1.0 200 OK\r\nA: {}\r\n\r\n", "x".repeat(17 * 1024)).into_bytes(),
     };
-    Wire { bytes, end: End::Fin, outcome: Some(Err(Failure::TooLarge)) }
+    let wire = Wire::new(bytes, End::Fin, Some(outcome));
+    Wire { enough: enough.min(wire.enough), ..wire }
 }
+
+/// A response that may come before the answer.
+const INTERIM: &str = "HTTP/1.1 100 Continue\r\nA: b\r\n\r\n";
