@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use patroniglue::answer::AddressId;
 use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Action, Engine, Port, Settings};
 use patroniglue::failure::Failure;
@@ -31,7 +32,10 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
         let id = id.unwrap_or(ConnId { slot: u32::from(which), generation: u32::from(what) });
         match what % 12 {
             0 => ids.extend(engine.accept(now, Port::Checks)),
-            1 => engine.progress(id, Progress::Open),
+            1 => {
+                engine.connected_to(id, AddressId(u32::from(which)));
+                engine.progress(id, Progress::Open);
+            }
             2 => engine.connect_failed(now, id, Failure::Refused),
             3 | 4 => engine.receive(now, id, bytes),
             5 | 6 => {
