@@ -22,6 +22,8 @@ pub struct Config {
     pub backend: Backend,
     /// The answers in memory.
     pub cache: Cache,
+    /// The DCS, for the lease witness; `None`: it is never asked.
+    pub dcs: Option<Dcs>,
     /// Settings that have no effect, or not the expected one; to be logged.
     pub warnings: Vec<String>,
 }
@@ -87,17 +89,28 @@ pub struct Backend {
     pub tls: Option<BackendTls>,
 }
 
-/// TLS towards Patroni.
+/// TLS towards an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendTls {
-    /// Whether Patroni's certificate is accepted without verification.
+    /// Whether its certificate is accepted without verification.
     pub insecure: bool,
-    /// PEM file of the CA that signed Patroni's certificate; `None`: the public root CAs.
+    /// PEM file of the CA that signed its certificate; `None`: the public root CAs.
     pub cafile: Option<String>,
-    /// Our client certificate, for Patroni's `restapi.verify_client`.
+    /// Our client certificate, as Patroni's `restapi.verify_client` requires it.
     pub identity: Option<Identity>,
-    /// The name or address Patroni's certificate must contain.
-    pub server_name: String,
+    /// The name or address its certificate must contain; `None`: that of the host connected to.
+    pub server_name: Option<String>,
+}
+
+/// `dcs`: the DCS, for the lease witness.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dcs {
+    /// Names or addresses, each with a port; at least one.
+    pub hosts: Vec<(String, u16)>,
+    /// Time limit of one request.
+    pub timeout_ms: u64,
+    /// `None`: plain HTTP.
+    pub tls: Option<BackendTls>,
 }
 
 /// `cache`: the answers in memory.
@@ -158,8 +171,9 @@ impl WrongValue {
     pub fn at_line_in(self, text: &str) -> ConfigError {
         let WrongValue { section, key, message } = self;
         let line_of_key = |key| line_of(text, &[section, key], 0);
-        // server-name defaults to host, so that is the key to blame if it is not set
+        // server-name defaults to the host, so that is the key to blame if it is not set
         let key = match line_of_key(key) {
+            None if key == "server-name" && section == "dcs" => "hosts",
             None if key == "server-name" => "host",
             _ => key,
         };

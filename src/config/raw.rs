@@ -100,6 +100,7 @@ impl RawConfig {
                 interval_ms: cache.interval.map_or(250, |seconds| seconds.0),
                 entries: cache.entries.map_or(64, |count| count.0 as usize),
             },
+            dcs: None,
             warnings,
         })
     }
@@ -158,6 +159,7 @@ impl RawBackend {
             if insecure {
                 warnings.push("backend.insecure: Patroni's certificate is not checked".into());
             }
+            let server_name = Some(server_name);
             Some(BackendTls { insecure, cafile, identity, server_name })
         } else {
             if cafile.is_some() || identity.is_some() {
@@ -515,7 +517,8 @@ mod tests {
             assert_eq!(config(&text.replace('E', empty)), config(""), "{empty}");
         }
         let text = "backend: {host: h, scheme: https, server-name: \"\"}";
-        assert!(config(text).backend.tls.is_some_and(|tls| tls.server_name == "h"));
+        let server_name = |text| config(text).backend.tls.and_then(|tls| tls.server_name);
+        assert_eq!(server_name(text).as_deref(), Some("h"));
         for host in ["\"\"", "''", "\"*\""] {
             assert_eq!(config(&format!("frontend: {{host: {host}}}")).frontend.host, None);
         }
@@ -550,7 +553,8 @@ mod tests {
         }
         assert_eq!(config("backend: {host: \"[::1]\"}").backend.authority(), "[::1]:8008");
         let text = "backend: {host: \"fe80::1%eth0\", scheme: https}";
-        assert!(config(text).backend.tls.is_some_and(|tls| tls.server_name == "fe80::1"));
+        let tls = config(text).backend.tls.expect("TLS");
+        assert_eq!(tls.server_name.as_deref(), Some("fe80::1"));
     }
 
     #[test]
@@ -562,9 +566,13 @@ mod tests {
         assert_eq!((tls.identity.certfile.as_str(), tls.ciphers), ("c", vec!["X".to_owned()]));
         assert_eq!(config(text).warnings.len(), 1);
         let tls = config("backend: {scheme: https, host: h}").backend.tls.expect("TLS");
-        assert_eq!((tls.insecure, tls.server_name.as_str(), tls.identity), (false, "h", None));
+        assert_eq!(
+            (tls.insecure, tls.server_name.as_deref(), tls.identity),
+            (false, Some("h"), None)
+        );
         let text = "backend: {scheme: https, insecure: Yes, server-name: n}";
-        assert!(config(text).backend.tls.is_some_and(|tls| tls.insecure && tls.server_name == "n"));
+        let tls = config(text).backend.tls.expect("TLS");
+        assert!(tls.insecure && tls.server_name.as_deref() == Some("n"));
         assert_eq!(config(text).warnings.len(), 1);
         for text in ["frontend: {tls-ciphers: [X]}", "backend: {cafile: x, scheme: http}"] {
             assert_eq!(config(text).warnings.len(), 1, "{text}");

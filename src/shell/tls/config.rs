@@ -58,10 +58,10 @@ impl Tls {
             tls.server = Some(ServerSide { config, wants_certificates });
         }
         if let Some(backend) = &config.backend.tls {
-            let name = ServerName::try_from(backend.server_name.clone());
+            let server_name = backend.server_name.as_ref().unwrap_or(&config.backend.host);
+            let name = ServerName::try_from(server_name.clone());
             let name = name.map_err(|_| {
-                let message =
-                    format!("{:?} is neither a host name nor an address", backend.server_name);
+                let message = format!("{server_name:?} is neither a host name nor an address");
                 WrongValue { section: "backend", key: "server-name", message }
             })?;
             let config = Arc::new(client(backend, &mut tls.warnings)?);
