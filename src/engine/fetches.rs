@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{Action, Connection, Engine, Peer, Timer, UpstreamId};
 use crate::answer::{Answer, CacheStatus};
 use crate::cache::{CacheSettings, EntryId, PATIENCE_MS, Retry, Silence};
-use crate::failure::Failure;
+use crate::failure::{Culprit, Failure};
 use crate::fetch::{Expected, Fetch, Outcome, Purpose};
 use crate::http::RESPONSE_BODY_BYTES_MAX;
 use crate::http::write::request;
@@ -21,6 +21,10 @@ pub(super) struct Fetches {
     /// In the order in which they were queued.
     queue: VecDeque<Waiting>,
     in_flight: Vec<InFlight>,
+    /// When the upstream last answered, or failed otherwise than by silence.
+    heard_at: Option<Time>,
+    /// Whether a fetch timed out since.
+    timed_out: bool,
 }
 
 /// A fetch that waits for its turn.
@@ -105,7 +109,7 @@ impl Fetches {
         assert_eq!(fetches.len(), self.queue.len() + self.in_flight.len(), "fetches");
         for (id, is_queued) in fetches {
             let found = if *is_queued {
-                self.is_queued(*id)
+                self.queue.iter().any(|waiting| waiting.id == *id)
             } else {
                 self.in_flight.iter().any(|fetch| fetch.id == *id)
             };
@@ -115,13 +119,27 @@ impl Fetches {
         assert!(dcs <= 1, "{dcs} fetches that wait for the DCS");
     }
 
-    fn is_queued(&self, id: ConnId) -> bool {
-        self.queue.iter().any(|waiting| waiting.id == id)
+    /// A fetch in flight has ended with `outcome`.
+    fn ended(&mut self, now: Time, outcome: &Result<Answer, Failure>) {
+        match outcome.as_ref().map_err(|failure| failure.culprit()) {
+            Err(Culprit::Silent) => self.timed_out = true,
+            Err(Culprit::Ours) => {}
+            _ => (self.heard_at, self.timed_out) = (Some(now), false),
+        }
     }
 
-    /// When the fetch that has been in flight for the longest time has been so for
-    /// [`PATIENCE_MS`].
+    /// Whether a fetch is queued, and the upstream was heard while it was.
+    fn waits_for_others(&self, id: ConnId) -> bool {
+        let waiting = self.queue.iter().find(|waiting| waiting.id == id);
+        waiting.is_some_and(|waiting| self.heard_at > Some(waiting.queued_at))
+    }
+
+    /// When the upstream counts as silent: once a fetch has timed out and none was answered since,
+    /// or the oldest in flight has been so for [`PATIENCE_MS`].
     fn silent_at(&self) -> Option<Time> {
+        if self.timed_out {
+            return Some(Time::ZERO);
+        }
         let begun_at = self.in_flight.iter().map(|fetch| fetch.begun_at).min();
         begun_at.map(|begun_at| begun_at.plus_ms(PATIENCE_MS))
     }
@@ -221,7 +239,7 @@ impl Engine {
         if fetch.purpose() == Purpose::Dcs {
             return self.read_step(now, id, outcome);
         }
-        if self.fetches.is_queued(id) && !self.fetches.is_silent(now.time) {
+        if self.fetches.waits_for_others(id) {
             outcome = Err(Failure::NoRoom);
         }
         self.remove_fetch(now, id, Some(&outcome));
@@ -240,6 +258,9 @@ impl Engine {
     fn remove_fetch(&mut self, now: Now, id: ConnId, outcome: Option<&Result<Answer, Failure>>) {
         if !self.fetches.remove(id) {
             return;
+        }
+        if let Some(outcome) = outcome {
+            self.fetches.ended(now.time, outcome);
         }
         let answered = matches!(outcome, Some(Ok(_)));
         let seen = !matches!(outcome, Some(Err(failure)) if failure.is_before_request());
