@@ -1,17 +1,19 @@
 //! Connects to an upstream: its addresses are tried in turn, the next one while the previous one
 //! has not answered yet (RFC 8305, "Happy Eyeballs", section 5). The first that connects is used.
 //!
-//! The address that connected last is tried first. If it refuses, the upstream is gone, not
-//! silent: whether a stale answer may be served must not depend on what other addresses do.
+//! The address that connected last is tried first. If it refuses and the addresses are of one
+//! server, the upstream is gone, not silent: whether a stale answer may be served must not depend
+//! on what other addresses do.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use log::debug;
 use mio::Token;
 
-use super::resolver::{ADDRESSES_MAX, Resolver};
+use super::resolver::{ADDRESSES_MAX, Lookup, Resolver};
 use super::sockets::connect_failure;
 use super::stream_table::token_of;
 use crate::answer::AddressId;
@@ -22,13 +24,25 @@ use crate::time::Time;
 
 /// Makes the connections of one upstream's fetches.
 pub struct Connector<D: Dial> {
+    servers: Servers,
     dialer: D,
-    resolver: Resolver,
+    lookup: Lookup,
+    /// One for each host.
+    resolvers: Vec<Resolver>,
     delays: Delays,
-    /// The address that connected last. It counts only while the name has it.
+    /// The address that connected last, or the one after it. It counts only while a name has it.
     preferred: Option<SocketAddr>,
     attempts: Vec<Attempt<D::Socket>>,
     ids: AddressIds,
+}
+
+/// The servers at an upstream's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Servers {
+    /// One: if the address that connected last refuses, the server is gone.
+    One,
+    /// Several, and any of them will do.
+    Any,
 }
 
 /// Obtains sockets; a test has its own.
@@ -49,6 +63,8 @@ pub struct Connected<S> {
     pub socket: S,
     /// The address it leads to.
     pub address: AddressId,
+    /// The host that has this address.
+    pub host: Rc<str>,
 }
 
 /// How an attempt has ended.
@@ -69,22 +85,30 @@ struct Attempt<S> {
     race: Option<Race<S>>,
 }
 
+/// An address and the host that has it.
+#[derive(Clone)]
+struct Endpoint {
+    address: SocketAddr,
+    host: Rc<str>,
+}
+
 /// The addresses of one attempt, and the sockets that are connecting to them.
 struct Race<S> {
-    /// As in the connector when the race began; the first address then.
-    preferred: Option<SocketAddr>,
-    untried: VecDeque<SocketAddr>,
-    sockets: Vec<(SocketAddr, S)>,
+    /// The first address; if it refuses, the others have little time. `None`: any address may
+    /// refuse.
+    decisive: Option<SocketAddr>,
+    untried: VecDeque<Endpoint>,
+    sockets: Vec<(Endpoint, S)>,
     has_event: bool,
     /// When the next address is tried, even if no other has failed.
     next_at: Time,
-    /// When `preferred` refused.
+    /// When `decisive` refused.
     refused_at: Option<Time>,
     /// Of the last address that failed.
     failure: Failure,
 }
 
-/// How long the race waits; less than usual if `backend.timeout` is short.
+/// How long the race waits; less than usual if the fetch's timeout is short.
 #[derive(Clone, Copy)]
 struct Delays {
     /// For an address before the next one is tried as well.
@@ -94,27 +118,41 @@ struct Delays {
 }
 
 impl<D: Dial> Connector<D> {
-    /// A connector without attempts.
-    pub fn new(resolver: Resolver, dialer: D, timeout_ms: u64) -> Self {
+    /// A connector without hosts and attempts.
+    pub fn new(servers: Servers, lookup: Lookup, dialer: D) -> Self {
         Connector {
+            servers,
             dialer,
-            resolver,
-            delays: Delays::within(timeout_ms),
+            lookup,
+            resolvers: Vec::new(),
+            delays: Delays::within(0),
             preferred: None,
             attempts: Vec::new(),
             ids: AddressIds::default(),
         }
     }
 
-    /// Sets the host, the port and the timeout of a whole fetch, for attempts to come.
-    pub fn configure(&mut self, host: &str, port: u16, timeout_ms: u64) {
-        self.resolver.set_host(host, port);
+    /// Sets hosts, ports and the timeout of a whole fetch, for attempts to come.
+    pub fn configure<'a>(
+        &mut self,
+        hosts: impl IntoIterator<Item = (&'a str, u16)>,
+        timeout_ms: u64,
+    ) {
+        let mut count = 0;
+        for (place, (host, port)) in hosts.into_iter().enumerate() {
+            match self.resolvers.get_mut(place) {
+                Some(resolver) => resolver.set_host(host, port),
+                None => self.resolvers.push(Resolver::new(host, port, Rc::clone(&self.lookup))),
+            }
+            count = place + 1;
+        }
+        self.resolvers.truncate(count);
         self.delays = Delays::within(timeout_ms);
     }
 
     /// Begins a connection; [`Connector::advance`] returns its outcome.
     pub fn connect(&mut self, now: Time, id: ConnId) {
-        self.resolver.refresh(now);
+        self.resolvers.iter_mut().for_each(|resolver| resolver.refresh(now));
         self.attempts.push(Attempt { id, race: None });
     }
 
@@ -129,7 +167,7 @@ impl<D: Dial> Connector<D> {
 
     /// Takes over the addresses that the resolver has found.
     pub fn take_addresses(&mut self, now: Time) {
-        self.resolver.take_answers(now);
+        self.resolvers.iter_mut().for_each(|resolver| resolver.take_answers(now));
     }
 
     /// Continues all attempts. Returns one that has ended; to be called until there is none.
@@ -148,7 +186,16 @@ impl<D: Dial> Connector<D> {
     pub fn give_up(&mut self, id: ConnId) {
         let Some(place) = self.attempts.iter().position(|attempt| attempt.id == id) else { return };
         if self.attempts.remove(place).race.is_some() {
-            self.resolver.resolve();
+            self.resolve();
+        }
+    }
+
+    /// The address that connected last gave no usable answer: the one after it is tried first.
+    pub fn next_address(&mut self) {
+        let endpoints = self.endpoints();
+        let is_in_use = |endpoint: &Endpoint| Some(endpoint.address) == self.preferred;
+        if let Some(place) = endpoints.iter().position(is_in_use) {
+            self.preferred = Some(endpoints[(place + 1) % endpoints.len()].address);
         }
     }
 
@@ -159,35 +206,75 @@ impl<D: Dial> Connector<D> {
     }
 
     fn step(&mut self, now: Time, place: usize) -> Option<Outcome<D::Socket>> {
-        let Attempt { id, race } = &mut self.attempts[place];
-        let addresses = self.resolver.addresses();
-        if race.is_none() && addresses.is_empty() {
-            return (!self.resolver.is_resolving()).then_some(Err(Failure::Unresolved));
+        if self.attempts[place].race.is_none() {
+            let endpoints = self.endpoints();
+            if endpoints.is_empty() {
+                let is_resolving = self.resolvers.iter().any(Resolver::is_resolving);
+                return (!is_resolving).then_some(Err(Failure::Unresolved));
+            }
+            let race = Race::new(endpoints, self.preferred, self.servers);
+            self.attempts[place].race = Some(race);
         }
-        let race = race.get_or_insert_with(|| Race::new(addresses, self.preferred));
-        match race.step(now, *id, &mut self.dialer, self.delays)? {
-            Ok((address, socket)) => {
+        let Attempt { id, race } = &mut self.attempts[place];
+        match race.as_mut()?.step(now, *id, &mut self.dialer, self.delays)? {
+            Ok((Endpoint { address, host }, socket)) => {
                 let id = self.ids.of(address);
                 if self.preferred.replace(address) != Some(address) {
-                    debug!("patroni: connected to {address}");
+                    debug!("{}: connected to {address}", self.servers.name());
                 }
-                Some(Ok(Connected { socket, address: id }))
+                Some(Ok(Connected { socket, address: id, host }))
             }
             Err(why) => {
-                self.resolver.resolve();
+                self.resolve();
                 Some(Err(why))
             }
+        }
+    }
+
+    fn resolve(&mut self) {
+        self.resolvers.iter_mut().for_each(Resolver::resolve);
+    }
+
+    /// Each address once: the first one of each host, then the second ones, and so on.
+    fn endpoints(&self) -> Vec<Endpoint> {
+        let mut endpoints: Vec<Endpoint> = Vec::new();
+        for rank in 0..ADDRESSES_MAX {
+            for resolver in &self.resolvers {
+                let Some(&address) = resolver.addresses().get(rank) else { continue };
+                if endpoints.iter().all(|known| known.address != address) {
+                    endpoints.push(Endpoint { address, host: Rc::clone(resolver.host()) });
+                }
+            }
+        }
+        endpoints
+    }
+}
+
+impl Servers {
+    fn name(self) -> &'static str {
+        match self {
+            Servers::One => "patroni",
+            Servers::Any => "dcs",
         }
     }
 }
 
 impl<S> Race<S> {
-    fn new(addresses: &[SocketAddr], preferred: Option<SocketAddr>) -> Self {
-        let preferred = preferred.filter(|address| addresses.contains(address));
-        let others = addresses.iter().copied().filter(|address| Some(*address) != preferred);
+    /// Begins with the preferred address, if there is one. The others follow in their order; those
+    /// of several servers from there on, so that each in turn comes first.
+    fn new(endpoints: Vec<Endpoint>, preferred: Option<SocketAddr>, servers: Servers) -> Self {
+        let mut untried = VecDeque::from(endpoints);
+        let place = untried.iter().position(|endpoint| Some(endpoint.address) == preferred);
+        match servers {
+            Servers::One => {
+                let first = place.and_then(|place| untried.remove(place));
+                first.into_iter().for_each(|first| untried.push_front(first));
+            }
+            Servers::Any => untried.rotate_left(place.unwrap_or(0)),
+        }
         Race {
-            preferred,
-            untried: preferred.into_iter().chain(others).collect(),
+            decisive: preferred.filter(|_| servers == Servers::One && place.is_some()),
+            untried,
             sockets: Vec::new(),
             has_event: false,
             next_at: Time::ZERO,
@@ -203,7 +290,7 @@ impl<S> Race<S> {
         id: ConnId,
         dialer: &mut impl Dial<Socket = S>,
         delays: Delays,
-    ) -> Option<Result<(SocketAddr, S), Failure>> {
+    ) -> Option<Result<(Endpoint, S), Failure>> {
         let tried_before = self.sockets.len();
         if std::mem::take(&mut self.has_event)
             && let Some(connected) = self.check_sockets(now, dialer)
@@ -212,14 +299,14 @@ impl<S> Race<S> {
         }
         let mut is_due = self.sockets.len() < tried_before || now >= self.next_at;
         while is_due || self.sockets.is_empty() || self.refused_at.is_some() {
-            let Some(address) = self.untried.pop_front() else { break };
-            match dialer.dial(address, id) {
+            let Some(endpoint) = self.untried.pop_front() else { break };
+            match dialer.dial(endpoint.address, id) {
                 Ok(socket) => {
-                    self.sockets.push((address, socket));
+                    self.sockets.push((endpoint, socket));
                     self.next_at = now.plus_ms(delays.next_ms);
                     is_due = false;
                 }
-                Err(error) => self.fail(now, address, connect_failure(&error)),
+                Err(error) => self.fail(now, endpoint.address, connect_failure(&error)),
             }
         }
         let is_late = |at: Time| now.ms_since(at) >= delays.refused_ms;
@@ -233,24 +320,24 @@ impl<S> Race<S> {
         &mut self,
         now: Time,
         dialer: &impl Dial<Socket = S>,
-    ) -> Option<(SocketAddr, S)> {
+    ) -> Option<(Endpoint, S)> {
         let mut place = 0;
         while place < self.sockets.len() {
             match dialer.outcome(&self.sockets[place].1) {
                 None => place += 1,
                 Some(Ok(())) => return Some(self.sockets.remove(place)),
                 Some(Err(why)) => {
-                    let (address, _) = self.sockets.remove(place);
-                    self.fail(now, address, why);
+                    let (endpoint, _) = self.sockets.remove(place);
+                    self.fail(now, endpoint.address, why);
                 }
             }
         }
         None
     }
 
-    /// One address failed. A refusal by the preferred one is the outcome unless another connects.
+    /// One address failed. A refusal by the decisive one is the outcome unless another connects.
     fn fail(&mut self, now: Time, address: SocketAddr, why: Failure) {
-        if Some(address) == self.preferred && why == Failure::Refused {
+        if Some(address) == self.decisive && why == Failure::Refused {
             self.refused_at = Some(now);
         }
         self.failure = if self.refused_at.is_some() { Failure::Refused } else { why };
@@ -300,9 +387,9 @@ const _: () = assert!(REFUSED_MS < PATIENCE_MS, "else a stale answer is served a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shell::resolver::REFRESH_MS;
+    use crate::shell::resolver::{Answer, REFRESH_MS};
     use std::cell::RefCell;
-    use std::rc::Rc;
+    use std::sync::mpsc::Sender;
 
     /// What an address does with a SYN.
     #[derive(Clone, Copy, Debug)]
@@ -381,18 +468,36 @@ mod tests {
             let name = Rc::new(RefCell::new(addresses(places)));
             let (known, lookups) = (Rc::clone(&name), Rc::new(RefCell::new(0)));
             let counted = Rc::clone(&lookups);
-            let resolver = Resolver::new(
-                "patroni",
-                8008,
-                Box::new(move |host, port, answers| {
-                    *counted.borrow_mut() += 1;
-                    answers.send((host, port, known.borrow().clone())).is_ok()
-                }),
-            );
+            let lookup = Rc::new(move |host, port, answers: Sender<Answer>| {
+                *counted.borrow_mut() += 1;
+                answers.send((host, port, known.borrow().clone())).is_ok()
+            });
             let network = Rc::clone(&dialer.0);
-            let mut connector = Connector::new(resolver, dialer, timeout_ms);
+            let mut connector = Connector::new(Servers::One, lookup, dialer);
+            connector.configure([("patroni", 8008)], timeout_ms);
             connector.take_addresses(Time::ZERO);
             Scene { network, name, lookups, connector, fetches: 0 }
+        }
+
+        /// Several servers: the digits of a host are the peers at its addresses. What the names
+        /// have is known already.
+        fn with_servers(timeout_ms: u64, peers: &[Peer], hosts: &[&str]) -> Scene {
+            let mut scene = Scene::new(timeout_ms, peers);
+            let counted = Rc::clone(&scene.lookups);
+            let lookup = Rc::new(move |host: String, port, answers: Sender<Answer>| {
+                *counted.borrow_mut() += 1;
+                let digits: Vec<u8> = host.bytes().map(|digit| digit - b'0').collect();
+                answers.send((host, port, addresses(&digits))).is_ok()
+            });
+            let dialer = Dialer(Rc::clone(&scene.network));
+            scene.connector = Connector::new(Servers::Any, lookup, dialer);
+            scene.configure(hosts);
+            scene
+        }
+
+        fn configure(&mut self, hosts: &[&str]) {
+            self.connector.configure(hosts.iter().map(|host| (*host, 2379)), TIMEOUT_MS);
+            self.wait(0);
         }
 
         fn set(&mut self, place: u8, peer: Peer) {
@@ -565,7 +670,7 @@ mod tests {
     fn a_name_without_addresses_fails_or_keeps_those_it_had() {
         let mut scene = Scene::with_name(TIMEOUT_MS, &[ConnectsAfter(1); 2], &[0]);
         scene.name.borrow_mut().clear();
-        scene.connector.configure("other", 8008, TIMEOUT_MS);
+        scene.connector.configure([("other", 8008)], TIMEOUT_MS);
         assert_eq!(scene.fetch(TIMEOUT_MS), (Err(Failure::Unresolved), 1));
         *scene.name.borrow_mut() = addresses(&[0]);
         assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(0));
@@ -574,10 +679,94 @@ mod tests {
         assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));
         assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));
         // the answer to a previous name is not used
-        scene.connector.configure("third", 8008, TIMEOUT_MS);
+        scene.connector.configure([("third", 8008)], TIMEOUT_MS);
         *scene.name.borrow_mut() = addresses(&[1]);
-        scene.connector.configure("fourth", 8008, TIMEOUT_MS);
+        scene.connector.configure([("fourth", 8008)], TIMEOUT_MS);
         assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(1));
+    }
+
+    #[test]
+    fn the_addresses_of_several_hosts_take_turns() {
+        let hosts = ["025", "1", "34"];
+        let mut peers = [Swallows; 6];
+        peers[5] = ConnectsAfter(1);
+        let mut scene = Scene::with_servers(TIMEOUT_MS, &peers, &hosts);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(5));
+        let tried: Vec<u8> = scene.dialed().into_iter().map(|(_, place)| place).collect();
+        assert_eq!(tried, [0, 1, 3, 2, 4, 5], "the first address of each host comes first");
+        // the one that worked is the first from then on, and those after it follow
+        scene.set(5, Swallows);
+        scene.set(1, ConnectsAfter(1));
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(1));
+        assert_eq!(scene.dialed(), [(0, 5), (250, 0), (500, 1)]);
+        assert_eq!((scene.fetch(TIMEOUT_MS), scene.dialed()), ((Ok(1), 1), vec![(0, 1)]));
+    }
+
+    #[test]
+    fn next_address_moves_on_and_comes_round() {
+        let mut scene = Scene::with_servers(TIMEOUT_MS, &[ConnectsAfter(1); 3], &["01", "2", "0"]);
+        scene.connector.next_address();
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(0), "none was in use");
+        for place in [2, 1, 0, 2] {
+            scene.connector.next_address();
+            assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(place), 1));
+            assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(place), 1), "it stays");
+        }
+        let mut scene = Scene::with_servers(TIMEOUT_MS, &[ConnectsAfter(1)], &["0"]);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(0));
+        scene.connector.next_address();
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(0), "there is no other");
+    }
+
+    #[test]
+    fn of_several_servers_one_that_refuses_is_passed_over() {
+        let peers = [ConnectsAfter(1), Swallows, ConnectsAfter(REFUSED_MS + 1)];
+        let mut scene = Scene::with_servers(TIMEOUT_MS, &peers, &["0", "1", "2"]);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));
+        scene.set(0, RefusesAfter(1));
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(2), 1 + 250 + REFUSED_MS + 1));
+        assert_eq!(scene.dialed(), [(0, 0), (1, 1), (251, 2)], "one after the other");
+    }
+
+    #[test]
+    fn a_connection_names_its_host() {
+        let mut scene = Scene::with_servers(TIMEOUT_MS, &[ConnectsAfter(0); 2], &["0", "1"]);
+        for host in ["0", "1", "0"] {
+            let id = ConnId { slot: 1, generation: 0 };
+            scene.connector.connect(Time::ZERO, id);
+            assert!(scene.connector.advance(Time::ZERO).is_none());
+            scene.connector.mark(token_of(id));
+            let outcome = scene.connector.advance(Time::ZERO).map(|(_, outcome)| outcome);
+            let connected = outcome.and_then(Result::ok).expect("a connection");
+            assert_eq!(&*connected.host, host);
+            scene.connector.next_address();
+        }
+    }
+
+    #[test]
+    fn a_reload_changes_the_hosts() {
+        let mut scene = Scene::with_servers(TIMEOUT_MS, &[ConnectsAfter(1); 3], &["0", "1"]);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(0));
+        scene.configure(&["2"]);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(2));
+        scene.configure(&["0", "1", "2"]);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Ok(2), "the one in use");
+        // an address needs no lookup, and is there at once
+        let lookups = *scene.lookups.borrow();
+        scene.connector.configure([("192.0.2.1", 1)], TIMEOUT_MS);
+        assert_eq!((scene.fetch(TIMEOUT_MS).0, *scene.lookups.borrow()), (Ok(1), lookups));
+    }
+
+    #[test]
+    fn a_name_that_does_not_resolve_delays_no_other_host() {
+        let lookup = |host: String, port, answers: Sender<Answer>| {
+            host != "1" || answers.send((host, port, addresses(&[1]))).is_ok()
+        };
+        let mut scene = Scene::new(TIMEOUT_MS, &[ConnectsAfter(1); 2]);
+        let dialer = Dialer(Rc::clone(&scene.network));
+        scene.connector = Connector::new(Servers::Any, Rc::new(lookup), dialer);
+        scene.configure(&["0", "1"]);
+        assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(1), 1));
     }
 
     #[test]

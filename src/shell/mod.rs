@@ -49,6 +49,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::info;
@@ -57,6 +58,7 @@ use mio::{Events, Poll, Token, Waker};
 use self::clock::Clock;
 use self::files::Loaded;
 use self::listener::Listener;
+use self::resolver::lookup_in_thread;
 use self::signals::Signals;
 use self::stream::Buffers;
 use self::stream_table::StreamTable;
@@ -137,7 +139,8 @@ impl Daemon {
         let checks = Listener::new(Port::Checks, &config.frontend, &registry, token)?;
         let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
         let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;
-        let connectors = Connectors::new(&config, registry, waker);
+        let lookup = lookup_in_thread(Arc::new(waker));
+        let connectors = Connectors::new(&config, registry, lookup);
         Ok(Daemon {
             engine: Engine::new(settings),
             phase: Phase::Serving,

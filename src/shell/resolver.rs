@@ -1,7 +1,8 @@
-//! Resolves an upstream's name, at start and again while it is in use. Resolving blocks, so a
+//! Resolves a name of an upstream, at start and again while it is in use. Resolving blocks, so a
 //! thread does it.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -13,7 +14,7 @@ use crate::time::Time;
 
 /// A name and its addresses.
 pub struct Resolver {
-    host: String,
+    host: Rc<str>,
     port: u16,
     /// In the order of the answer, at most [`ADDRESSES_MAX`].
     addresses: Vec<SocketAddr>,
@@ -25,7 +26,7 @@ pub struct Resolver {
 }
 
 /// Begins to look up a host and port, and sends one answer. Returns whether it has begun.
-pub type Lookup = Box<dyn Fn(String, u16, Sender<Answer>) -> bool>;
+pub type Lookup = Rc<dyn Fn(String, u16, Sender<Answer>) -> bool>;
 
 /// Host, port, addresses; none if the name has none. Host and port tell whether a reload has
 /// changed them since.
@@ -35,7 +36,7 @@ impl Resolver {
     /// Has the address at once if the host is one; otherwise begins to resolve.
     pub fn new(host: &str, port: u16, lookup: Lookup) -> Resolver {
         let mut resolver = Resolver {
-            host: String::new(),
+            host: Rc::default(),
             port: 0,
             addresses: Vec::new(),
             resolved_at: Time::ZERO,
@@ -49,8 +50,8 @@ impl Resolver {
 
     /// Sets host and port. A name is resolved again, also if it is the same.
     pub fn set_host(&mut self, host: &str, port: u16) {
-        if (self.host.as_str(), self.port) != (host, port) {
-            (self.host, self.port) = (host.to_owned(), port);
+        if (&*self.host, self.port) != (host, port) {
+            (self.host, self.port) = (host.into(), port);
             self.addresses.clear();
         }
         match self.host.parse::<IpAddr>() {
@@ -63,7 +64,7 @@ impl Resolver {
     pub fn resolve(&mut self) {
         if !self.is_resolving && self.host.parse::<IpAddr>().is_err() {
             let answers = self.answers.0.clone();
-            self.is_resolving = (self.lookup)(self.host.clone(), self.port, answers);
+            self.is_resolving = (self.lookup)(self.host.to_string(), self.port, answers);
         }
     }
 
@@ -81,13 +82,18 @@ impl Resolver {
             self.is_resolving = false;
             self.resolved_at = now;
             addresses.truncate(ADDRESSES_MAX);
-            if (host.as_str(), port) != (self.host.as_str(), self.port) {
+            if (host.as_str(), port) != (&*self.host, self.port) {
                 self.resolve();
             } else if !addresses.is_empty() && addresses != self.addresses {
                 debug!("{host} is {addresses:?}");
                 self.addresses = addresses;
             }
         }
+    }
+
+    /// The name, or the address it is instead.
+    pub fn host(&self) -> &Rc<str> {
+        &self.host
     }
 
     /// Whether resolving is in progress.
@@ -103,7 +109,7 @@ impl Resolver {
 
 /// A lookup by the system's resolver in a thread, which wakes the poll afterwards.
 pub fn lookup_in_thread(waker: Arc<Waker>) -> Lookup {
-    Box::new(move |host, port, answers| {
+    Rc::new(move |host, port, answers| {
         let waker = Arc::clone(&waker);
         let work = move || {
             let addresses = (host.as_str(), port).to_socket_addrs();

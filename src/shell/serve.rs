@@ -202,7 +202,7 @@ impl Daemon {
                     self.enqueue(id);
                 }
                 Action::Close(id) => self.close(id),
-                Action::NextAddress(_) => {}
+                Action::NextAddress(upstream) => self.connectors.next_address(upstream),
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::rc::Rc;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
@@ -23,7 +24,7 @@ pub fn listen(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
     socket.map(|socket| TcpListener::from_std(socket.into()))
 }
 
-impl Dial for Registry {
+impl Dial for Rc<Registry> {
     type Socket = TcpStream;
 
     fn dial(&mut self, address: SocketAddr, id: ConnId) -> io::Result<TcpStream> {
@@ -118,8 +119,7 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 mod tests {
     use super::*;
     use crate::engine::UpstreamId;
-    use crate::shell::connector::{Connector, Outcome};
-    use crate::shell::resolver::Resolver;
+    use crate::shell::connector::{Connector, Outcome, Servers};
     use crate::shell::stream::{Buffers, ReadOutcome, Stream};
     use crate::time::Time;
     use mio::{Events, Poll};
@@ -150,12 +150,12 @@ mod tests {
     fn connect(addresses: &[SocketAddr]) -> Outcome<TcpStream> {
         let mut poll = Poll::new().expect("a poll");
         let addresses = addresses.to_vec();
-        let lookup = Box::new(move |host, port, answers: std::sync::mpsc::Sender<_>| {
+        let lookup = Rc::new(move |host, port, answers: std::sync::mpsc::Sender<_>| {
             answers.send((host, port, addresses.clone())).is_ok()
         });
-        let registry = poll.registry().try_clone().expect("a registry");
-        let resolver = Resolver::new("patroni", 8008, lookup);
-        let mut connector = Connector::new(resolver, registry, 3_000);
+        let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
+        let mut connector = Connector::new(Servers::One, lookup, registry);
+        connector.configure([("patroni", 8008)], 3_000);
         connector.take_addresses(Time::ZERO);
         let (start, mut events) = (Instant::now(), Events::with_capacity(8));
         let mut now = Time::ZERO;
@@ -192,7 +192,7 @@ mod tests {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
         let address = listener.local_addr().expect("its address");
         let (mut poll, mut events) = (Poll::new().expect("a poll"), Events::with_capacity(8));
-        let mut registry = poll.registry().try_clone().expect("a registry");
+        let mut registry = Rc::new(poll.registry().try_clone().expect("a registry"));
         let socket = registry.dial(address, ID).expect("a socket");
         let (mut peer, _) = listener.accept().expect("a connection");
         peer.write_all(b"x").expect("it is open");

@@ -1,14 +1,14 @@
 //! Connections to upstreams, from the engine's action until they are open.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use log::warn;
 use mio::net::TcpStream;
-use mio::{Registry, Token, Waker};
+use mio::{Registry, Token};
 
 use super::Daemon;
-use super::connector::{Connected, Connector};
-use super::resolver::{Resolver, lookup_in_thread};
+use super::connector::{Connected, Connector, Servers};
+use super::resolver::Lookup;
 use super::stream::Stream;
 use super::stream_table::token_of;
 use super::tls::Session;
@@ -21,68 +21,94 @@ use crate::time::{Now, Time};
 
 /// A connector for each upstream.
 pub(super) struct Connectors {
-    patroni: Connector<Registry>,
+    registry: Rc<Registry>,
+    lookup: Lookup,
+    patroni: Connector<Rc<Registry>>,
+    /// `None` without `dcs`: its name is not resolved either.
+    dcs: Option<Box<Connector<Rc<Registry>>>>,
 }
 
 impl Connectors {
-    pub(super) fn new(config: &Config, registry: Registry, waker: Waker) -> Connectors {
-        let Backend { host, port, timeout_ms, .. } = &config.backend;
-        let resolver = Resolver::new(host, *port, lookup_in_thread(Arc::new(waker)));
-        Connectors { patroni: Connector::new(resolver, registry, *timeout_ms) }
+    pub(super) fn new(config: &Config, registry: Registry, lookup: Lookup) -> Connectors {
+        let registry = Rc::new(registry);
+        let patroni = Connector::new(Servers::One, Rc::clone(&lookup), Rc::clone(&registry));
+        let mut connectors = Connectors { registry, lookup, patroni, dcs: None };
+        connectors.configure(config);
+        connectors
     }
 
     pub(super) fn configure(&mut self, config: &Config) {
         let Backend { host, port, timeout_ms, .. } = &config.backend;
-        self.patroni.configure(host, *port, *timeout_ms);
+        self.patroni.configure([(host.as_str(), *port)], *timeout_ms);
+        let Some(dcs) = &config.dcs else {
+            self.dcs = None;
+            return;
+        };
+        let connector = self.dcs.get_or_insert_with(|| {
+            let (lookup, registry) = (Rc::clone(&self.lookup), Rc::clone(&self.registry));
+            Box::new(Connector::new(Servers::Any, lookup, registry))
+        });
+        let hosts = dcs.hosts.iter().map(|(host, port)| (host.as_str(), *port));
+        connector.configure(hosts, dcs.timeout_ms);
     }
 
     pub(super) fn mark(&mut self, token: Token) {
-        for upstream in UPSTREAMS {
-            self.of(upstream).mark(token);
-        }
+        self.all().for_each(|connector| connector.mark(token));
     }
 
     pub(super) fn give_up(&mut self, id: ConnId) {
-        for upstream in UPSTREAMS {
-            self.of(upstream).give_up(id);
+        self.all().for_each(|connector| connector.give_up(id));
+    }
+
+    pub(super) fn next_address(&mut self, upstream: UpstreamId) {
+        if let Some(connector) = self.of(upstream) {
+            connector.next_address();
         }
     }
 
     pub(super) fn next_deadline(&mut self) -> Option<Time> {
-        UPSTREAMS.iter().filter_map(|upstream| self.of(*upstream).next_deadline()).min()
+        self.all().filter_map(|connector| connector.next_deadline()).min()
     }
 
-    fn of(&mut self, upstream: UpstreamId) -> &mut Connector<Registry> {
+    fn of(&mut self, upstream: UpstreamId) -> Option<&mut Connector<Rc<Registry>>> {
         match upstream {
-            UpstreamId::Patroni | UpstreamId::Dcs => &mut self.patroni,
+            UpstreamId::Patroni => Some(&mut self.patroni),
+            UpstreamId::Dcs => self.dcs.as_deref_mut(),
         }
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Connector<Rc<Registry>>> {
+        std::iter::once(&mut self.patroni).chain(self.dcs.as_deref_mut())
     }
 }
 
 impl Daemon {
     pub(super) fn connect(&mut self, now: Now, id: ConnId, upstream: UpstreamId) {
-        self.connectors.of(upstream).connect(now.time, id);
+        match self.connectors.of(upstream) {
+            Some(connector) => connector.connect(now.time, id),
+            None => return self.connect_failed(now, id, upstream, Failure::Unresolved),
+        }
         self.advance(now, upstream);
     }
 
     /// Continues the connections that are being made, with new addresses if there are any.
     pub(super) fn continue_connecting(&mut self, now: Now) {
         let resolved = std::mem::take(&mut self.resolved);
-        for upstream in UPSTREAMS {
-            if resolved {
-                self.connectors.of(upstream).take_addresses(now.time);
-            }
-            self.advance(now, upstream);
+        if resolved {
+            self.connectors.all().for_each(|connector| connector.take_addresses(now.time));
         }
+        self.advance(now, UpstreamId::Patroni);
+        self.advance(now, UpstreamId::Dcs);
         self.perform_actions(now);
     }
 
     /// The caller performs the actions: no recursion, however many fetches fail at once.
     fn advance(&mut self, now: Now, upstream: UpstreamId) {
-        while let Some((id, outcome)) = self.connectors.of(upstream).advance(now.time) {
-            match outcome {
-                Ok(connected) => self.add_upstream(now, id, upstream, connected),
-                Err(why) => self.connect_failed(now, id, why),
+        while let Some(connector) = self.connectors.of(upstream) {
+            match connector.advance(now.time) {
+                Some((id, Ok(connected))) => self.add_upstream(now, id, upstream, connected),
+                Some((id, Err(why))) => self.connect_failed(now, id, upstream, why),
+                None => return,
             }
         }
     }
@@ -97,17 +123,19 @@ impl Daemon {
         if let Some(client) = &mut self.tls.client {
             client.forget_old_sessions(now.time);
         }
-        let session = match self.tls.client.as_ref().map(Session::client).transpose() {
+        let client = self.tls.client.as_ref();
+        let session = client.map(|client| Session::client(client, &connected.host)).transpose();
+        let session = match session {
             Ok(session) => session,
             Err(error) => {
                 self.log_tls_error(now, id, &error);
-                return self.connect_failed(now, id, error.failure);
+                return self.connect_failed(now, id, upstream, error.failure);
             }
         };
         let mut stream = Stream::connected(connected.socket, session, upstream);
         // the connector has seen the events so far: bytes or an end may be among them
         if stream.reregister(self.poll.registry(), token_of(id)).is_err() {
-            return self.connect_failed(now, id, Failure::NoDescriptor);
+            return self.connect_failed(now, id, upstream, Failure::NoDescriptor);
         }
         let progress = stream.progress();
         self.streams.insert(id, stream);
@@ -127,12 +155,63 @@ impl Daemon {
         opened
     }
 
-    fn connect_failed(&mut self, now: Now, id: ConnId, why: Failure) {
+    fn connect_failed(&mut self, now: Now, id: ConnId, upstream: UpstreamId, why: Failure) {
         if why == Failure::NoDescriptor && self.engine.make_room(now) {
-            warn!("no descriptor for a connection to Patroni: closed an idle client");
+            let name = name_of(upstream);
+            warn!("no descriptor for a connection to {name}: closed an idle client");
         }
         self.engine.connect_failed(now, id, why);
     }
 }
 
-const UPSTREAMS: [UpstreamId; 1] = [UpstreamId::Patroni];
+/// The upstream's name in log lines.
+pub(super) fn name_of(upstream: UpstreamId) -> &'static str {
+    match upstream {
+        UpstreamId::Patroni => "Patroni",
+        UpstreamId::Dcs => "the DCS",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Dcs;
+    use mio::Poll;
+    use std::cell::RefCell;
+
+    const ID: ConnId = ConnId { slot: 1, generation: 1 };
+
+    #[test]
+    fn without_dcs_nothing_is_resolved_or_connected() {
+        let poll = Poll::new().expect("a poll");
+        let registry = poll.registry().try_clone().expect("a registry");
+        let asked = Rc::new(RefCell::new(Vec::new()));
+        let lookup = {
+            let asked = Rc::clone(&asked);
+            Rc::new(move |host, _, _| {
+                asked.borrow_mut().push(host);
+                true
+            })
+        };
+        let mut config = Config::from_yaml("backend: {host: pg1}").expect("a configuration");
+        let mut connectors = Connectors::new(&config, registry, lookup);
+        connectors.next_address(UpstreamId::Dcs);
+        assert!(connectors.of(UpstreamId::Dcs).is_none());
+        assert_eq!(*asked.borrow(), ["pg1"]);
+
+        // a reload adds it, changes it and removes it
+        let hosts = |names: &[&str]| names.iter().map(|name| (name.to_string(), 2379)).collect();
+        config.dcs = Some(Dcs { hosts: hosts(&["e1", "e2"]), timeout_ms: 1_000, tls: None });
+        connectors.configure(&config);
+        assert_eq!(asked.borrow()[1..], ["e1", "e2"]);
+        config.dcs = Some(Dcs { hosts: hosts(&["e1", "e3"]), timeout_ms: 1_000, tls: None });
+        connectors.configure(&config);
+        let dcs = connectors.of(UpstreamId::Dcs).expect("a connector");
+        dcs.connect(Time::ZERO, ID);
+        assert!(dcs.advance(Time::ZERO).is_none(), "the names are being resolved");
+        config.dcs = None;
+        connectors.configure(&config);
+        connectors.give_up(ID);
+        assert!(connectors.of(UpstreamId::Dcs).is_none());
+    }
+}

@@ -43,7 +43,8 @@ pub struct ServerSide {
 #[derive(Clone)]
 pub struct ClientSide {
     pub(super) config: Arc<ClientConfig>,
-    pub(super) name: ServerName<'static>,
+    /// `None`: that of the host connected to.
+    name: Option<ServerName<'static>>,
     /// When the store of sessions was last emptied.
     kept_since: Time,
 }
@@ -58,20 +59,41 @@ impl Tls {
             tls.server = Some(ServerSide { config, wants_certificates });
         }
         if let Some(backend) = &config.backend.tls {
-            let server_name = backend.server_name.as_ref().unwrap_or(&config.backend.host);
-            let name = ServerName::try_from(server_name.clone());
-            let name = name.map_err(|_| {
-                let message = format!("{server_name:?} is neither a host name nor an address");
-                WrongValue { section: "backend", key: "server-name", message }
-            })?;
-            let config = Arc::new(client(backend, &mut tls.warnings)?);
-            tls.client = Some(ClientSide { config, name, kept_since: Time::ZERO });
+            let hosts = [config.backend.host.as_str()];
+            tls.client = Some(ClientSide::read("backend", backend, &hosts, &mut tls.warnings)?);
         }
         Ok(tls)
     }
 }
 
 impl ClientSide {
+    /// Reads the files of a section whose upstream has these hosts.
+    fn read(
+        section: &'static str,
+        tls: &BackendTls,
+        hosts: &[&str],
+        warnings: &mut Vec<String>,
+    ) -> Result<ClientSide, WrongValue> {
+        let checked = |name: &str| {
+            server_name(name).ok_or_else(|| {
+                let message = format!("{name:?} is neither a host name nor an address");
+                WrongValue { section, key: "server-name", message }
+            })
+        };
+        let name = tls.server_name.as_deref().map(checked).transpose()?;
+        if name.is_none() {
+            hosts.iter().try_for_each(|host| checked(host).map(drop))?;
+        }
+        let config = Arc::new(client(section, tls, warnings)?);
+        Ok(ClientSide { config, name, kept_since: Time::ZERO })
+    }
+
+    /// The name that the certificate of this host must contain; `None`: the host is not one that
+    /// was configured.
+    pub(super) fn name(&self, host: &str) -> Option<ServerName<'static>> {
+        self.name.clone().or_else(|| server_name(host))
+    }
+
     /// Drops all sessions once an hour: a resumed session skips certificate verification, so an
     /// expired or replaced certificate would otherwise keep working.
     pub fn forget_old_sessions(&mut self, now: Time) {
@@ -119,11 +141,21 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
     Ok(config)
 }
 
-fn client(tls: &BackendTls, warnings: &mut Vec<String>) -> Result<ClientConfig, WrongValue> {
+/// The zone of an IPv6 address is local to this machine: no certificate contains it.
+fn server_name(host: &str) -> Option<ServerName<'static>> {
+    let zoneless = host.split('%').next().unwrap_or(host);
+    ServerName::try_from(zoneless.to_owned()).ok()
+}
+
+fn client(
+    section: &'static str,
+    tls: &BackendTls,
+    warnings: &mut Vec<String>,
+) -> Result<ClientConfig, WrongValue> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| WrongValue {
-        section: "backend",
+        section,
         key: "scheme",
         message: error.to_string(),
     })?;
@@ -132,20 +164,20 @@ fn client(tls: &BackendTls, warnings: &mut Vec<String>) -> Result<ClientConfig, 
     } else {
         let (roots, own, file) = match &tls.cafile {
             Some(file) => {
-                let own = certificates("backend", "cafile", file)?;
-                (roots("backend", file, &own, warnings)?, own, file.as_str())
+                let own = certificates(section, "cafile", file)?;
+                (roots(section, file, &own, warnings)?, own, file.as_str())
             }
             None => (public_roots(), Vec::new(), "the public roots"),
         };
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        let webpki = built.map_err(|error| wrong_file("backend", "cafile", file, &error))?;
+        let webpki = built.map_err(|error| wrong_file(section, "cafile", file, &error))?;
         Arc::new(OwnOrSigned { webpki, own })
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
     match &tls.identity {
         None => Ok(builder.with_no_client_auth()),
         Some(identity) => {
-            let identity = certified_key("backend", identity, warnings)?;
+            let identity = certified_key(section, identity, warnings)?;
             Ok(builder.with_client_cert_resolver(Arc::new(identity)))
         }
     }

@@ -24,12 +24,18 @@ pub struct TlsError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     Client,
-    Patroni,
+    Server,
 }
 
 impl TlsError {
     pub(super) fn of(error: &Error, peer: Peer) -> TlsError {
         TlsError { failure: Failure::Tls(failure(error)), text: describe(error, peer) }
+    }
+
+    /// No certificate can contain this name.
+    pub(super) fn no_name(host: &str) -> TlsError {
+        let text = format!("{host:?} is neither a host name nor an address");
+        TlsError { failure: Failure::Tls(TlsFailure::Other), text }
     }
 
     /// The peer's first bytes are not TLS.
@@ -148,7 +154,7 @@ fn describe_certificate(why: &CertificateError, peer: Peer) -> String {
         (Why::UnknownIssuer, Peer::Client) => {
             "its certificate is not signed by a CA in frontend.cafile"
         }
-        (Why::UnknownIssuer, Peer::Patroni) => "its certificate is not signed by a trusted CA",
+        (Why::UnknownIssuer, Peer::Server) => "its certificate is not signed by a trusted CA",
         (Why::BadSignature, _) => {
             "its certificate is not signed by the trusted CA, but by another one of the same \
              name, or the CA's RSA key has less than 2048 bits"
@@ -156,7 +162,7 @@ fn describe_certificate(why: &CertificateError, peer: Peer) -> String {
         (Why::InvalidPurpose | Why::InvalidPurposeContext { .. }, Peer::Client) => {
             "its certificate is not for clients: its extendedKeyUsage lacks clientAuth"
         }
-        (Why::InvalidPurpose | Why::InvalidPurposeContext { .. }, Peer::Patroni) => {
+        (Why::InvalidPurpose | Why::InvalidPurposeContext { .. }, Peer::Server) => {
             "its certificate is not for servers: its extendedKeyUsage lacks serverAuth"
         }
         (Why::Other(other), _) => match explained(why) {
@@ -191,7 +197,7 @@ fn describe_alert(alert: AlertDescription, peer: Peer) -> String {
         (Alert::CertificateRequired, _) => "it requires a client certificate",
         (Alert::ProtocolVersion, _) => "no TLS version in common",
         (Alert::HandshakeFailure, _) => "it refuses the handshake",
-        (Alert::UnrecognisedName, Peer::Patroni) => "it does not know backend.server-name",
+        (Alert::UnrecognisedName, Peer::Server) => "it does not know backend.server-name",
         (Alert::NoApplicationProtocol, _) => "it does not speak HTTP/1.1",
         _ => "it ends the connection",
     };
@@ -227,7 +233,7 @@ fn describe_incompatible(why: &PeerIncompatible, peer: Peer) -> String {
     };
     match peer {
         Peer::Client => format!("{text}{hint}"),
-        Peer::Patroni => text.to_owned(),
+        Peer::Server => text.to_owned(),
     }
 }
 

@@ -56,11 +56,11 @@ impl Session {
         Ok(Session::new(Side::Server(connection), incoming_bytes_max))
     }
 
-    /// A session with Patroni; its first records are ready to send.
-    pub fn client(config: &ClientSide) -> Result<Session, TlsError> {
-        let connection =
-            UnbufferedClientConnection::new(config.config.clone(), config.name.clone());
-        let connection = connection.map_err(|error| TlsError::of(&error, Peer::Patroni))?;
+    /// A session with an upstream's host; its first records are ready to send.
+    pub fn client(config: &ClientSide, host: &str) -> Result<Session, TlsError> {
+        let name = config.name(host).ok_or_else(|| TlsError::no_name(host))?;
+        let connection = UnbufferedClientConnection::new(config.config.clone(), name);
+        let connection = connection.map_err(|error| TlsError::of(&error, Peer::Server))?;
         let mut session = Session::new(Side::Client(connection), CHAIN_BYTES_MAX);
         session.receive(&mut [], &mut Vec::new())?;
         Ok(session)
@@ -189,7 +189,7 @@ impl Side {
     fn peer(&self) -> Peer {
         match self {
             Side::Server(_) => Peer::Client,
-            Side::Client(_) => Peer::Patroni,
+            Side::Client(_) => Peer::Server,
         }
     }
 

@@ -362,7 +362,7 @@ impl Setting {
                 Exchange::new(session.expect("a session"), peer.expect("a session").into())
             }
             Role::Client => {
-                let session = Session::client(self.ours.client.as_ref().expect("TLS"));
+                let session = Session::client(self.ours.client.as_ref().expect("TLS"), "localhost");
                 let peer = ServerConnection::new(Arc::clone(&self.peer_server));
                 Exchange::new(session.expect("a session"), peer.expect("a session").into())
             }
