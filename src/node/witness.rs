@@ -303,3 +303,6 @@ impl fmt::Display for LeaseTime {
         write!(f, "{} of {} s left", self.left_seconds, self.granted_seconds)
     }
 }
+
+#[cfg(test)]
+mod tests;
