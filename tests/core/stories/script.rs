@@ -16,6 +16,7 @@
 //! entries 64
 //! clients 1000
 //! host localhost:8008
+//! fence on                                # or off
 //! in one piece                            # bytes are not split: the story is played once
 //!
 //! A connects
@@ -51,6 +52,9 @@
 //! Patroni cannot be resolved
 //! Patroni cannot be connected: no descriptor
 //! Patroni accepts the pending connections
+//! Patroni has address 2                   # accepts connections there from now on
+//! Patroni's clock is 5 s ahead            # from now on: moves @date and @now
+//! Patroni's clock is 5 s slow
 //! Patroni answers / with 200 {"dcs_last_seen": @now-2}    # and closes; 2 s before the wall clock
 //! Patroni sends "bytes" for /
 //! Patroni sends "bytes", a byte every 100 ms for /
@@ -84,6 +88,7 @@
 
 use std::collections::BTreeMap;
 
+use patroniglue::answer::AddressId;
 use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Counts, Settings};
 use patroniglue::failure::Failure;
@@ -133,6 +138,8 @@ pub enum Step {
     Configure(String),
     Connects(Connects),
     AcceptWaiting,
+    PatroniMoves(AddressId),
+    PatroniClock(i64),
     PatroniSends {
         target: String,
         bytes: Vec<u8>,
@@ -305,6 +312,13 @@ pub fn setting(settings: &mut Settings, line: &str) -> Option<()> {
     let (name, value) = line.split_once(' ')?;
     match name {
         "host" => settings.host = value.into(),
+        "fence" => {
+            settings.fence = match value {
+                "on" => true,
+                "off" => false,
+                _ => return None,
+            }
+        }
         "ttl" => settings.cache.ttl_ms = duration_ms(value)?,
         "grace" => settings.cache.grace_ms = duration_ms(value)?,
         "interval" => settings.interval_ms = duration_ms(value)?,
@@ -355,6 +369,11 @@ fn time(line: &str) -> Option<Step> {
         let (span, sign) = forward.or(jump.strip_suffix(" back").map(|span| (span, -1)))?;
         return Some(Step::JumpMs(duration_ms(span)? as i64 * sign));
     }
+    if let Some(clock) = line.strip_prefix("Patroni's clock is ") {
+        let ahead = clock.strip_suffix(" ahead").map(|span| (span, 1));
+        let (span, sign) = ahead.or(clock.strip_suffix(" slow").map(|span| (span, -1)))?;
+        return Some(Step::PatroniClock(duration_ms(span)? as i64 * sign));
+    }
     let span = line.strip_suffix(" pass").or_else(|| line.strip_suffix(" passes"))?;
     Some(Step::Pass(duration_ms(span)?))
 }
@@ -386,6 +405,9 @@ fn patroni_about(rest: &str) -> Option<Step> {
     if let Some(times) = rest.strip_prefix("is tried ") {
         let times = times.strip_suffix(" times")?.parse().ok()?;
         return Some(Step::Expect(Expectation::Tried(times)));
+    }
+    if let Some(address) = rest.strip_prefix("has address ") {
+        return Some(Step::PatroniMoves(AddressId(address.parse().ok()?)));
     }
     if let Some(target) = rest.strip_prefix("is asked for ") {
         return Some(Step::Expect(Expectation::Asked(target.into())));

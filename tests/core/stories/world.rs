@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, UNIX_EPOCH};
 
 use patroniglue::VERSION;
+use patroniglue::answer::AddressId;
 use patroniglue::engine::{Action, Counts, Engine, Port, Settings};
 use patroniglue::failure::Failure;
 use patroniglue::fetch::Progress;
@@ -34,6 +35,10 @@ pub struct World {
     /// Connections to serve.
     queue: VecDeque<ConnId>,
     pub connects: Connects,
+    /// The address that accepts connections.
+    pub patroni_address: AddressId,
+    /// How far Patroni's clock is ahead of ours.
+    pub patroni_ahead_ms: i64,
     /// Connections that Patroni did not accept, and the story has not expected yet.
     pub tried: usize,
     pub asked: VecDeque<String>,
@@ -108,6 +113,8 @@ impl World {
             owners: BTreeMap::new(),
             queue: VecDeque::new(),
             connects: Connects::Accepted,
+            patroni_address: AddressId::default(),
+            patroni_ahead_ms: 0,
             tried: 0,
             asked: VecDeque::new(),
             connections_closed: VecDeque::new(),
@@ -244,17 +251,18 @@ impl World {
         self.jumped_ms += ms;
     }
 
-    /// `@now-2` becomes the Unix second two seconds ago.
+    /// `@now-2` becomes the Unix second two seconds ago, by Patroni's clock.
     pub fn with_time(&self, bytes: &[u8]) -> Vec<u8> {
         let Ok(text) = std::str::from_utf8(bytes) else { return bytes.to_vec() };
-        let date = UNIX_EPOCH + Duration::from_millis(self.now().unix_ms);
+        let unix_ms = self.now().unix_ms.saturating_add_signed(self.patroni_ahead_ms);
+        let date = UNIX_EPOCH + Duration::from_millis(unix_ms);
         let text = text.replace("@date", &httpdate::fmt_http_date(date));
         let mut parts = text.split("@now");
         let mut text = parts.next().unwrap_or_default().to_owned();
         for part in parts {
             let end = part.find(|char: char| !"+-0123456789".contains(char)).unwrap_or(part.len());
             let offset: i64 = part[..end].parse().unwrap_or(0);
-            let seconds = (self.now().unix_ms / 1_000) as i64 + offset;
+            let seconds = (unix_ms / 1_000) as i64 + offset;
             text.push_str(&format!("{seconds}{}", &part[end..]));
         }
         text.into_bytes()
@@ -548,6 +556,7 @@ impl World {
     fn accept_fetch(&mut self, at: usize) -> Outcome {
         self.fetches[at].accepted = true;
         let id = self.fetches[at].id;
+        self.engine.connected_to(id, self.patroni_address);
         self.engine.progress(id, Progress::Open);
         self.queue.push_back(id);
         Ok(())
