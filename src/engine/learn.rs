@@ -23,7 +23,10 @@ impl Engine {
     /// The fetch of an entry brought an answer, before its `deadline`.
     pub(super) fn learn(&mut self, now: Now, entry: EntryId, answer: Answer, deadline: Time) {
         self.journal.answered(self.cache.target(entry));
-        self.observe_clock(now);
+        if self.observe_clock(now) {
+            self.queue_fetch(now, Purpose::Entry(entry), deadline); // it was asked for before
+            return;
+        }
         let route = self.cache.route(entry);
         let (answer, validity) = match self.node.learn(now, route, &answer) {
             Verdict::FetchAgain => {
@@ -104,13 +107,15 @@ impl Engine {
         }
     }
 
-    /// Looks at the clocks.
-    pub(super) fn observe_clock(&mut self, now: Now) {
-        if let Some(distrust) = self.node.observe_clock(now) {
+    /// Looks at the clocks. Returns whether the wall clock jumped: then all answers are forgotten.
+    pub(super) fn observe_clock(&mut self, now: Now) -> bool {
+        let distrust = self.node.observe_clock(now);
+        if let Some(distrust) = distrust {
             self.journal.clock_jumped();
             self.distrust(now, distrust);
             self.dispatch(now);
         }
+        distrust.is_some()
     }
 
     /// Patroni is another one from now on.
