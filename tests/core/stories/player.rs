@@ -100,6 +100,7 @@ impl Player {
                     }
                 }
             }
+            Step::Dcs(words) => self.world.set_dcs(words),
             Step::PatroniAnswers { target, bytes } => {
                 let fetch = self.fetch(target)?;
                 self.world.patroni_answers(fetch, &self.world.with_time(bytes))
@@ -140,6 +141,12 @@ impl Player {
                 Ok(())
             }
             Expectation::Counts(wanted) => self.expect_counts(wanted),
+            Expectation::DcsAsked(expected) => {
+                let etcd = &mut self.world.etcd;
+                let asked = etcd.requests_ms.len()
+                    > std::mem::replace(&mut etcd.expected, etcd.requests_ms.len());
+                if asked == *expected { Ok(()) } else { Err(format!("the dcs was asked: {asked}")) }
+            }
             Expectation::Nothing => self.no_unexpected_event(),
             Expectation::Gets { client, times, .. } => (0..*times).try_for_each(|_| {
                 self.each(client, |world, name| expect_seen(world, name, expectation))

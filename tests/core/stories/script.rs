@@ -17,6 +17,7 @@
 //! clients 1000
 //! host localhost:8008
 //! fence on                                # or off
+//! dcs on                                  # etcd is a witness, with a margin of 10 s
 //! in one piece                            # bytes are not split: the story is played once
 //!
 //! A connects
@@ -45,6 +46,21 @@
 //! the node is drained                     # SIGUSR1
 //! the drain ends                          # SIGUSR2
 //! SIGHUP with ttl 2 s                     # any of the settings above
+//! the dcs has leader pg1                  # from now on; at first all is well, with a renewed lease
+//! the dcs has no leader
+//! the dcs has a lease of 24 s             # and is not renewed
+//! the dcs has a renewed lease
+//! the dcs has role replica
+//! the dcs has state stopped
+//! the dcs has timeline 3
+//! the dcs has another cluster             # another system identifier
+//! the dcs has pause
+//! the dcs is silent
+//! the dcs refuses connections
+//! the dcs has no quorum
+//! the dcs answers garbage
+//! the dcs forbids it                      # it wants a user and a password
+//! the dcs answers
 //! Patroni accepts connections             # from now on, as the next ones
 //! Patroni leaves connections pending
 //! Patroni refuses connections
@@ -80,6 +96,8 @@
 //! A is closed within an answer
 //! A is closed with bytes unread
 //! A is turned away                        # not accepted
+//! the dcs is asked                        # at least once since the last such line
+//! the dcs is not asked
 //! there is 1 client
 //! there are 2 clients, 1 fetches, 0 queued, 3 waiters, 24 entries, 0 timers, 1 late inputs
 //! there are 1 fetch, 1 waiter, 1 timer
@@ -90,8 +108,9 @@ use std::collections::BTreeMap;
 
 use patroniglue::answer::AddressId;
 use patroniglue::cache::CacheSettings;
-use patroniglue::engine::{Counts, Settings};
+use patroniglue::engine::{Counts, DcsSettings, Settings};
 use patroniglue::failure::Failure;
+use patroniglue::node::witness::Settings as WitnessSettings;
 
 /// One story. `splits` is false if its bytes have to come as they are sent.
 #[derive(Clone)]
@@ -145,6 +164,8 @@ pub enum Step {
         bytes: Vec<u8>,
         every_ms: Option<u64>,
     },
+    /// The state of the DCS changes.
+    Dcs(String),
     /// The whole answer and its end.
     PatroniAnswers {
         target: String,
@@ -177,10 +198,23 @@ pub enum Expectation {
     Tried(usize),
     ConnectionClosed(String),
     GivenUp,
-    Gets { client: String, times: usize, status: u16, details: Vec<Detail> },
-    GetsExactly { client: String, bytes: Vec<u8> },
+    /// Whether the DCS was asked since the last such line.
+    DcsAsked(bool),
+    Gets {
+        client: String,
+        times: usize,
+        status: u16,
+        details: Vec<Detail>,
+    },
+    GetsExactly {
+        client: String,
+        bytes: Vec<u8>,
+    },
     HalfClosed(String),
-    Closed { client: String, how: Closing },
+    Closed {
+        client: String,
+        how: Closing,
+    },
     TurnedAway(String),
     Counts(Vec<(usize, String)>),
     Nothing,
@@ -319,6 +353,20 @@ pub fn setting(settings: &mut Settings, line: &str) -> Option<()> {
                 _ => return None,
             }
         }
+        "dcs" => {
+            let witness = WitnessSettings {
+                namespace: "service".into(),
+                group: None,
+                credentials: None,
+                margin_ms: 10_000,
+            };
+            let dcs = DcsSettings { witness, host: "etcd:2379".into(), hosts: 1 };
+            settings.dcs = match value {
+                "on" => Some(dcs),
+                "off" => None,
+                _ => return None,
+            }
+        }
         "ttl" => settings.cache.ttl_ms = duration_ms(value)?,
         "grace" => settings.cache.grace_ms = duration_ms(value)?,
         "interval" => settings.interval_ms = duration_ms(value)?,
@@ -345,6 +393,13 @@ fn steps(line: &str) -> Option<Vec<Step>> {
     }
     if let Some(body) = line.strip_prefix("Patroni answers ") {
         return patroni_answers(body);
+    }
+    if let Some(words) = line.strip_prefix("the dcs ") {
+        return Some(vec![match words {
+            "is asked" => Step::Expect(Expectation::DcsAsked(true)),
+            "is not asked" => Step::Expect(Expectation::DcsAsked(false)),
+            _ => Step::Dcs(words.into()),
+        }]);
     }
     let step = connection(line)
         .or_else(|| time(line))

@@ -4,12 +4,12 @@
 //! is read only while the engine wants it, and after every input all actions are taken in order.
 //! A break of a rule that holds in every story is an error at once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, UNIX_EPOCH};
 
 use patroniglue::VERSION;
 use patroniglue::answer::AddressId;
-use patroniglue::engine::{Action, Counts, Engine, Port, Settings};
+use patroniglue::engine::{Action, Counts, Engine, Port, Settings, UpstreamId};
 use patroniglue::failure::Failure;
 use patroniglue::fetch::Progress;
 use patroniglue::routes::ROUTES;
@@ -17,6 +17,7 @@ use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
 
+use super::etcd::{Etcd, Fault};
 use super::script::{Closing, Connects, ReadLimit};
 
 /// The engine, its clients and Patroni.
@@ -45,6 +46,9 @@ pub struct World {
     pub connections_closed: VecDeque<String>,
     pub given_up: usize,
     stale_expected: u64,
+    pub etcd: Etcd,
+    /// Connections to etcd.
+    reads: BTreeSet<ConnId>,
 }
 
 /// A client, and the outcomes that the story has not expected yet.
@@ -120,6 +124,8 @@ impl World {
             connections_closed: VecDeque::new(),
             given_up: 0,
             stale_expected: 0,
+            etcd: Etcd::new(),
+            reads: BTreeSet::new(),
         }
     }
 
@@ -315,6 +321,13 @@ impl World {
         self.settle()
     }
 
+    // ---- the DCS
+
+    pub fn set_dcs(&mut self, words: &str) -> Outcome {
+        let known = self.etcd.set(self.now_ms, words);
+        known.ok_or_else(|| format!("the dcs knows no such state: {words}"))
+    }
+
     // ---- time
 
     /// Advances the clock from deadline to deadline.
@@ -380,6 +393,10 @@ impl World {
 
     fn serve_queue(&mut self) -> Outcome {
         while let Some(id) = self.queue.pop_front() {
+            if self.reads.contains(&id) {
+                self.serve_dcs(id)?;
+                continue;
+            }
             while let Some(owner) = self.owners.get(&id).cloned() {
                 let progress = match owner {
                     Owner::Client(name) => self.serve_client(id, &name)?,
@@ -503,7 +520,8 @@ impl World {
                 return Err(format!("endless actions: {action:?}"));
             }
             match action {
-                Action::Connect(id, _) => self.connect_fetch(id)?,
+                Action::Connect(id, UpstreamId::Dcs) => self.connect_dcs(id),
+                Action::Connect(id, UpstreamId::Patroni) => self.connect_fetch(id)?,
                 Action::Wake(id) => {
                     self.alive(id, action)?;
                     self.queue.push_back(id);
@@ -520,6 +538,36 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn connect_dcs(&mut self, id: ConnId) {
+        self.reads.insert(id);
+        self.queue.push_back(id);
+    }
+
+    /// etcd takes a request and answers it, whole and at once.
+    fn serve_dcs(&mut self, id: ConnId) -> Outcome {
+        let now = self.now();
+        if self.etcd.fault == Fault::Refused {
+            self.etcd.requests_ms.push(self.now_ms);
+            self.engine.connect_failed(now, id, Failure::Refused);
+            return self.act();
+        }
+        self.engine.progress(id, Progress::Open);
+        let request = self.engine.output(id).to_vec();
+        self.engine.sent(now, id, request.len());
+        self.act()?;
+        let text = String::from_utf8(request).map_err(|error| error.to_string())?;
+        if let Some(answer) = self.etcd.answer(self.now_ms, &text) {
+            for piece in answer.chunks(self.piece_bytes) {
+                self.engine.receive(now, id, piece);
+            }
+        }
+        let last = &self.etcd.requests_ms;
+        if last.len() > 2 && last[last.len() - 1] - last[last.len() - 3] < 1_000 {
+            return Err(format!("three requests to the DCS within a second: {last:?}"));
+        }
+        self.act()
     }
 
     fn alive(&self, id: ConnId, action: Action) -> Result<Owner, String> {
@@ -563,6 +611,9 @@ impl World {
     }
 
     fn close(&mut self, id: ConnId, action: Action) -> Outcome {
+        if self.reads.remove(&id) {
+            return Ok(());
+        }
         let owner = self.alive(id, action)?;
         self.owners.remove(&id);
         if !self.engine.output(id).is_empty() || self.engine.wants_read(id) {
