@@ -39,9 +39,9 @@ pub struct Memory {
     /// The node's last report, and when Patroni was asked for it.
     previous: Option<(Node, u64)>,
     pub contradicted_step: u64,
-    /// When an answer last ended the 200s of leader routes: of all of them, of `/primary` and its
+    /// When and at which step an answer last ended the 200s of leader routes: of all of them, of `/primary` and its
     /// other spellings, of the standby leader's.
-    leaders_ended_ms: [Option<u64>; 3],
+    leaders_ended: [Option<(u64, u64)>; 3],
     /// The last step at which fetches in flight may have been begun again, and its time.
     pub restarted: Option<(u64, u64)>,
     /// When an answer contradicted the previous one last.
@@ -114,7 +114,7 @@ impl Memory {
             previous_ttl: None,
             previous: None,
             contradicted_step: 0,
-            leaders_ended_ms: [None; 3],
+            leaders_ended: [None; 3],
             restarted: None,
             contradicted_ms: None,
             changed_ms: None,
@@ -162,7 +162,7 @@ impl Memory {
             self.restarted = Some((step, ms));
         }
         if let Some(ended) = ended_leaders(&brought.said, was_unlocked) {
-            self.leaders_ended_ms[ended] = Some(ms);
+            self.leaders_ended[ended] = Some((ms, step));
             self.restarted = Some((step, ms));
         }
         let lapsed = |node: &Node| !node.is_under_lease() && node.state != "unknown";
@@ -179,20 +179,24 @@ impl Memory {
     /// has been answered, and differs; or another answer has ended it.
     fn is_overtaken(&self, brought: &Brought) -> bool {
         let differs = |(previous, asked_ms): &(Node, u64)| {
-            let node = brought.said.node.as_ref();
-            brought.asked_ms < *asked_ms && node.is_some_and(|node| contradict(previous, node))
+            let contradicts =
+                |node: &Node| !is_renamed(previous, node) && contradict(previous, node);
+            brought.asked_ms < *asked_ms && brought.said.node.as_ref().is_some_and(contradicts)
         };
         self.previous.as_ref().is_some_and(differs) || self.is_leader_ended(brought)
     }
 
     /// Records a report of the node. Returns whether it contradicts the previous one.
-    fn reported(&mut self, node: Node, asked_ms: u64, ms: u64) -> bool {
-        let previous = self.previous.replace((node.clone(), asked_ms));
-        let Some((previous, _)) = previous else {
+    fn reported(&mut self, mut node: Node, asked_ms: u64, ms: u64) -> bool {
+        let Some((previous, _)) = self.previous.take() else {
             self.changed_ms = (node.state != "running").then_some(ms);
+            self.previous = Some((node, asked_ms));
             return false;
         };
-        let renamed = previous.name.zip(node.name).is_some_and(|(before, now)| before != now);
+        let renamed = is_renamed(&previous, &node);
+        if node.state == "unknown" && !renamed {
+            node.state = previous.state; // PostgreSQL that answers no query has no other state
+        }
         let contradicts = renamed || contradict(&previous, &node);
         if previous.state != "running" {
             self.moving_ms = Some(ms);
@@ -207,17 +211,12 @@ impl Memory {
         } else if previous.state != node.state {
             self.changed_ms = Some(ms);
         }
-        if let (Some((known, _)), false) = (&mut self.previous, contradicts) {
+        if !contradicts {
             // an answer without a timeline does not mean that the node has none
-            known.timeline = node.timeline.or(previous.timeline);
-            // one that knows no state says nothing of it
-            if node.state == "unknown" {
-                known.state = previous.state;
-            }
+            node.timeline = node.timeline.or(previous.timeline);
         }
-        if let Some((known, _)) = &mut self.previous {
-            known.name = node.name.or(previous.name);
-        }
+        node.name = node.name.or(previous.name);
+        self.previous = Some((node, asked_ms));
         contradicts
     }
 
@@ -231,14 +230,14 @@ impl Memory {
         if brought.said.status != 200 || !is_leader_family(&brought.said.target) {
             return false;
         }
-        let [all, primary, standby] = self.leaders_ended_ms;
-        let ended_ms = match brought.said.target.as_str() {
+        let [all, primary, standby] = self.leaders_ended;
+        let ended = match brought.said.target.as_str() {
             "/leader" => all,
             "/standby-leader" | "/standby_leader" => all.max(standby),
             _ => all.max(primary),
         };
         // the one that ends others may be a 200 itself, without a lease
-        ended_ms.is_some_and(|ms| brought.asked_ms < ms && brought.done.ms != ms)
+        ended.is_some_and(|(ms, step)| brought.asked_ms < ms && brought.done_step != step)
     }
 
     /// Whether the last answer of this target is known to have been ended.
@@ -532,7 +531,7 @@ fn check_stale_leader(brought: &Brought, lapsed_step: u64) -> Outcome {
     if node.seen.is_none_or(|seen| seen * 1_000 > brought.done.unix_ms) {
         return Err("promise 3: stale, with nothing known of the lease".into());
     }
-    if node.flags != [false; 3] || node.state != "running" {
+    if node.flags != [false; 3] || !matches!(node.state, "running" | "unknown") {
         return Err("promise 3: stale, although its status shows no lease".into());
     }
     if lapsed_step > brought.done_step {
@@ -563,7 +562,7 @@ fn shows_another_clock(brought: &Brought) -> bool {
         || (date + 1) * 1_000 <= brought.asked_unix_ms
 }
 
-/// The leader routes whose 200s this answer ends, as an index of [`Memory::leaders_ended_ms`]. That no
+/// The leader routes whose 200s this answer ends, as an index of [`Memory::leaders_ended`]. That no
 /// node holds the lease ends them once: later 200s were said in spite of it.
 fn ended_leaders(said: &Said, was_unlocked: bool) -> Option<usize> {
     match said.target.as_str() {
@@ -598,6 +597,11 @@ fn contradict(previous: &Node, node: &Node) -> bool {
     previous.role != node.role
         || timelines.is_some_and(|(previous, now)| previous != now)
         || (previous.state == "running" && stopped)
+}
+
+/// Whether another node answers at the same address.
+fn is_renamed(previous: &Node, node: &Node) -> bool {
+    previous.name.zip(node.name).is_some_and(|(before, now)| before != now)
 }
 
 /// A little less than the 10 s for which a failure is kept without requests.

@@ -468,7 +468,7 @@ impl Patroni {
         faults: &Faults,
     ) {
         let number = self.serial;
-        let pad = "x".repeat((number % 509) as usize);
+        let pad = "x".repeat((number % 127) as usize);
         let text = match path {
             "/liveness" | "/readiness" => {
                 said.content_type = None;

@@ -228,7 +228,7 @@ impl World {
 
     /// Runs a seed: faults, then health, then quiet.
     pub fn live(&mut self) -> Outcome {
-        let duration_ms = self.random.pick(&[3_000, 10_000, 30_000, 60_000, 100_000]);
+        let duration_ms = self.random.pick(&[3_000, 3_000, 10_000, 30_000, 60_000, 100_000]);
         let duration_ms = if self.faults.about_the_lease { 100_000 } else { duration_ms };
         self.plan_clients(duration_ms);
         self.plan_trouble(duration_ms);
@@ -280,7 +280,8 @@ impl World {
             self.random.pick(&[20, 50, 100, 500, 1_000, 2_000, 5_000])
         };
         let begin_ms = self.random.below(duration_ms / 2);
-        for turn in 0..100.min((duration_ms - begin_ms) / pause_ms) {
+        let most = if self.faults.about_the_lease { 100 } else { 50 };
+        for turn in 0..most.min((duration_ms - begin_ms) / pause_ms) {
             self.at(begin_ms + turn * pause_ms, Event::Steady(target));
         }
     }
@@ -324,7 +325,7 @@ impl World {
             }
             Fault::Flood => {
                 let (first, pause_ms) = (self.random.below(1_000), self.random.between(1, 30));
-                for turn in 1..40 {
+                for turn in 1..24 {
                     self.at(at_ms + turn * pause_ms, Event::Flood(first + turn));
                 }
                 Event::Flood(first)
@@ -334,7 +335,7 @@ impl World {
             Fault::WallJumps => Event::Jump(sign * (300 + self.random.skewed(100_000) as i64)),
             Fault::SmallJumps => {
                 let (step_ms, pause_ms) = (self.random.between(20, 240), self.random.below(1_000));
-                for turn in 1..self.random.between(1, 30) {
+                for turn in 1..self.random.between(1, 12) {
                     self.at(at_ms + turn * pause_ms, Event::Jump(sign * step_ms as i64));
                 }
                 Event::Jump(sign * step_ms as i64)
