@@ -202,6 +202,11 @@ impl Frontend {
         }
     }
 
+    /// When the response was decided on of which no byte has been sent yet.
+    pub fn unsent_since(&self) -> Option<Time> {
+        matches!(self.state, State::Responding { sent: 0, .. }).then_some(self.since)
+    }
+
     /// Whether input is processed in this state.
     pub fn wants_read(&self) -> bool {
         matches!(self.state, State::Head { .. } | State::Body(_) | State::Lingering { .. })
@@ -402,8 +407,9 @@ mod tests {
         let mut target = String::new();
         assert_eq!(asked(&mut frontend, all).map(|asked| asked.1).as_deref(), Some("/primary"));
         frontend.respond(NOW, b"one"[..].into());
+        assert_eq!(frontend.unsent_since(), Some(NOW));
         assert_eq!(frontend.sent(NOW, 1, &mut target), Step::Continue);
-        assert_eq!(frontend.output(), b"ne");
+        assert_eq!((frontend.output(), frontend.unsent_since()), (&b"ne"[..], None));
         let step = frontend.sent(NOW, 2, &mut target);
         let request = Request { method: Method::Get, persistence: Persistence::Close };
         assert_eq!((step, target.as_str()), (Step::Ask(request), "/replica"));

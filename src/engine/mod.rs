@@ -415,6 +415,14 @@ impl Engine {
         }
     }
 
+    /// When the response to this client was decided on, if no byte of it has been sent yet.
+    pub fn unsent_since(&self, id: ConnId) -> Option<Time> {
+        match self.connections.get(id).map(|connection| &connection.peer) {
+            Some(Peer::Client(frontend, _)) => frontend.unsent_since(),
+            _ => None,
+        }
+    }
+
     /// Whether more input is of use on this connection.
     pub fn wants_read(&self, id: ConnId) -> bool {
         match self.connections.get(id).map(|connection| &connection.peer) {

@@ -1,4 +1,5 @@
-//! The clocks: read once per turn; all other code gets the time as an argument.
+//! The clocks: read once per turn; all other code gets the time as an argument. Only before a
+//! response is sent the steady clock is read again.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,9 +19,17 @@ impl Clock {
     /// Reads both clocks.
     pub fn now(&self) -> Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now {
-            time: Time::from_ms(self.start.elapsed().as_millis() as u64),
-            unix_ms: unix.as_millis() as u64,
-        }
+        Now { time: self.time(), unix_ms: unix.as_millis() as u64 }
+    }
+
+    /// Reads the steady clock alone, within a turn: about 25 ns, and no system call.
+    pub fn time(&self) -> Time {
+        Time::from_ms(self.start.elapsed().as_millis() as u64)
+    }
+
+    /// Sets the steady clock ahead.
+    #[cfg(test)]
+    pub fn advance(&mut self, by: std::time::Duration) {
+        self.start -= by;
     }
 }

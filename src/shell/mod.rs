@@ -27,6 +27,10 @@
 //! * Writable does not mean connected: the socket is asked (see sockets.rs).
 //!
 //! After each input to the engine its actions are performed, to the last one.
+//!
+//! The process may be stopped in the middle of a turn (SIGSTOP, a frozen cgroup, a hypervisor) and
+//! go on with the turn's time long past. So a response is sent only if it was decided on less than
+//! [`serve::UNSENT_MS_MAX`] ago.
 
 mod clock;
 mod connector;
@@ -99,6 +103,7 @@ pub struct Daemon {
     trim: MemoryTrim,
     client_tls_failures: Repeats,
     upstream_tls_failures: Repeats,
+    outdated_responses: Repeats,
 }
 
 /// Whether clients are accepted.
@@ -156,6 +161,7 @@ impl Daemon {
             trim: MemoryTrim::default(),
             client_tls_failures: Repeats::default(),
             upstream_tls_failures: Repeats::default(),
+            outdated_responses: Repeats::default(),
             config,
             options,
             poll,
