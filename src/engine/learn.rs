@@ -62,8 +62,8 @@ impl Engine {
         }
         self.answer_waiters(now, entry, waiters, [CacheStatus::Miss, CacheStatus::Collapsed]);
         self.schedule_sweep(now.time);
+        self.follow_transition(now); // which the time of the refresh depends on
         self.schedule_refresh(now, entry);
-        self.follow_transition(now);
         self.rehearse(now);
         if route.family() == Family::Leader && self.phase != Phase::Starting {
             self.fetch_intervals(now);
