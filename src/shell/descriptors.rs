@@ -4,13 +4,15 @@ use std::io;
 
 use log::warn;
 
+use super::resolver::ADDRESSES_MAX;
 use crate::config::Config;
 
 /// Returns the maximum number of clients: the configured one, limited by the descriptors left
-/// after the daemon's own and the backend's.
+/// after the daemon's own and the upstreams'.
 pub fn clients_max(config: &Config) -> usize {
     let limit = raise_descriptor_limit();
-    let reserve = DESCRIPTORS_OWN + config.backend.connections as u64;
+    let dcs = config.dcs.as_ref().map_or(0, |_| DESCRIPTORS_DCS);
+    let reserve = DESCRIPTORS_OWN + config.backend.connections as u64 + dcs;
     let allowed = usize::try_from(limit.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
     match config.frontend.connections {
         Some(wanted) if wanted > allowed => {
@@ -44,7 +46,25 @@ pub fn is_no_descriptor(error: &io::Error) -> bool {
 /// stdin, stdout, stderr, the poll, its waker, the listener, a pair for signals, one for a client
 /// being accepted, and two for a resolver or a file being read.
 const DESCRIPTORS_OWN: u64 = 11;
+/// A race between addresses, which needs more than the connection it ends with, and two for a
+/// resolver.
+const DESCRIPTORS_DCS: u64 = ADDRESSES_MAX as u64 + 2;
 /// Above the maximum of `frontend.connections`: more would be unused.
 const DESCRIPTORS_USEFUL: u64 = 1 << 20;
 /// Assumed if the limit cannot be read: a common default.
 const DESCRIPTORS_ASSUMED: u64 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Dcs;
+
+    #[test]
+    fn the_dcs_leaves_fewer_descriptors_to_clients() {
+        let mut config = Config::from_yaml("").expect("a configuration");
+        let without = clients_max(&config);
+        let hosts = vec![("etcd".to_owned(), 2379)];
+        config.dcs = Some(Dcs { hosts, timeout_ms: 1_000, tls: None });
+        assert_eq!(clients_max(&config) as u64, without as u64 - DESCRIPTORS_DCS);
+    }
+}

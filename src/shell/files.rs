@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError};
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// Both sides of TLS, as configured.
+    /// TLS of all sides, as configured.
     pub tls: Tls,
 }
 

@@ -102,8 +102,9 @@ pub struct Daemon {
     buffers: Buffers,
     trim: MemoryTrim,
     client_tls_failures: Repeats,
-    upstream_tls_failures: Repeats,
     outdated_responses: Repeats,
+    patroni_tls_failures: Repeats,
+    dcs_tls_failures: Repeats,
 }
 
 /// Whether clients are accepted.
@@ -160,8 +161,9 @@ impl Daemon {
             buffers: Buffers::new(),
             trim: MemoryTrim::default(),
             client_tls_failures: Repeats::default(),
-            upstream_tls_failures: Repeats::default(),
             outdated_responses: Repeats::default(),
+            patroni_tls_failures: Repeats::default(),
+            dcs_tls_failures: Repeats::default(),
             config,
             options,
             poll,

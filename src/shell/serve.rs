@@ -172,16 +172,12 @@ impl Daemon {
     }
 
     /// Logs the detailed TLS error. The 503 body carries only a summary.
-    pub(super) fn log_tls_error(&mut self, now: Now, id: ConnId, error: &TlsError) {
-        if self.streams.get_mut(id).is_none_or(|stream| stream.is_upstream()) {
-            if let Some(times) = self.upstream_tls_failures.count(now.time) {
-                warn!("TLS with Patroni failed: {error} ({times} times)");
-            }
-            return;
+    fn log_tls_error(&mut self, now: Now, id: ConnId, error: &TlsError) {
+        let Some(stream) = self.streams.get_mut(id) else { return };
+        if let Some(upstream) = stream.upstream() {
+            return self.log_upstream_tls_error(now, upstream, error);
         }
-        let Some(address) = self.streams.get_mut(id).and_then(|stream| stream.peer()) else {
-            return;
-        };
+        let Some(address) = stream.peer() else { return };
         if let Some(times) = self.client_tls_failures.count(now.time) {
             info!("TLS client {address}: {error} ({times} times)");
         }

@@ -11,7 +11,7 @@ use super::connector::{Connected, Connector, Servers};
 use super::resolver::Lookup;
 use super::stream::Stream;
 use super::stream_table::token_of;
-use super::tls::Session;
+use super::tls::{Session, TlsError};
 use crate::config::{Backend, Config};
 use crate::engine::UpstreamId;
 use crate::failure::Failure;
@@ -120,15 +120,18 @@ impl Daemon {
         upstream: UpstreamId,
         connected: Connected<TcpStream>,
     ) {
-        if let Some(client) = &mut self.tls.client {
-            client.forget_old_sessions(now.time);
+        let tls = match upstream {
+            UpstreamId::Patroni => &mut self.tls.client,
+            UpstreamId::Dcs => &mut self.tls.dcs,
+        };
+        if let Some(tls) = tls {
+            tls.forget_old_sessions(now.time);
         }
-        let client = self.tls.client.as_ref();
-        let session = client.map(|client| Session::client(client, &connected.host)).transpose();
+        let session = tls.as_ref().map(|tls| Session::client(tls, &connected.host)).transpose();
         let session = match session {
             Ok(session) => session,
             Err(error) => {
-                self.log_tls_error(now, id, &error);
+                self.log_upstream_tls_error(now, upstream, &error);
                 return self.connect_failed(now, id, upstream, error.failure);
             }
         };
@@ -153,6 +156,24 @@ impl Daemon {
             self.engine.progress(id, Progress::Open);
         }
         opened
+    }
+
+    pub(super) fn log_upstream_tls_error(
+        &mut self,
+        now: Now,
+        upstream: UpstreamId,
+        error: &TlsError,
+    ) {
+        let (failures, section) = match upstream {
+            UpstreamId::Patroni => (&mut self.patroni_tls_failures, "backend."),
+            UpstreamId::Dcs => (&mut self.dcs_tls_failures, "dcs."),
+        };
+        if let Some(times) = failures.count(now.time) {
+            // the texts are written for Patroni
+            let text = error.to_string().replace("backend.", section);
+            let text = text.replace("Patroni", name_of(upstream));
+            warn!("TLS with {} failed: {text} ({times} times)", name_of(upstream));
+        }
     }
 
     fn connect_failed(&mut self, now: Now, id: ConnId, upstream: UpstreamId, why: Failure) {

@@ -20,13 +20,15 @@ use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, Wrong
 use crate::failure::UNSUPPORTED_KEY;
 use crate::time::Time;
 
-/// TLS settings of both sides. Cheap to clone; open sessions keep the settings they began with.
+/// TLS settings of all sides. Cheap to clone; open sessions keep the settings they began with.
 #[derive(Clone, Default)]
 pub struct Tls {
     /// Towards clients, if `frontend` has a certificate.
     pub server: Option<ServerSide>,
     /// Towards Patroni, if `backend.scheme` is `https`.
     pub client: Option<ClientSide>,
+    /// Towards the DCS, if `dcs.scheme` is `https`.
+    pub dcs: Option<ClientSide>,
     /// Warnings, to be logged.
     pub warnings: Vec<String>,
 }
@@ -39,7 +41,7 @@ pub struct ServerSide {
     pub(super) wants_certificates: bool,
 }
 
-/// Settings of sessions with Patroni, and those sessions that can be resumed.
+/// Settings of sessions with an upstream, and those sessions that can be resumed.
 #[derive(Clone)]
 pub struct ClientSide {
     pub(super) config: Arc<ClientConfig>,
@@ -61,6 +63,11 @@ impl Tls {
         if let Some(backend) = &config.backend.tls {
             let hosts = [config.backend.host.as_str()];
             tls.client = Some(ClientSide::read("backend", backend, &hosts, &mut tls.warnings)?);
+        }
+        let dcs = config.dcs.as_ref();
+        if let Some((dcs, dcs_tls)) = dcs.and_then(|dcs| Some((dcs, dcs.tls.as_ref()?))) {
+            let hosts: Vec<&str> = dcs.hosts.iter().map(|(host, _)| host.as_str()).collect();
+            tls.dcs = Some(ClientSide::read("dcs", dcs_tls, &hosts, &mut tls.warnings)?);
         }
         Ok(tls)
     }
@@ -370,7 +377,7 @@ fn wrong_file(
     WrongValue { section, key, message: format!("{file}: {error}") }
 }
 
-/// How long sessions with Patroni are resumed.
+/// How long sessions with an upstream are resumed.
 const SESSIONS_KEPT_MS: u64 = 60 * 60 * 1_000;
 /// Remaining validity below which the start warns.
 const EXPIRY_WARNED_SECONDS: u64 = 14 * 24 * 60 * 60;

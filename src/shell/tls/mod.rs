@@ -1,4 +1,4 @@
-//! TLS towards clients and Patroni. Nothing outside this folder names rustls.
+//! TLS towards clients, Patroni and the DCS. Nothing outside this folder names rustls.
 
 mod certificate;
 mod config;

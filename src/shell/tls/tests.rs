@@ -16,7 +16,7 @@ use rustls::{
 };
 
 use super::{Session, Tls};
-use crate::config::Config;
+use crate::config::{BackendTls, Config, Dcs, Identity};
 use crate::engine::Port;
 use crate::failure::{Failure, TlsFailure};
 use crate::shell::stream::{Broken, Buffers, ReadOutcome, Stream, WriteOutcome};
@@ -669,6 +669,89 @@ fn sessions_with_patroni_are_dropped_after_an_hour() {
             assert_eq!(handshake_kind(&setting, Role::Client), kind, "{version:?} {at_ms}");
         }
     }
+}
+
+#[test]
+fn each_host_of_the_dcs_must_have_its_name_in_its_certificate() {
+    let wrong_name = Err(Failure::Tls(TlsFailure::CertificateName));
+    let untrusted = Err(Failure::Tls(TlsFailure::CertificateIssuer));
+    let ours = |change: fn(&mut BackendTls)| {
+        let mut config = dcs_config();
+        change(config.dcs.as_mut().and_then(|dcs| dcs.tls.as_mut()).expect("TLS"));
+        Tls::read(&config).expect("certificates")
+    };
+    let by_host = ours(|_| {});
+    let by_server_name = ours(|tls| tls.server_name = Some("localhost".to_owned()));
+    let by_public_cas = ours(|tls| tls.cafile = None);
+    let insecure = ours(|tls| tls.insecure = true);
+    let table = [
+        (&by_host, "localhost", Ok(())),
+        (&by_host, "127.0.0.1", Ok(())),
+        (&by_host, "etcd2", wrong_name),
+        (&by_host, "127.0.0.2", wrong_name),
+        (&by_server_name, "etcd2", Ok(())),
+        (&by_public_cas, "localhost", untrusted),
+        (&insecure, "etcd2", Ok(())),
+    ];
+    for version in VERSIONS {
+        let setting = Setting::new(version, true);
+        for (ours, host, outcome) in &table {
+            assert!(ours.client.is_none() && ours.server.is_none());
+            let session = Session::client(ours.dcs.as_ref().expect("TLS"), host);
+            let peer = ServerConnection::new(Arc::clone(&setting.peer_server)).expect("a session");
+            let mut exchange = Exchange::new(session.expect("a session"), peer.into());
+            run_exchange(&mut exchange, Role::Client, b"answer");
+            let came = match exchange.end {
+                Some(End::Broken(broken)) => Err(broken.failure()),
+                _ => Ok(()),
+            };
+            assert_eq!(&came, outcome, "{version:?} {host}");
+        }
+    }
+}
+
+#[test]
+fn an_unusable_file_of_the_dcs_is_an_error_at_its_key() {
+    type Change = fn(&mut Dcs, &mut BackendTls);
+    let table: [(Change, &str); 5] = [
+        (|_, tls| tls.cafile = Some("/none".to_owned()), "dcs.cafile: /none: "),
+        (|_, tls| tls.cafile = Some(file("rsa.pkcs1.key")), "dcs.cafile: "),
+        (|_, tls| identity_of(tls).certfile = file("rsa.pem"), "dcs.keyfile: "),
+        (
+            |_, tls| tls.server_name = Some("a..b".to_owned()),
+            "dcs.server-name: \"a..b\" is neither",
+        ),
+        (|dcs, _| dcs.hosts[1].0 = "a..b".to_owned(), "dcs.server-name: \"a..b\" is neither"),
+    ];
+    for (change, message) in table {
+        let mut config = dcs_config();
+        let mut dcs = config.dcs.take().expect("it is set");
+        let mut tls = dcs.tls.take().expect("TLS");
+        change(&mut dcs, &mut tls);
+        config.dcs = Some(Dcs { tls: Some(tls), ..dcs });
+        let error = Tls::read(&config).err().map(|wrong| wrong.to_string()).unwrap_or_default();
+        assert!(error.starts_with(message), "{error:?} instead of {message:?}");
+    }
+    assert_eq!(Tls::read(&dcs_config()).map(|tls| tls.warnings), Ok(Vec::new()));
+}
+
+fn identity_of(tls: &mut BackendTls) -> &mut Identity {
+    tls.identity.as_mut().expect("it is set")
+}
+
+/// The DCS over TLS on two hosts, with a client certificate.
+fn dcs_config() -> Config {
+    let identity = Identity { certfile: file("ecdsa.pem"), keyfile: file("ecdsa.pkcs8.key") };
+    let tls = BackendTls {
+        insecure: false,
+        cafile: Some(file("ecdsa.pem")),
+        identity: Some(identity),
+        server_name: None,
+    };
+    let hosts = ["localhost", "fe80::1%eth0"].map(|host| (host.to_owned(), 2379)).to_vec();
+    let mut config = Config::from_yaml("").expect("a configuration");
+    config.dcs = Some(Dcs { hosts, timeout_ms: 1_000, tls: Some(tls) });
+    config
 }
 
 #[test]
