@@ -423,8 +423,8 @@ impl Denials {
         }
     }
 
-    /// Whether one that arrived since, or in the same millisecond, makes a 200 untrue that was asked
-    /// for at `asked_at`.
+    /// Whether one that arrived since, or in the same millisecond, makes a 200 untrue that was
+    /// asked for at `asked_at`.
     fn deny_answer(self, routes: LeaderRoutes, asked_at: Time) -> bool {
         let denied_at = match routes {
             LeaderRoutes::Any => self.any,

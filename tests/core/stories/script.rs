@@ -46,7 +46,7 @@
 //! the node is drained                     # SIGUSR1
 //! the drain ends                          # SIGUSR2
 //! SIGHUP with ttl 2 s                     # any of the settings above
-//! the dcs has leader pg1                  # from now on; at first all is well, with a renewed lease
+//! the dcs has leader pg1                  # from now on; at first with a renewed lease
 //! the dcs has no leader
 //! the dcs has a lease of 24 s             # and is not renewed
 //! the dcs has a renewed lease
