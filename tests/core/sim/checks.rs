@@ -11,25 +11,13 @@ use super::patroni::{Clock, Intervals, Node, Patroni, Said};
 
 pub type Outcome = Result<(), String>;
 
-/// Rules whose checks the engine does not fulfil yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
-    /// A jump of the wall clock ends all answers, those of fetches in flight as well.
-    Jump,
-}
-
-/// Whether the rule is checked.
-pub fn is_on(rule: Rule) -> bool {
-    !NOT_YET.contains(&rule)
-}
-
-const NOT_YET: &[Rule] = &[Rule::Jump];
-
 /// What the engine knows, and so which answers it may give.
 pub struct Memory {
     targets: BTreeMap<String, Known>,
     /// Connections that failed before their target was known, the last of each kind.
     anonymous: Vec<Failed>,
+    /// Whether a fetch has timed out, and Patroni has not been heard since.
+    pub is_silent: bool,
     /// No answer asked for up to here may be served stale.
     stale_forbidden_ms: Option<u64>,
     /// Patroni's intervals as last read, and when.
@@ -74,6 +62,8 @@ pub struct Brought {
     pub asked_step: u64,
     pub done: Clock,
     pub done_step: u64,
+    /// Whether the wall clock moved meanwhile, so that it may have been fetched again.
+    pub moved: bool,
     /// The intervals known when it arrived.
     pub intervals: Option<Intervals>,
     /// The shortest `ttl` that may have been in force then.
@@ -109,6 +99,7 @@ impl Memory {
         Memory {
             targets: BTreeMap::new(),
             anonymous: Vec::new(),
+            is_silent: false,
             stale_forbidden_ms: None,
             intervals: None,
             previous_ttl: None,
@@ -126,6 +117,7 @@ impl Memory {
     /// Records the answer of a fetch. Returns whether it contradicts the previous status.
     pub fn fetched(&mut self, mut brought: Brought) -> bool {
         let (ms, step) = (brought.done.ms, brought.done_step);
+        self.is_silent = false;
         if brought.said.target == "/config" {
             let intervals = brought.said.intervals.filter(|_| brought.said.status == 200);
             let changed = intervals.is_some() && intervals != self.intervals.map(|known| known.0);
@@ -170,8 +162,9 @@ impl Memory {
             self.lapsed_step = step;
         }
         let known = self.targets.entry(brought.said.target.clone()).or_default();
+        known.failed = known.failed.filter(|_| brought.moved);
         known.latest = Some(brought);
-        known.failed = None;
+        known.holds = false;
         contradicts
     }
 
@@ -263,6 +256,11 @@ impl Memory {
     /// Records a failed fetch, whose target may not be known.
     pub fn failed(&mut self, target: Option<&str>, failed: Failed) {
         let why = failed.why;
+        self.is_silent = match why {
+            Failure::TimedOut => true,
+            Failure::NoDescriptor => self.is_silent,
+            _ => false,
+        };
         if is_gone(why) {
             self.forbid_stale(failed.ms);
         }
@@ -381,7 +379,7 @@ impl Memory {
         }
         let known = self.targets.get(*target);
         let since = known.and_then(|known| known.latest.as_ref());
-        let since = since.map_or(0, |brought| brought.done_step);
+        let since = since.filter(|brought| !brought.moved).map_or(0, |brought| brought.done_step);
         let failed = known.and_then(|known| known.failed);
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         let says =
@@ -411,10 +409,13 @@ impl Memory {
         if self.targets.get(target).is_some_and(|known| known.broken_step > brought.done_step) {
             return Err("promise 3: stale, although its last answer was not usable".into());
         }
-        let timed_out = self.targets.get(target).and_then(|known| known.failed);
-        let mut failed = timed_out.iter().chain(&self.anonymous);
-        let silent = failed.any(|failed| failed.step > brought.done_step);
-        if !silent && !given.slow {
+        let failed = self.targets.get(target).and_then(|known| known.failed);
+        let timed_out = failed.is_some_and(|failed| failed.why == Failure::TimedOut);
+        // a connection that failed before its target was known may have been this target's
+        let since =
+            |failed: &Failed| failed.step > brought.done_step && failed.why == Failure::TimedOut;
+        let unknown = self.anonymous.iter().any(since);
+        if !self.is_silent && !timed_out && !unknown && !given.slow {
             return Err("promise 2: stale, although Patroni is not silent".into());
         }
         Ok(())
@@ -452,7 +453,7 @@ fn check_jump(given: &Given<'_>, brought: &Brought) -> Outcome {
     let then = ahead(brought.asked_ms, brought.asked_unix_ms);
     let moved_ms = ahead(given.clock.ms, given.clock.unix_ms).abs_diff(then);
     let slewed_ms_max = 2 * JUMP_MS_MIN + (given.clock.ms - brought.asked_ms) / 1_000;
-    if is_on(Rule::Jump) && moved_ms > slewed_ms_max {
+    if moved_ms > slewed_ms_max {
         return Err(format!(
             "promise 2: since it was asked for the wall clock moved {moved_ms} ms"
         ));

@@ -477,7 +477,7 @@ impl World {
         let outcome = match cause {
             Cause::Tick => Some(Err(Failure::TimedOut)),
             // a reset after a part of the answer is a cut
-            Cause::Input(of, "broken", Some(Failure::Reset)) if of == id && fetch.delivered > 0 => {
+            Cause::Input(of, "broken", Some(Failure::Reset)) if of == id && fetch.has_begun() => {
                 Some(Err(Failure::Cut))
             }
             Cause::Input(of, "broken" | "connect_failed", Some(why)) if of == id => Some(Err(why)),
@@ -530,6 +530,7 @@ impl World {
                     asked_step: fetch.connect_step,
                     done: self.clock(),
                     done_step: step,
+                    moved: self.moved_ms.is_some_and(|ms| ms >= fetch.connect_ms),
                     intervals: None,
                     ttl_ms: 0,
                 };

@@ -13,7 +13,7 @@ use super::faults::{Fault, Faults, settings};
 use super::patroni::{Clock, Freeze, Happening, Patroni, Said, needs_dcs};
 use super::random::{Hash, Random};
 use super::shell::{Cause, Input, SHUTDOWN_MS_MAX};
-use super::wire::{thrown, wire};
+use super::wire::{INTERIM, thrown, wire};
 
 pub struct World {
     pub random: Random,
@@ -168,6 +168,8 @@ pub struct Fetch {
     pub plan: Option<Result<Said, Failure>>,
     pub planned_bytes: usize,
     pub delivered: usize,
+    /// The length of a response before the answer.
+    pub interim_bytes: usize,
     pub closed: bool,
     executed: bool,
     /// Whether it waits for a DCS that is away.
@@ -903,6 +905,8 @@ impl World {
         let fetch = &mut self.fetches[at];
         fetch.plan = wire.outcome;
         fetch.planned_bytes = wire.enough;
+        let interim = wire.bytes.starts_with(INTERIM.as_bytes());
+        fetch.interim_bytes = if interim { INTERIM.len() } else { 0 };
         let slow = self.faults.hit(&mut self.random, Fault::SlowAnswers);
         let pause_ms = if slow { self.settings.timeout_ms / 3 } else { 2 };
         let mut delay_ms = 0;
@@ -997,10 +1001,18 @@ impl Fetch {
             plan: None,
             planned_bytes: 0,
             delivered: 0,
+            interim_bytes: 0,
             closed: false,
             executed: false,
             hangs: false,
         }
+    }
+}
+
+impl Fetch {
+    /// Whether a part of the answer has come.
+    pub fn has_begun(&self) -> bool {
+        self.delivered > 0 && self.delivered != self.interim_bytes
     }
 }
 
