@@ -5,7 +5,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use core::net::Ipv6Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 use super::{
@@ -88,14 +88,30 @@ impl RawConfig {
     /// Checks values against each other and fills in the defaults.
     pub fn checked(self) -> Result<Config, WrongValue> {
         let mut warnings = Vec::new();
+        // one of the two ports is set: the defaults differ
+        let has_port = self.backend.as_ref().is_some_and(|backend| backend.port.is_some());
+        let section = if has_port { "backend" } else { "frontend" };
         let frontend = self.frontend.unwrap_or_default().checked(&mut warnings)?;
         let backend = self.backend.unwrap_or_default().checked(&mut warnings)?;
+        if frontend.port == backend.port && reaches(&backend.host, frontend.host.as_deref()) {
+            let message = "patroniglue would ask itself; set backend.port to Patroni's, or \
+                frontend.port to another one";
+            return Err(WrongValue::new(section, "port", message));
+        }
         let cache = self.cache.unwrap_or_default();
+        let ttl_ms = cache.ttl.map_or(1_000, |seconds| seconds.0);
+        if ttl_ms > TTL_MS_ADVISED_MAX {
+            let seconds = ttl_ms as f64 / 1e3;
+            warnings.push(format!(
+                "cache.ttl: load balancers may see a change of the node {seconds} s late; use 5 \
+                 or less"
+            ));
+        }
         Ok(Config {
             frontend,
             backend,
             cache: Cache {
-                ttl_ms: cache.ttl.map_or(1_000, |seconds| seconds.0),
+                ttl_ms,
                 grace_ms: cache.grace.map_or(0, |seconds| seconds.0),
                 interval_ms: cache.interval.map_or(250, |seconds| seconds.0),
                 entries: cache.entries.map_or(64, |count| count.0 as usize),
@@ -175,6 +191,28 @@ impl RawBackend {
             connections: self.connections.map_or(3, |count| count.0 as usize),
             tls,
         })
+    }
+}
+
+/// Whether connections to `host` arrive at a listener on `listening` of the same port. `false` if
+/// that depends on the machine.
+fn reaches(host: &str, listening: Option<&str>) -> bool {
+    let is_localhost = |host: &str| host.eq_ignore_ascii_case(LOCALHOST);
+    let address = |host: &str| host.parse().ok().map(|address: IpAddr| address.to_canonical());
+    let reached = address(host);
+    let is_loopback = is_localhost(host) || reached.is_some_and(|address| address.is_loopback());
+    let Some(listening) = listening else { return is_loopback };
+    match address(listening) {
+        Some(IpAddr::V6(all)) if all.is_unspecified() => is_loopback,
+        Some(IpAddr::V4(all)) if all.is_unspecified() => {
+            is_loopback && reached.is_none_or(|address| address.is_ipv4())
+        }
+        Some(address) if is_localhost(host) => LOOPBACK.contains(&address),
+        Some(address) => reached == Some(address),
+        None if is_localhost(listening) => {
+            is_localhost(host) || reached.is_some_and(|address| LOOPBACK.contains(&address))
+        }
+        None => host.eq_ignore_ascii_case(listening),
     }
 }
 
@@ -473,6 +511,10 @@ impl<'de, T: FromScalar> Visitor<'de> for ScalarVisitor<T> {
 }
 
 const LOCALHOST: &str = "localhost";
+/// The addresses that [`LOCALHOST`] usually has.
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+/// Over it a warning: a switchover should show within a load balancer's few checks.
+const TTL_MS_ADVISED_MAX: u64 = 5_000;
 const LOG_FORMAT: &str = "%a - %m %U";
 
 #[cfg(test)]
@@ -649,6 +691,47 @@ mod tests {
         assert_eq!(message("frontend:\n  host: a b"), whole);
         let whole = "backend.timeout: 600.1 is not a number of seconds from 0.1 to 600";
         assert_eq!(message("backend:\n  timeout: 600.1"), whole);
+    }
+
+    #[test]
+    fn a_frontend_that_is_its_own_backend_is_refused() {
+        let wildcards = ["", "*", "::", "0.0.0.0"];
+        let local = [("localhost", "127.0.0.1"), ("::1", "LOCALHOST"), ("pg1", "PG1")];
+        let equal = [("127.0.0.1", "127.0.0.1"), ("10.0.0.1", "10.0.0.1")];
+        let wildcards = wildcards.map(|host| (host, "localhost")).into_iter();
+        for (frontend, backend) in wildcards
+            .chain(local)
+            .chain(equal)
+            .chain([("::", "::1"), ("127.0.0.1", "::ffff:127.0.0.1")])
+        {
+            let both = |ports: [u16; 2]| {
+                let [port, other] = ports;
+                let frontend = format!("frontend:\n  host: \"{frontend}\"\n  port: {port}\n");
+                format!("{frontend}backend:\n  host: \"{backend}\"\n  port: {other}\n")
+            };
+            let error = Config::from_yaml(&both([8008, 8008])).expect_err("itself");
+            assert_eq!(error.line, Some(6), "{frontend} {backend}");
+            assert!(error.message.starts_with("backend.port: patroniglue would ask itself; set"));
+            config(&both([8009, 8008]));
+        }
+        let error = Config::from_yaml("frontend:\n  port: 8008\n").expect_err("itself");
+        assert_eq!(error.line, Some(2));
+        assert!(error.message.starts_with("frontend.port: patroniglue would ask itself"));
+        let others = [("0.0.0.0", "::1"), ("127.0.0.1", "::1"), ("", "pg1"), ("pg1", "pg2")];
+        for (frontend, backend) in others {
+            let frontend = format!("frontend: {{host: \"{frontend}\", port: 8008}}\n");
+            config(&format!("{frontend}backend: {{host: \"{backend}\"}}"));
+        }
+    }
+
+    #[test]
+    fn a_ttl_over_5_s_is_a_warning() {
+        for ttl in ["0", "1", "5", "5.0"] {
+            assert_eq!(config(&format!("cache: {{ttl: {ttl}}}")).warnings.len(), 0, "{ttl}");
+        }
+        let warning = "cache.ttl: load balancers may see a change of the node 5.5 s late; use 5 or \
+            less";
+        assert_eq!(config("cache: {ttl: 5.5}").warnings, [warning]);
     }
 
     #[test]

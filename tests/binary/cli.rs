@@ -45,10 +45,13 @@ fn flags_with_one_dash_and_with_two() {
 
 #[test]
 fn check_prints_warnings_and_still_succeeds() {
-    let file = config_file("frontend: {port: 8009, tls-ciphers: [TLS_FALLBACK_SCSV]}\n");
+    let text = "frontend: {port: 8009, tls-ciphers: [TLS_FALLBACK_SCSV]}\ncache: {ttl: 10}\n";
+    let file = config_file(text);
     let (code, stdout, stderr) = run(&["-check", "-config", file.to_str().expect("a name")]);
     assert_eq!((code, stdout.as_str()), (Some(0), "OK\n"));
-    assert_eq!(stderr, "frontend.tls-ciphers has no effect without certfile\n");
+    let warnings = "frontend.tls-ciphers has no effect without certfile\n\
+        cache.ttl: load balancers may see a change of the node 10 s late; use 5 or less\n";
+    assert_eq!(stderr, warnings);
 }
 
 #[test]
@@ -94,6 +97,11 @@ fn a_wrong_configuration_is_one_line_and_exit_code_1() {
         ("frontend:\n  port: 1\n  certfile: x\n", ":3: frontend.certfile: keyfile is missing"),
         ("backend:\n  scheme: https\n  cafile: nowhere.pem\n", ":3: backend.cafile: nowhere.pem: "),
         ("backend:\n  scheme: https\n  host: a..b\n", ":3: backend.host: \"a..b\" is neither"),
+        (
+            "frontend:\n  host: 127.0.0.1\n  port: 8008\nbackend:\n  host: localhost\n  port: 8008\n",
+            ":6: backend.port: patroniglue would ask itself; set backend.port to Patroni's",
+        ),
+        ("frontend:\n  port: 8008\n", ":2: frontend.port: patroniglue would ask itself"),
         ("admin:\n  port: 1\n", ":2: admin.port: not available yet"),
         ("frontend: [", ":1: "),
     ];

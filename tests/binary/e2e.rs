@@ -1,7 +1,7 @@
 //! The real binary between real sockets: answers to clients, requests to Patroni, signals, log.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener};
+use std::net::{Shutdown, TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -118,6 +118,35 @@ fn every_failure_of_a_fetch_is_named() {
         assert_eq!(status, 503);
         assert!(text.contains(why), "{why}: {text}");
     }
+}
+
+#[test]
+fn another_patroniglue_is_not_taken_for_patroni() {
+    let patroni = StandIn::start(at_once(primary()));
+    let other = Glue::start(patroni.address, &[]);
+    let mut glue = Glue::start(other.address, &[]);
+    let (status, text) = glue.get("/primary");
+    let why = "this is patroniglue itself; set backend.host and backend.port to Patroni's";
+    assert!(status == 503 && body(&text).contains(why), "{text}");
+    glue.wait_for_line(why);
+}
+
+/// By the name of the machine, which the configuration alone does not show to be itself.
+#[test]
+fn a_daemon_that_asks_itself_says_so() {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let free = TcpListener::bind("[::]:0").and_then(|listener| listener.local_addr());
+    let port = free.map_or(0, |address| address.port());
+    if (name.trim(), port).to_socket_addrs().is_err() || port == 0 {
+        eprintln!("skipped: no IPv6, or this machine's name has no address");
+        return;
+    }
+    let frontend = format!("frontend: {{host: \"\", port: {port}}}\n");
+    let text = format!("{frontend}backend: {{host: {}, port: {port}, timeout: 1}}\n", name.trim());
+    let glue = Glue::start_with(&text, &[], None);
+    // the first fetch is answered by its own outcome: only its timeout ends it
+    let named = || glue.get("/primary").1.contains("this is patroniglue itself").then_some(());
+    wait_for("the reason", named);
 }
 
 #[test]
