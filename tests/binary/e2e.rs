@@ -103,7 +103,7 @@ fn every_failure_of_a_fetch_is_named() {
     let huge = json(200, &format!("[\"{}\"]", "x".repeat(1024 * 1024)));
     let table = [
         (Mood::Closes, "closed the connection without an answer"),
-        (Mood::Resets, "reset the connection"),
+        (Mood::Resets(Vec::new()), "reset the connection"),
         (at_once(b"<html>an error page</html>\n".to_vec()), "is not HTTP"),
         (at_once(cut), "was cut short"),
         (at_once(short), "was cut short"),
@@ -117,6 +117,28 @@ fn every_failure_of_a_fetch_is_named() {
         let (status, text) = glue.get("/primary");
         assert_eq!(status, 503);
         assert!(text.contains(why), "{why}: {text}");
+    }
+}
+
+#[test]
+fn an_answer_complete_in_itself_needs_no_end() {
+    let text = "{\"state\": \"running\", \"role\": \"primary\", \"lag\": NaN, \"x\": [-Infinity]}";
+    let mut pieces: Vec<Vec<u8>> = json(200, text).iter().map(|byte| vec![*byte]).collect();
+    pieces.push(b"\n".to_vec());
+    let empty = b"HTTP/1.0 200 OK\r\nServer: BaseHTTP/0.6\r\n\r\n".to_vec();
+    let table = [
+        ("/primary", Mood::Hangs(json(200, text)), text),
+        ("/primary", Mood::Resets(json(200, text)), text),
+        ("/primary", Mood::Says(pieces, Duration::ZERO), text),
+        ("/patroni", Mood::Hangs(json(200, &format!("{text}\n{{\"more"))), text),
+        ("/liveness", Mood::Hangs(empty.clone()), ""),
+        ("/readiness", Mood::Resets(empty), ""),
+    ];
+    for (at, (route, mood, whole)) in table.into_iter().enumerate() {
+        let patroni = StandIn::start(mood);
+        let glue = Glue::start(patroni.address, &[("cache", "ttl: 5")]);
+        let (status, text) = glue.get(route);
+        assert_eq!((status, body(&text)), (200, whole), "{at}: {text}");
     }
 }
 

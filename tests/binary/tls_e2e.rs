@@ -173,11 +173,22 @@ fn close_notify_of_patroni_is_answered_at_once() {
 #[test]
 fn a_complete_answer_needs_no_close_notify() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
-    let patroni = TlsPatroni::start(server(&ca.issue(), BOTH, None));
-    patroni.set_ending(Ending::Cut);
-    let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &ca)));
-    let (status, text) = glue.get("/primary");
-    assert!(status == 200 && body(&text).contains("\"role\": \"primary\""), "{text}");
+    for (versions, ending) in [ONLY_12, ONLY_13].into_iter().flat_map(|versions| {
+        [Ending::Fin, Ending::Reset, Ending::Nothing].map(|ending| (versions, ending))
+    }) {
+        let patroni = TlsPatroni::start(server(&ca.issue(), versions, None));
+        patroni.set_ending(ending);
+        let glue = Glue::start(patroni.address, &section("backend", &https(&folder, &ca)));
+        for route in ["/primary", "/health"] {
+            let (status, text) = glue.get(route);
+            let is_whole = body(&text).ends_with('}') && body(&text).contains("dcs_last_seen");
+            assert!(status == 200 && is_whole, "{ending:?}: {text}");
+        }
+        if ending == Ending::Nothing {
+            let seen = patroni.wait_for_seen(2);
+            assert!(seen.iter().all(|seen| seen.closed_after.is_some()), "{seen:?}");
+        }
+    }
 }
 
 #[test]

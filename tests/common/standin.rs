@@ -27,8 +27,8 @@ pub enum Mood {
     Hangs(Vec<u8>),
     /// Closes without a byte.
     Closes,
-    /// Resets without a byte.
-    Resets,
+    /// Sends these bytes and resets.
+    Resets(Vec<u8>),
 }
 
 struct Shared {
@@ -123,7 +123,8 @@ fn serve(mut stream: TcpStream, shared: &Mutex<Shared>) -> std::io::Result<()> {
             wait_for_end(&mut stream, shared, season)
         }
         Mood::Closes => Ok(()),
-        Mood::Resets => {
+        Mood::Resets(bytes) => {
+            stream.write_all(&bytes)?;
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
             Ok(())
         }

@@ -21,12 +21,16 @@ pub struct TlsPatroni {
 }
 
 /// How the server ends an answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// Sends close_notify and waits for the client's.
     CloseNotify,
-    /// Ends without close_notify.
-    Cut,
+    /// Sends FIN without close_notify, as Patroni before 2.1.5 does.
+    Fin,
+    /// Sends RST without close_notify.
+    Reset,
+    /// Sends nothing more, until the client closes.
+    Nothing,
 }
 
 struct Shared {
@@ -122,19 +126,27 @@ fn serve(
         (shared.ending, shared.pause)
     };
     thread::sleep(pause);
+    if ending == Ending::Reset {
+        // RST discards what Nagle's algorithm holds back
+        stream.sock.set_nodelay(true)?;
+    }
     let text = String::from_utf8(primary()).expect("text");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head");
     stream.write_all(format!("{head}\r\n\r\n").as_bytes())?;
     stream.flush()?;
-    // without close_notify the answer is cut, although its JSON is complete
     stream.write_all(body.as_bytes())?;
     stream.flush()?;
     let mut closed_after = None;
     if ending == Ending::CloseNotify {
         stream.conn.send_close_notify();
         stream.flush()?;
+    }
+    if matches!(ending, Ending::CloseNotify | Ending::Nothing) {
         let begun = Instant::now();
         closed_after = matches!(stream.read(&mut piece), Ok(0)).then(|| begun.elapsed());
+    }
+    if ending == Ending::Reset {
+        socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
     }
     let has_certificate = session.peer_certificates().is_some();
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
