@@ -98,8 +98,10 @@ mod tests {
             assert_eq!(wrong().at_line_in(text).to_string(), error);
         }
         assert_eq!(wrong().to_string(), "backend.server-name: bad");
-        // an absent key has no line; only server-name falls back to another key
-        let absent = WrongValue::new("backend", "cafile", "bad").at_line_in("backend: {host: x}");
-        assert_eq!((absent.line, absent.message.as_str()), (None, "backend.cafile: bad"));
+        // an absent key has its section's line; only server-name falls back to another key
+        let absent = WrongValue::new("backend", "cafile", "bad");
+        let error = absent.clone().at_line_in("cache:\nbackend: {host: x}");
+        assert_eq!(error.to_string(), "line 2: backend.cafile: bad");
+        assert_eq!(absent.at_line_in("cache:").to_string(), "backend.cafile: bad");
     }
 }

@@ -4,6 +4,7 @@
 //! `lines` finds the line of a key afterwards. Past [`Config::from_yaml`] nothing is checked
 //! again. Opens no file and no socket.
 
+mod dcs;
 mod lines;
 mod raw;
 
@@ -22,7 +23,7 @@ pub struct Config {
     pub backend: Backend,
     /// The answers in memory.
     pub cache: Cache,
-    /// The DCS, for the lease witness; `None`: it is never asked.
+    /// The DCS; `None`: it is not asked.
     pub dcs: Option<Dcs>,
     /// Settings that have no effect, or not the expected one; to be logged.
     pub warnings: Vec<String>,
@@ -102,17 +103,6 @@ pub struct BackendTls {
     pub server_name: Option<String>,
 }
 
-/// `dcs`: the DCS, for the lease witness.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dcs {
-    /// Names or addresses, each with a port; at least one.
-    pub hosts: Vec<(String, u16)>,
-    /// Time limit of one request.
-    pub timeout_ms: u64,
-    /// `None`: plain HTTP.
-    pub tls: Option<BackendTls>,
-}
-
 /// `cache`: the answers in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cache {
@@ -124,6 +114,52 @@ pub struct Cache {
     pub interval_ms: u64,
     /// Maximum number of answers kept for targets with parameters.
     pub entries: usize,
+    /// Whether a leader route answers 503 once Patroni's HA loop seems to hang.
+    pub fence: bool,
+}
+
+/// `dcs`: where Patroni keeps the leader's lease. Only `type: etcd3`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dcs {
+    /// At least one; they are tried in turn.
+    pub hosts: Vec<DcsHost>,
+    /// `None`: plain HTTP.
+    pub tls: Option<BackendTls>,
+    /// `None`: no user.
+    pub user: Option<DcsUser>,
+    /// Patroni's `namespace`.
+    pub namespace: String,
+    /// Patroni's `citus.group`.
+    pub group: Option<u32>,
+    /// How long before the end of the lease its leader is no longer confirmed.
+    pub margin_ms: u64,
+}
+
+/// One of `dcs.hosts`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DcsHost {
+    /// Name or address.
+    pub host: String,
+    /// The port of clients.
+    pub port: u16,
+}
+
+/// A user of the DCS.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DcsUser {
+    /// Its name.
+    pub username: String,
+    /// Its password.
+    pub password: Password,
+}
+
+/// Where a password is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    /// `password`, or what was in the file.
+    Text(String),
+    /// `password-file`, not read yet.
+    File(String),
 }
 
 /// An error in a configuration, printed as one line.
@@ -146,9 +182,49 @@ impl Config {
 impl Backend {
     /// Host and port as in a `Host` field (RFC 9110, section 7.2): IPv6 addresses in brackets.
     pub fn authority(&self) -> String {
-        let Backend { host, port, .. } = self;
-        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+        authority(&self.host, self.port)
     }
+}
+
+impl DcsHost {
+    /// Host and port as in a `Host` field.
+    pub fn authority(&self) -> String {
+        authority(&self.host, self.port)
+    }
+}
+
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+impl DcsUser {
+    /// Puts the content of `password-file` in its place: one line, without its end. The error names
+    /// the key.
+    pub fn set_password(&mut self, content: &str) -> Result<(), WrongValue> {
+        let line = content.strip_suffix('\n').unwrap_or(content);
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let wrong = |message| Err(WrongValue::new("dcs", "password-file", message));
+        if line.is_empty() {
+            return wrong("the file is empty; write the password into it");
+        }
+        if line.contains(['\n', '\r']) {
+            return wrong("the file has more than one line; write only the password into it");
+        }
+        self.password = Password::Text(line.to_owned());
+        Ok(())
+    }
+}
+
+impl fmt::Debug for DcsUser {
+    /// The password stays out of every log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DcsUser").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// The zone of an IPv6 address is local to this machine: no certificate contains it.
+fn zoneless(host: &str) -> &str {
+    host.split('%').next().unwrap_or(host)
 }
 
 /// A value that contradicts another one, or names an unusable file.
@@ -163,21 +239,24 @@ pub struct WrongValue {
 }
 
 impl WrongValue {
-    fn new(section: &'static str, key: &'static str, message: &str) -> WrongValue {
+    /// An error of this key.
+    pub fn new(section: &'static str, key: &'static str, message: &str) -> WrongValue {
         WrongValue { section, key, message: message.to_owned() }
     }
 
-    /// Returns the error with the line of its key in the configuration's text.
+    /// Returns the error with the line of its key in the configuration's text; a key that is
+    /// missing has the line of its section.
     pub fn at_line_in(self, text: &str) -> ConfigError {
         let WrongValue { section, key, message } = self;
         let line_of_key = |key| line_of(text, &[section, key], 0);
         // server-name defaults to the host, so that is the key to blame if it is not set
-        let key = match line_of_key(key) {
-            None if key == "server-name" && section == "dcs" => "hosts",
-            None if key == "server-name" => "host",
+        let key = match (line_of_key(key), key, section) {
+            (None, "server-name", "dcs") => "hosts",
+            (None, "server-name", _) => "host",
             _ => key,
         };
-        ConfigError { line: line_of_key(key), message: format!("{section}.{key}: {message}") }
+        let line = line_of_key(key).or_else(|| line_of(text, &[section], 0));
+        ConfigError { line, message: format!("{section}.{key}: {message}") }
     }
 }
 

@@ -8,8 +8,10 @@ use std::marker::PhantomData;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
+use super::dcs::RawDcs;
 use super::{
     Backend, BackendTls, Cache, Config, Frontend, FrontendTls, Identity, TlsVersion, WrongValue,
+    zoneless,
 };
 use crate::logformat::LogFormat;
 
@@ -19,6 +21,7 @@ pub struct RawConfig {
     frontend: Option<RawFrontend>,
     backend: Option<RawBackend>,
     cache: Option<RawCache>,
+    dcs: Option<RawDcs>,
     #[serde(rename = "admin")]
     _admin: Option<RawAdmin>,
 }
@@ -62,6 +65,7 @@ struct RawCache {
     interval: Option<Seconds<10, 86_400_000>>,
     entries: Option<Count<1, 65_536>>,
     grace: Option<Seconds<0, 3_600_000>>,
+    fence: Option<Flag>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -98,6 +102,7 @@ impl RawConfig {
                 frontend.port to another one";
             return Err(WrongValue::new(section, "port", message));
         }
+        let dcs = self.dcs.map(|dcs| dcs.checked(&mut warnings)).transpose()?;
         let cache = self.cache.unwrap_or_default();
         let ttl_ms = cache.ttl.map_or(1_000, |seconds| seconds.0);
         if ttl_ms > TTL_MS_ADVISED_MAX {
@@ -115,8 +120,9 @@ impl RawConfig {
                 grace_ms: cache.grace.map_or(0, |seconds| seconds.0),
                 interval_ms: cache.interval.map_or(250, |seconds| seconds.0),
                 entries: cache.entries.map_or(64, |count| count.0 as usize),
+                fence: cache.fence.is_some_and(|flag| flag.0),
             },
-            dcs: None,
+            dcs,
             warnings,
         })
     }
@@ -168,9 +174,7 @@ impl RawBackend {
         let identity = identity("backend", self.certfile.0, self.keyfile.0)?;
         let insecure = self.insecure.is_some_and(|flag| flag.0);
         let cafile = self.cafile.0;
-        // the zone of an IPv6 address is local to this machine: no certificate contains it
-        let zoneless = host.split('%').next().unwrap_or(&host).to_owned();
-        let server_name = self.server_name.0.map_or(zoneless, |name| name.0);
+        let server_name = self.server_name.0.map_or(zoneless(&host).to_owned(), |name| name.0);
         let tls = if self.scheme.0 == Some(Scheme::Https) {
             if insecure {
                 warnings.push("backend.insecure: Patroni's certificate is not checked".into());
@@ -217,7 +221,7 @@ fn reaches(host: &str, listening: Option<&str>) -> bool {
 }
 
 /// Returns both files or none; one without the other is an error.
-fn identity(
+pub(super) fn identity(
     section: &'static str,
     certfile: Option<String>,
     keyfile: Option<String>,
@@ -231,23 +235,23 @@ fn identity(
 }
 
 /// A host name or an IP address.
-struct Host(String);
+pub(super) struct Host(pub String);
 
 /// A host to listen on; `None`: all addresses.
 struct ListenHost(Option<String>);
 
 /// A whole number within a range.
-struct Count<const MIN: u64, const MAX: u64>(u64);
+pub(super) struct Count<const MIN: u64, const MAX: u64>(pub u64);
 
 /// A number of seconds, such as `1` or `0.25`, within a range; stored in milliseconds.
-struct Seconds<const MIN_MS: u64, const MAX_MS: u64>(u64);
+pub(super) struct Seconds<const MIN_MS: u64, const MAX_MS: u64>(pub u64);
 
 /// A boolean.
-struct Flag(bool);
+pub(super) struct Flag(pub bool);
 
 /// The protocol of Patroni's API.
 #[derive(PartialEq, Eq)]
-enum Scheme {
+pub(super) enum Scheme {
     Http,
     Https,
 }
@@ -411,7 +415,7 @@ deserialize_from_scalar!(
 
 /// A YAML value.
 #[derive(Debug)]
-enum Scalar<'a> {
+pub(super) enum Scalar<'a> {
     Null,
     Flag(bool),
     Integer(i128),
@@ -422,12 +426,12 @@ enum Scalar<'a> {
 }
 
 /// A type that can be made from one scalar. The error lacks line and key: serde_yaml adds them.
-trait FromScalar: Sized {
+pub(super) trait FromScalar: Sized {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String>;
 }
 
 /// A value that may be empty: no value and `""` mean the default, as in the Go program.
-struct Optional<T>(Option<T>);
+pub(super) struct Optional<T>(pub Option<T>);
 
 impl<T> Default for Optional<T> {
     fn default() -> Self {

@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use self::fetches::Fetches;
-pub use self::witness::DcsSettings;
 use self::witness::Witness;
+pub use self::witness::{DCS_REQUEST_MS_MAX, DcsSettings};
 use crate::answer::AddressId;
 use crate::cache::{Cache, CacheSettings, EntryId};
 use crate::failure::Failure;

@@ -121,7 +121,7 @@ impl Engine {
         }
         let request = reading.read.request(&witness.access, &dcs.host);
         let expected = Expected { body_bytes_max: ANSWER_BYTES_MAX, bodyless: false };
-        let deadline = now.time.plus_ms(REQUEST_MS_MAX);
+        let deadline = now.time.plus_ms(DCS_REQUEST_MS_MAX);
         let mut fetch = Fetch::new(now.time, Purpose::Dcs, expected, request, deadline);
         fetch.connect(now.time);
         let peer = Peer::Upstream(Box::new(fetch));
@@ -199,7 +199,7 @@ const READ_MS: u64 = 1_000;
 /// How often a read is rehearsed.
 const REHEARSAL_MS: u64 = 60_000;
 /// The time of one request; then the next host is asked.
-const REQUEST_MS_MAX: u64 = 1_000;
+pub const DCS_REQUEST_MS_MAX: u64 = 1_000;
 /// At most two requests begin in this time.
 const REQUESTS_MS: u64 = 1_000;
 /// Maximum bytes of an answer: four keys, of which etcd takes at most 1.5 MiB each by default; a

@@ -57,14 +57,11 @@ const DESCRIPTORS_ASSUMED: u64 = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Dcs;
 
     #[test]
     fn the_dcs_leaves_fewer_descriptors_to_clients() {
-        let mut config = Config::from_yaml("").expect("a configuration");
-        let without = clients_max(&config);
-        let hosts = vec![("etcd".to_owned(), 2379)];
-        config.dcs = Some(Dcs { hosts, timeout_ms: 1_000, tls: None });
-        assert_eq!(clients_max(&config) as u64, without as u64 - DESCRIPTORS_DCS);
+        let clients_max = |text| clients_max(&Config::from_yaml(text).expect("a configuration"));
+        let (without, with) = (clients_max(""), clients_max("dcs: {type: etcd3, hosts: etcd}"));
+        assert_eq!(with as u64, without as u64 - DESCRIPTORS_DCS);
     }
 }

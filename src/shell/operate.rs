@@ -6,8 +6,9 @@ use super::files::Loaded;
 use super::signals::Event as SignalEvent;
 use super::{Daemon, Phase, descriptors, files};
 use crate::cache::CacheSettings;
-use crate::config::Config;
-use crate::engine::Settings;
+use crate::config::{Config, Dcs, DcsHost, Password};
+use crate::engine::{DcsSettings, Settings};
+use crate::node::witness::{Credentials, Settings as WitnessSettings};
 use crate::time::Now;
 
 impl Daemon {
@@ -79,9 +80,28 @@ pub(super) fn engine_settings(config: &Config, records: bool) -> Settings {
         timeout_ms: config.backend.timeout_ms,
         fetches_max: config.backend.connections,
         clients_max: descriptors::clients_max(config),
-        fence: false,
-        dcs: None,
+        fence: config.cache.fence,
+        dcs: config.dcs.as_ref().map(dcs_settings),
         host: config.backend.authority().into(),
         records,
     }
+}
+
+fn dcs_settings(dcs: &Dcs) -> DcsSettings {
+    let credentials = dcs.user.as_ref().map(|user| Credentials {
+        username: user.username.clone(),
+        password: match &user.password {
+            Password::Text(password) => password.clone(),
+            // files::read_config has put its content in its place
+            Password::File(_) => String::new(),
+        },
+    });
+    let witness = WitnessSettings {
+        namespace: dcs.namespace.clone(),
+        group: dcs.group,
+        credentials,
+        margin_ms: dcs.margin_ms,
+    };
+    let host = dcs.hosts.first().map(DcsHost::authority).unwrap_or_default().into();
+    DcsSettings { witness, host, hosts: dcs.hosts.len() }
 }

@@ -12,8 +12,8 @@ use super::resolver::Lookup;
 use super::stream::Stream;
 use super::stream_table::token_of;
 use super::tls::{Session, TlsError};
-use crate::config::{Backend, Config};
-use crate::engine::UpstreamId;
+use crate::config::{Backend, Config, DcsHost};
+use crate::engine::{DCS_REQUEST_MS_MAX, UpstreamId};
 use crate::failure::Failure;
 use crate::fetch::Progress;
 use crate::slots::ConnId;
@@ -48,8 +48,8 @@ impl Connectors {
             let (lookup, registry) = (Rc::clone(&self.lookup), Rc::clone(&self.registry));
             Box::new(Connector::new(Servers::Any, lookup, registry))
         });
-        let hosts = dcs.hosts.iter().map(|(host, port)| (host.as_str(), *port));
-        connector.configure(hosts, dcs.timeout_ms);
+        let hosts = dcs.hosts.iter().map(|DcsHost { host, port }| (host.as_str(), *port));
+        connector.configure(hosts, DCS_REQUEST_MS_MAX);
     }
 
     pub(super) fn mark(&mut self, token: Token) {
@@ -196,7 +196,6 @@ pub(super) fn name_of(upstream: UpstreamId) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Dcs;
     use mio::Poll;
     use std::cell::RefCell;
 
@@ -221,11 +220,14 @@ mod tests {
         assert_eq!(*asked.borrow(), ["pg1"]);
 
         // a reload adds it, changes it and removes it
-        let hosts = |names: &[&str]| names.iter().map(|name| (name.to_string(), 2379)).collect();
-        config.dcs = Some(Dcs { hosts: hosts(&["e1", "e2"]), timeout_ms: 1_000, tls: None });
+        let dcs = |hosts| {
+            let text = format!("dcs: {{type: etcd3, hosts: \"{hosts}\"}}");
+            Config::from_yaml(&text).expect("a configuration").dcs
+        };
+        config.dcs = dcs("e1, e2");
         connectors.configure(&config);
         assert_eq!(asked.borrow()[1..], ["e1", "e2"]);
-        config.dcs = Some(Dcs { hosts: hosts(&["e1", "e3"]), timeout_ms: 1_000, tls: None });
+        config.dcs = dcs("e1, e3");
         connectors.configure(&config);
         let dcs = connectors.of(UpstreamId::Dcs).expect("a connector");
         dcs.connect(Time::ZERO, ID);

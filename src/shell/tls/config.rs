@@ -66,7 +66,7 @@ impl Tls {
         }
         let dcs = config.dcs.as_ref();
         if let Some((dcs, dcs_tls)) = dcs.and_then(|dcs| Some((dcs, dcs.tls.as_ref()?))) {
-            let hosts: Vec<&str> = dcs.hosts.iter().map(|(host, _)| host.as_str()).collect();
+            let hosts: Vec<&str> = dcs.hosts.iter().map(|host| host.host.as_str()).collect();
             tls.dcs = Some(ClientSide::read("dcs", dcs_tls, &hosts, &mut tls.warnings)?);
         }
         Ok(tls)

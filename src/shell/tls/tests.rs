@@ -721,7 +721,7 @@ fn an_unusable_file_of_the_dcs_is_an_error_at_its_key() {
             |_, tls| tls.server_name = Some("a..b".to_owned()),
             "dcs.server-name: \"a..b\" is neither",
         ),
-        (|dcs, _| dcs.hosts[1].0 = "a..b".to_owned(), "dcs.server-name: \"a..b\" is neither"),
+        (|dcs, _| dcs.hosts[1].host = "a..b".to_owned(), "dcs.server-name: \"a..b\" is neither"),
     ];
     for (change, message) in table {
         let mut config = dcs_config();
@@ -748,9 +748,9 @@ fn dcs_config() -> Config {
         identity: Some(identity),
         server_name: None,
     };
-    let hosts = ["localhost", "fe80::1%eth0"].map(|host| (host.to_owned(), 2379)).to_vec();
-    let mut config = Config::from_yaml("").expect("a configuration");
-    config.dcs = Some(Dcs { hosts, timeout_ms: 1_000, tls: Some(tls) });
+    let text = "dcs: {type: etcd3, hosts: [\"localhost\", \"[fe80::1%eth0]:2379\"]}";
+    let mut config = Config::from_yaml(text).expect("a configuration");
+    config.dcs = config.dcs.map(|dcs| Dcs { tls: Some(tls), ..dcs });
     config
 }
 
