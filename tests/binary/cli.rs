@@ -143,7 +143,7 @@ fn the_example_file_states_the_defaults() {
     assert_eq!(example, defaults);
     // a commented-out key shows its default
     let keys = ["logformat", "scheme", "insecure", "timeout", "connections: 3", "ttl", "interval"];
-    let keys = keys.into_iter().chain(["grace", "entries", "tls-min-version: TLSv1.2"]);
+    let keys = keys.into_iter().chain(["grace", "entries", "fence", "tls-min-version: TLSv1.2"]);
     let mut spelled = text.clone();
     for key in keys {
         let commented = format!("  #{key}");
@@ -156,10 +156,44 @@ fn the_example_file_states_the_defaults() {
     let rest: Vec<&str> = rest.filter_map(|line| line.split(':').next()).collect();
     let frontend = ["certfile", "keyfile", "cafile", "tls-ciphers", "connections"];
     let backend = ["cafile", "server-name", "certfile", "keyfile"];
-    assert_eq!(rest, [&frontend[..], &backend, &["admin"]].concat());
+    assert_eq!(rest, [&frontend[..], &backend, &["dcs", "admin"]].concat());
     let spelled = read(&spelled);
     assert_eq!((spelled.cache, spelled.backend), (defaults.cache, defaults.backend));
     assert_eq!(spelled.frontend, defaults.frontend);
+}
+
+#[test]
+fn the_examples_section_dcs_is_valid() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/config.yml.example");
+    let text = std::fs::read_to_string(example).expect("the example");
+    let section = text.lines().skip_while(|line| *line != "#dcs:");
+    let section = section.take_while(|line| !line.is_empty()).map(|line| &line[1..]);
+    let text = section.collect::<Vec<_>>().join("\n");
+    let dcs = patroniglue::config::Config::from_yaml(&text).expect("valid").dcs.expect("there");
+    assert_eq!((dcs.hosts.len(), dcs.namespace.as_str(), dcs.margin_ms), (3, "service", 10_000));
+    assert_eq!((dcs.user.is_some(), dcs.tls.is_some()), (true, true));
+}
+
+#[test]
+fn the_password_file_of_the_dcs_is_read() {
+    let password = config_file("hunter2\n");
+    let name = password.to_str().expect("a name");
+    let check = |file: &str| {
+        let text = format!(
+            "dcs:\n  type: etcd3\n  hosts: 127.0.0.1:1\n  username: u\n  password-file: {file}\n"
+        );
+        run(&["-check", "-config", config_file(&text).to_str().expect("a name")])
+    };
+    // nothing listens there: the section is checked, the DCS is not asked
+    assert_eq!(check(name), (Some(0), "OK\n".into(), String::new()));
+    let (code, _, stderr) = check("/does/not/exist");
+    assert_eq!((code, stderr.lines().count()), (Some(1), 1));
+    assert!(stderr.contains(":5: dcs.password-file: /does/not/exist: "), "{stderr}");
+    std::fs::write(&password, "hunter2\nhunter3\n").expect("a file");
+    let (code, _, stderr) = check(name);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains(":5: dcs.password-file: the file has more than one"), "{stderr}");
+    assert!(!stderr.contains("hunter"), "{stderr}");
 }
 
 #[test]
