@@ -6,6 +6,7 @@ mod clock;
 #[path = "../common/mod.rs"]
 mod common;
 mod e2e;
+mod etcd;
 mod standstill;
 mod tls_e2e;
 mod tls_hostile;

@@ -1,0 +1,177 @@
+//! The stand-in for etcd answers as a real one, and misbehaves as it is told to.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::common::etcd::{Auth, Etcd, Fault, Remaining, State, to_base64};
+
+/// One line of `index.tsv`.
+struct Recorded<'a> {
+    name: &'a str,
+    path: &'a str,
+    body: &'a str,
+}
+
+#[test]
+fn the_stand_in_answers_as_recorded() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/etcd");
+    let index = fs::read_to_string(folder.join("index.tsv")).expect("the index");
+    let mut compared = 0;
+    for line in index.lines() {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let &[name, _, _, path, body] = &fields[..] else { panic!("{line}") };
+        let recorded = fs::read_to_string(folder.join(format!("{name}.http"))).expect("a file");
+        let Some(etcd) = in_state_of(name, &recorded) else { continue };
+        let token = token_of(&etcd, name);
+        let answer = ask(etcd.address, &Recorded { name, path, body }, token.as_deref());
+        assert_eq!(comparable(&answer), comparable(&recorded), "{name}");
+        compared += 1;
+    }
+    assert_eq!(compared, index.lines().count() - 3, "without the three that need a real etcd");
+}
+
+/// etcd as it was when the answer was recorded; `None`: what the stand-in does not do.
+fn in_state_of(name: &str, recorded: &str) -> Option<Etcd> {
+    if ["malformed.txn", "no-quorum.timetolive", "plain-http-to-tls"].contains(&name) {
+        return None;
+    }
+    let etcd = Etcd::start();
+    etcd.change(|state| {
+        state.members[0].1 = MEMBER.to_owned();
+        state.config = Some(CONFIG.to_owned());
+        if name.starts_with("auth-on.") {
+            state.auth = users();
+        }
+        if name.starts_with("lease-over.") {
+            state.remaining = Remaining::Until(Instant::now());
+        }
+        match name {
+            "no-quorum.txn" => state.fault = Fault::Status(503),
+            "other-leader.txn" => state.leader = Some("pg2".to_owned()),
+            "auth-on.txn-no-permission" => {
+                let Auth::On { may_read, .. } = &mut state.auth else { panic!("it is on") };
+                *may_read = false;
+            }
+            "large-config.txn" => state.config = Some(recorded_config(state, recorded)),
+            _ => {}
+        }
+    });
+    Some(etcd)
+}
+
+/// A long configuration of the recorded one's size: what it says does not matter.
+fn recorded_config(state: &State, recorded: &str) -> String {
+    let key = to_base64(format!("{}config", state.prefix).as_bytes());
+    let value = recorded.split(&key).nth(1).and_then(|rest| rest.split("\"value\":\"").nth(1));
+    let length = value.and_then(|value| value.find('"')).expect("a value") / 4 * 3;
+    let config = format!("{CONFIG}{}", " ".repeat(length));
+    config[..length].to_owned()
+}
+
+fn users() -> Auth {
+    let (username, password) = ("glue".to_owned(), "secret".to_owned());
+    Auth::On { username, password, may_read: true, tokens: Vec::new() }
+}
+
+/// The token that the recorded request had.
+fn token_of(etcd: &Etcd, name: &str) -> Option<String> {
+    match name {
+        "auth-off.txn-with-token" => return Some("stale.1".to_owned()),
+        name if name.ends_with("unknown-token") => return Some("stale.1".to_owned()),
+        name if !name.starts_with("auth-on.txn") || name.ends_with("without-token") => return None,
+        _ => {}
+    }
+    let body = r#"{"name":"glue","password":"secret"}"#;
+    let request = Recorded { name, path: "/v3/auth/authenticate", body };
+    let answer = ask(etcd.address, &request, None);
+    let token = answer.split("\"token\":\"").nth(1).and_then(|rest| rest.split('"').next());
+    let bearer = if name.ends_with("bearer") { "Bearer " } else { "" };
+    token.map(|token| format!("{bearer}{token}"))
+}
+
+fn ask(address: SocketAddr, request: &Recorded<'_>, token: Option<&str>) -> String {
+    let Recorded { path, body, .. } = request;
+    let token = token.map(|token| format!("Authorization: {token}\r\n")).unwrap_or_default();
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Length: {length}\r\n{token}");
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.write_all(format!("{head}\r\n{body}").as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap_or_else(|error| panic!("{}: {error}", request.name));
+    answer
+}
+
+/// An answer without numbers that differ between two clusters, between two tokens, or with time.
+fn comparable(answer: &str) -> String {
+    let mut text: String = answer
+        .split_inclusive("\r\n")
+        .filter(|line| !line.starts_with("Date: ") && !line.starts_with("Content-Length: "))
+        .collect();
+    let has_length = answer.contains("Content-Length: ");
+    let names = ["cluster_id", "member_id", "revision", "raft_term", "create_revision"];
+    for name in names.into_iter().chain(["mod_revision", "version", "token", "TTL"]) {
+        let begin = format!("\"{name}\":\"");
+        let mut pieces = text.split(&begin).map(str::to_owned).collect::<Vec<_>>();
+        for piece in pieces.iter_mut().skip(1).filter(|piece| !piece.starts_with('-')) {
+            let end = piece.find('"').expect("the end of a value");
+            piece.replace_range(..end, "N");
+        }
+        text = pieces.join(&begin);
+    }
+    // a long value counts by its length alone
+    let long = text.split('"').find(|piece| piece.len() > 1_000).map(str::to_owned);
+    if let Some(long) = long {
+        text = text.replace(&long, &format!("{} bytes", long.len() / 4));
+    }
+    format!("{has_length} {text}")
+}
+
+const MEMBER: &str = "{\"conn_url\":\"postgres://127.0.0.1:5432/postgres\",\
+    \"api_url\":\"http://127.0.0.1:8008/patroni\",\"state\":\"running\",\"role\":\"primary\",\
+    \"version\":\"4.1.5\",\"xlog_location\":67108960,\"timeline\":1}";
+const CONFIG: &str = "{\"ttl\":30,\"loop_wait\":10,\"retry_timeout\":10,\
+    \"maximum_lag_on_failover\":1048576,\"postgresql\":{\"use_pg_rewind\":true}}";
+
+#[test]
+fn the_stand_in_misbehaves_on_request() {
+    let etcd = Etcd::start();
+    let body = r#"{"ID":"7587895443109810437"}"#;
+    let request = Recorded { name: "a fault", path: "/v3/lease/timetolive", body };
+    assert!(ask(etcd.address, &request, None).contains("\"TTL\":\"29\",\"grantedTTL\":\"30\""));
+    for _ in 0..2 {
+        etcd.set_fault(Fault::Refused);
+        let refused = TcpStream::connect(etcd.address).map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(ErrorKind::ConnectionRefused));
+        etcd.set_fault(Fault::Status(401));
+        assert!(ask(etcd.address, &request, None).starts_with("HTTP/1.0 401 "));
+    }
+    etcd.set_fault(Fault::Cut);
+    assert!(!ask(etcd.address, &request, None).ends_with('}'));
+
+    etcd.set_fault(Fault::Silent);
+    let mut silent = TcpStream::connect(etcd.address).expect("it listens");
+    write!(
+        silent,
+        "POST {} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+        request.path,
+        body.len()
+    )
+    .expect("it reads");
+    silent.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+    assert!(silent.read(&mut [0]).is_err(), "it says nothing");
+    silent.set_read_timeout(None).expect("no timeout");
+    etcd.set_fault(Fault::None);
+    let mut answer = String::new();
+    silent.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
+    assert_eq!((etcd.count("/timetolive"), etcd.count("/txn")), (5, 0));
+
+    // a lease that counts down and ends
+    etcd.renew();
+    assert!(ask(etcd.address, &request, None).contains("\"TTL\":\"2"));
+    etcd.change(|state| state.remaining = Remaining::Until(Instant::now()));
+    assert!(ask(etcd.address, &request, None).contains("\"TTL\":\"-1\"}"));
+}
