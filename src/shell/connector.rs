@@ -759,14 +759,18 @@ mod tests {
 
     #[test]
     fn a_name_that_does_not_resolve_delays_no_other_host() {
+        // 0 is resolved for ever, 1 has an address, 2 has none
         let lookup = |host: String, port, answers: Sender<Answer>| {
-            host != "1" || answers.send((host, port, addresses(&[1]))).is_ok()
+            let places: &[u8] = if host == "1" { &[1] } else { &[] };
+            host == "0" || answers.send((host, port, addresses(places))).is_ok()
         };
         let mut scene = Scene::new(TIMEOUT_MS, &[ConnectsAfter(1); 2]);
         let dialer = Dialer(Rc::clone(&scene.network));
         scene.connector = Connector::new(Servers::Any, Rc::new(lookup), dialer);
         scene.configure(&["0", "1"]);
         assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(1), 1));
+        scene.configure(&["0", "2"]);
+        assert_eq!(scene.fetch(TIMEOUT_MS).0, Err(Failure::TimedOut), "one may have addresses yet");
     }
 
     #[test]
