@@ -416,7 +416,8 @@ fn from_base64(text: &str) -> Vec<u8> {
 
 const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 const HEADER: &str = "\"header\":{\"cluster_id\":\"6140906383092096819\",\
-                      \"member_id\":\"3853769655040810424\",\"revision\":\"5\",\"raft_term\":\"2\"}";
+                      \"member_id\":\"3853769655040810424\",\"revision\":\"5\",\
+                      \"raft_term\":\"2\"}";
 const CORS: &str = "Access-Control-Allow-Headers: accept, content-type, authorization\r\n\
                     Access-Control-Allow-Methods: POST, GET, OPTIONS, PUT, DELETE\r\n\
                     Access-Control-Allow-Origin: *";

@@ -161,9 +161,9 @@ pub(super) fn is_ca_as_server(why: &CertificateError) -> bool {
     matches!(why, CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity")
 }
 
-/// Accepts any certificate of an upstream, as `insecure` says. An attacker in the middle can present
-/// its own, so checking the handshake's signature would protect nothing. Without that check,
-/// certificates work that webpki cannot read: X.509 v1, RSA of 1024 bits, P-521.
+/// Accepts any certificate of an upstream, as `insecure` says. An attacker in the middle can
+/// present its own, so checking the handshake's signature would protect nothing. Without that
+/// check, certificates work that webpki cannot read: X.509 v1, RSA of 1024 bits, P-521.
 #[derive(Debug)]
 pub(super) struct Unchecked;
 

@@ -78,6 +78,13 @@ impl Player {
                 Ok(())
             }
             Step::Configure(text) => self.world.configure(text),
+            step => self.patroni_step(step),
+        }
+    }
+
+    /// A step of Patroni or of the DCS.
+    fn patroni_step(&mut self, step: &Step) -> Outcome {
+        match step {
             Step::Connects(connects) => {
                 self.world.connects = *connects;
                 Ok(())
@@ -113,7 +120,7 @@ impl Player {
                 let fetch = self.fetch(target)?;
                 self.world.patroni_resets(fetch)
             }
-            Step::Expect(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 
