@@ -47,7 +47,7 @@ pub fn read_config(path: &Path) -> Result<Loaded, String> {
 }
 
 /// Reads `dcs.password-file`, if there is one.
-fn read_password(config: &mut Config) -> Result<(), WrongValue> {
+pub(super) fn read_password(config: &mut Config) -> Result<(), WrongValue> {
     let Some(user) = config.dcs.as_mut().and_then(|dcs| dcs.user.as_mut()) else { return Ok(()) };
     let Password::File(file) = &user.password else { return Ok(()) };
     let content = fs::read_to_string(file).map_err(|error| {

@@ -128,8 +128,9 @@ pub struct Options {
 
 impl Daemon {
     /// Listens; nothing is answered before [`Daemon::run`]. The error is for the operator.
-    pub fn new(config: Config, options: Options) -> Result<Daemon, String> {
-        let tls = Tls::read(&config).map_err(|wrong| wrong.to_string())?;
+    pub fn new(mut config: Config, options: Options) -> Result<Daemon, String> {
+        let tls = files::read_password(&mut config).and_then(|()| Tls::read(&config));
+        let tls = tls.map_err(|wrong| wrong.to_string())?;
         Daemon::with_loaded(Loaded { config, tls }, options)
     }
 

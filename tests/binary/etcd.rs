@@ -1,4 +1,4 @@
-//! The stand-in for etcd answers as a real one, and misbehaves as it is told to.
+//! The lease witness of the real binary; and its stand-in for etcd, which answers as a real one.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -7,6 +7,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::common::etcd::{Auth, Etcd, Fault, Remaining, State, to_base64};
+use super::common::standin::{Mood, StandIn, at_once, json, unix_ms};
+use super::common::{Glue, config, wait_for};
 
 /// One line of `index.tsv`.
 struct Recorded<'a> {
@@ -174,4 +176,68 @@ fn the_stand_in_misbehaves_on_request() {
     assert!(ask(etcd.address, &request, None).contains("\"TTL\":\"2"));
     etcd.change(|state| state.remaining = Remaining::Until(Instant::now()));
     assert!(ask(etcd.address, &request, None).contains("\"TTL\":\"-1\"}"));
+}
+
+/// The daemon in front of a stand-in for Patroni, with etcd's address as the second of two.
+fn start_daemon(patroni: &StandIn, etcd: &Etcd, more: &str) -> Glue {
+    let text = config("127.0.0.1", patroni.address.port(), &[("cache", "ttl: 0.1")]);
+    let hosts = format!("[\"127.0.0.1:1\", \"localhost:{}\"]", etcd.address.port());
+    Glue::start_with(&format!("{text}dcs:\n  type: etcd3\n  hosts: {hosts}\n{more}"), &[], None)
+}
+
+/// The answer of the leader whose keys the stand-in for etcd has.
+fn leader() -> Vec<u8> {
+    let seen = unix_ms() / 1000;
+    let status = "\"state\": \"running\", \"role\": \"primary\", \"timeline\": 2";
+    let node = "\"database_system_identifier\": \"7587895443109810434\", \
+                \"patroni\": {\"version\": \"4.1.5\", \"scope\": \"main\", \"name\": \"pg1\"}";
+    json(200, &format!("{{{status}, \"dcs_last_seen\": {seen}, {node}}}"))
+}
+
+#[test]
+fn while_patroni_is_silent_the_lease_in_etcd_counts() {
+    let (etcd, patroni) = (Etcd::start(), StandIn::start(at_once(leader())));
+    etcd.change(|state| state.auth = users());
+    let mut glue = start_daemon(&patroni, &etcd, "  username: glue\n  password: secret\n");
+    assert_eq!(glue.get("/primary").0, 200);
+    patroni.set(Mood::Silent);
+    let rests = "stale answers rest on the lease in the dcs";
+    wait_for(rests, || {
+        assert_eq!(glue.get("/primary").0, 200);
+        glue.lines_with(rests).pop()
+    });
+    assert_eq!(etcd.count("/authenticate"), 1, "the token is kept");
+    assert!(etcd.requests().iter().all(|request| request.path.starts_with("/v3/")));
+    etcd.change(|state| state.leader = Some("pg2".to_owned()));
+    wait_for("503", || (glue.get("/primary").0 == 503).then_some(()));
+    assert!(glue.wait_for_line("no longer rest on the dcs").contains("WARN"));
+}
+
+#[test]
+fn a_reload_removes_the_dcs_and_adds_it_again() {
+    let (etcd, patroni) = (Etcd::start(), StandIn::start(at_once(leader())));
+    let mut glue = start_daemon(&patroni, &etcd, "");
+    let with = fs::read_to_string(&glue.config).expect("its configuration");
+    let without = with.split("dcs:").next().expect("the other sections").to_owned();
+    assert_eq!(glue.get("/primary").0, 200);
+    let reload = |glue: &mut Glue, text: &str| {
+        let before = glue.lines_with("reloaded ").len();
+        fs::write(&glue.config, text).expect("a file");
+        glue.signal("HUP");
+        wait_for("the reload", || glue.lines_with("reloaded ").into_iter().nth(before));
+    };
+    reload(&mut glue, &without);
+    let count = etcd.requests().len();
+    patroni.set(Mood::Silent);
+    wait_for("503", || (glue.get("/primary").0 == 503).then_some(()));
+    assert_eq!(etcd.requests().len(), count, "it is not asked");
+
+    patroni.set(at_once(leader()));
+    reload(&mut glue, &with);
+    wait_for("200", || (glue.get("/primary").0 == 200).then_some(()));
+    patroni.set(Mood::Silent);
+    wait_for("a read", || {
+        glue.get("/primary");
+        (etcd.count("/timetolive") > 0 && etcd.requests().len() > count).then_some(())
+    });
 }
