@@ -181,7 +181,8 @@ impl<'de> Visitor<'de> for HostsVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Hosts, A::Error> {
         let mut hosts = Hosts::default();
         while let Some(host) = values.next_element::<Optional<DcsHost>>()? {
-            let host = host.0.ok_or_else(|| de::Error::custom("an empty address"))?;
+            let host =
+                host.0.ok_or_else(|| de::Error::custom("an address is empty; write name:port"))?;
             hosts.0.push(host);
         }
         Ok(hosts)
@@ -340,7 +341,7 @@ mod tests {
             ("dcs:\n  hosts: [\":2379\"]", "line 2: dcs.hosts[0]: \":2379\" is not an address; write name:port"),
             ("dcs:\n  hosts: [2379]", "line 2: dcs.hosts[0]: 2379 is not an address; write name:port"),
             ("dcs:\n  hosts: [e1, ]\n  hosts: e2", "line 3: dcs: duplicate field `hosts`"),
-            ("dcs:\n  hosts: [~]", "line 2: dcs.hosts: an empty address"),
+            ("dcs:\n  hosts: [~]", "line 2: dcs.hosts: an address is empty; write name:port"),
             ("dcs:\n  hosts: 1", "line 2: dcs.hosts: invalid type: integer `1`, expected a list of addresses, or one string with commas"),
             ("dcs:\n  host: e1", "line 2: dcs: unknown field `host`"),
             ("dcs: etcd3", "line 1: dcs: invalid type: string \"etcd3\", expected a mapping of keys to values"),
