@@ -442,6 +442,8 @@ fn a_transactions_answer_that_is_not_as_expected_is_none() {
     let pair = format!("{range}/kvs/0");
     let key = |name: &str| json!(STANDARD.encode(format!("/service/main/{name}")));
     let first = body.pointer(&pair).expect("a pair").clone();
+    let responses = body["responses"].as_array().expect("a list");
+    let five = [&responses[..], &responses[..1]].concat();
     #[rustfmt::skip]
     let table = [
         ("/header".to_owned(), json!(null)),
@@ -452,6 +454,7 @@ fn a_transactions_answer_that_is_not_as_expected_is_none() {
         ("/responses".to_owned(), json!(null)),
         ("/responses".to_owned(), json!({})),
         ("/responses/3".to_owned(), json!(null)),
+        ("/responses".to_owned(), json!(five)),
         ("/responses/1/response_put".to_owned(), json!({})),
         (range.to_owned(), json!(null)),
         (range.to_owned(), json!([])),
