@@ -30,7 +30,7 @@
 //!
 //! The process may be stopped in the middle of a turn (SIGSTOP, a frozen cgroup, a hypervisor) and
 //! go on with the turn's time long past. So a response is sent only if it was decided on less than
-//! [`serve::UNSENT_MS_MAX`] ago.
+//! `UNSENT_MS_MAX` (serve.rs) ago.
 
 mod clock;
 mod connector;
