@@ -14,11 +14,12 @@ import pollers
 from bad_clients import KINDS, BadClients, kinds
 from check_load import CheckLoad
 from clients import PromotionWatch, ask
-from cluster import Cluster, wait_for
+from cluster import Cluster
 from haproxy import INTER_S, RISE, HAProxy
 from old_patroni import old_patroni
 from pollers import Pollers
 from switchovers import switchovers
+from waiting import wait_for
 
 BAD_CLIENTS_S = 15.0
 FREEZE_S = 15.0

@@ -7,25 +7,18 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
-
-import psycopg2
 
 import clients
 import pki
 import supervisor
+from waiting import NotReady, free_port, wait_for
 
 PG_BIN = "/usr/lib/postgresql/15/bin"
 SCOPE = "test"
 ANSWERED = re.compile(r'(\S+ \S+) DEBUG: .*"(?:GET|OPTIONS) (\S+) HTTP/1\.0" (\d+)')
-
-
-class NotReady(Exception):
-    """A condition did not come true within its time."""
 
 
 @dataclass
@@ -285,23 +278,3 @@ class Cluster:
         if done.returncode != 0:
             raise NotReady(f"patronictl {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
-
-
-def free_port(host):
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(what, happens, limit_s, pause_s=0.1):
-    """Waits until happens() is true. Returns the seconds that took."""
-    start = time.monotonic()
-    while True:
-        try:
-            if happens():
-                return time.monotonic() - start
-        except (OSError, psycopg2.Error):
-            pass  # not ready yet
-        if time.monotonic() - start > limit_s:
-            raise NotReady(f"no {what} within {limit_s} s")
-        time.sleep(pause_s)

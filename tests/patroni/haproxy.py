@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 import supervisor
-from cluster import free_port, wait_for
+from waiting import free_port, wait_for
 
 # The checks of Patroni's documentation, but every second. No retries: a refused connection is an
 # error at once, so that an outage is measured to a tenth of a second.

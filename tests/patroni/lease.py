@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from bad_clients import BadClients
 from clients import PromotionWatch, ask
-from cluster import wait_for
 from pollers import Pollers
+from waiting import wait_for
 
 POLL_EVERY_S = 0.05
 # Patroni is stopped for its ttl and this time, so that another node is promoted.

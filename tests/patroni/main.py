@@ -13,8 +13,9 @@ import traceback
 import checks
 import supervisor
 from clients import Writer
-from cluster import Cluster, NotReady, Settings, wait_for
+from cluster import Cluster, Settings
 from haproxy import HAProxy
+from waiting import NotReady, wait_for
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 LIMIT_S = 600

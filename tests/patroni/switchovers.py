@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 
 from clients import PromotionWatch, Writer
-from cluster import wait_for
 from haproxy import HAProxy
 from pollers import Pollers
+from waiting import wait_for
 
 POLL_EVERY_S = 0.02
 # From Patroni's first answer of a kind to patroniglue's first one of it.
