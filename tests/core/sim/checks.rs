@@ -24,6 +24,10 @@ pub struct Memory {
     intervals: Option<(Intervals, u64)>,
     /// The `ttl` of earlier intervals, and until when a lease may still rest on it.
     previous_ttl: Option<(u64, u64)>,
+    /// The name of the node whose answers these are, and whether another address gave the last.
+    identity: Option<(&'static str, bool)>,
+    /// Whether another node answers.
+    is_other: bool,
     /// The node's last report, and when Patroni was asked for it.
     previous: Option<(Node, u64)>,
     pub contradicted_step: u64,
@@ -103,6 +107,8 @@ impl Memory {
             stale_forbidden_ms: None,
             intervals: None,
             previous_ttl: None,
+            identity: None,
+            is_other: false,
             previous: None,
             contradicted_step: 0,
             leaders_ended: [None; 3],
@@ -139,6 +145,11 @@ impl Memory {
         let current_ms = ttl_ms(brought.intervals);
         let both = known.and(previous).map_or(current_ms, |(previous, _)| current_ms.min(previous));
         brought.ttl_ms = both;
+        if let Some(name) = brought.said.node.as_ref().and_then(|node| node.name)
+            && self.is_of_another_node(name, &brought)
+        {
+            return self.refused(brought, name);
+        }
         if self.is_overtaken(&brought) || bound_passed(&brought, brought.done.unix_ms) {
             self.restarted = Some((step, ms));
             return false;
@@ -179,6 +190,53 @@ impl Memory {
         self.previous.as_ref().is_some_and(differs) || self.is_leader_ended(brought)
     }
 
+    /// Whether another name comes from another address.
+    fn is_of_another_node(&mut self, name: &'static str, brought: &Brought) -> bool {
+        let address = brought.said.is_other;
+        let Some((known, known_address)) = self.identity else {
+            self.identity = Some((name, address));
+            return false;
+        };
+        if known != name && known_address != address {
+            return true;
+        }
+        self.identity = Some((name, address));
+        let is_back = std::mem::replace(&mut self.is_other, false);
+        let is_renamed_meanwhile = known != name && self.previous.is_none();
+        if is_back || is_renamed_meanwhile {
+            self.contradicted_step = brought.done_step;
+            self.restarted = Some((brought.done_step, brought.done.ms));
+            self.forget_failures();
+        }
+        false
+    }
+
+    /// Records an answer of another node: its leader and replica routes are answered with 503, and
+    /// the first one ends everything. Returns whether it did.
+    fn refused(&mut self, mut brought: Brought, name: &str) -> bool {
+        let (step, ms) = (brought.done_step, brought.done.ms);
+        let is_news = !std::mem::replace(&mut self.is_other, true);
+        if is_news {
+            self.contradicted_step = step;
+            self.restarted = Some((step, ms));
+            self.previous = None;
+            (self.changed_ms, self.contradicted_ms) = (None, None);
+            self.leaders_ended = [None; 3];
+            self.forget_failures();
+        }
+        let target = brought.said.target.clone();
+        if is_leader_family(&target) || is_replica_family(&target) {
+            let first = self.identity.map_or("", |(name, _)| name);
+            let body = format!("{{\"error\":\"this is {name}, not {first}\"}}\n");
+            (brought.said.status, brought.said.body) = (503, body.into_bytes());
+        }
+        brought.said.node = None;
+        let known = self.targets.entry(target).or_default();
+        known.latest = Some(brought);
+        known.failed = None;
+        is_news
+    }
+
     /// Records a report of the node. Returns whether it contradicts the previous one.
     fn reported(&mut self, mut node: Node, asked_ms: u64, ms: u64) -> bool {
         let Some((previous, _)) = self.previous.take() else {
@@ -211,6 +269,11 @@ impl Memory {
         node.name = node.name.or(previous.name);
         self.previous = Some((node, asked_ms));
         contradicts
+    }
+
+    /// Whether the name of the first node is known.
+    pub fn knows_the_node(&self) -> bool {
+        self.identity.is_some()
     }
 
     /// A client that asks for a failing target may have to wait for a new fetch.

@@ -100,6 +100,8 @@ pub struct Said {
     /// The clock of Patroni's host, and how far it was ahead of ours.
     pub unix_ms: u64,
     pub ahead_ms: i64,
+    /// Whether it is of another node's address.
+    pub is_other: bool,
 }
 
 impl Node {
@@ -432,12 +434,46 @@ impl Patroni {
             loop_seen: self.loop_seen,
             unix_ms: clock.unix_ms,
             ahead_ms: self.ahead_ms,
+            is_other: false,
         };
         if faults.hit(random, Fault::OddStatus) {
             said.status = random.pick(&[200, 201, 404, 412, 500, 502, 503, 599]);
         }
         self.body(path, clock, &mut said, random, faults);
         said
+    }
+
+    /// Another node's answer: it has been promoted.
+    pub fn other_says(&mut self, target: &str, clock: Clock) -> Said {
+        self.serial += 1;
+        let path = target.split('?').next().unwrap_or_default();
+        let node = Node {
+            state: "running",
+            role: "primary",
+            timeline: Some(9),
+            seen: Some(clock.unix_ms / 1_000),
+            flags: [false; 3],
+            name: Some(OTHER_NAME),
+        };
+        let is_report =
+            !matches!(path, "/liveness" | "/readiness" | "/metrics") && !needs_dcs(path);
+        let body = match is_report {
+            true => node_json(&node, self.serial, "", false),
+            false => format!("{{\"n\": {}}}", self.serial),
+        };
+        let bodyless = matches!(path, "/liveness" | "/readiness");
+        Said {
+            target: target.into(),
+            status: 200,
+            content_type: (!bodyless).then_some("application/json"),
+            body: if bodyless { Vec::new() } else { body.into_bytes() },
+            node: is_report.then_some(node),
+            intervals: None,
+            loop_seen: clock.unix_ms / 1_000,
+            unix_ms: clock.unix_ms,
+            ahead_ms: 0,
+            is_other: true,
+        }
     }
 
     pub fn status(&self, path: &str, clock: Clock) -> u16 {
@@ -562,6 +598,8 @@ fn node_json(node: &Node, number: u64, pad: &str, odd: bool) -> String {
     text
 }
 
+/// The name of the node at the other address.
+const OTHER_NAME: &str = "pg9";
 /// Within what Patroni accepts: `loop_wait + 2 * retry_timeout <= ttl`.
 const TIMINGS: [Intervals; 5] = [
     Intervals { ttl: 30, loop_wait: 10, retry_timeout: 10 },

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use patroniglue::answer::AddressId;
 use patroniglue::engine::{Action, Counts, Engine, Port, Settings};
 use patroniglue::failure::Failure;
 use patroniglue::slots::ConnId;
@@ -42,6 +43,8 @@ pub struct World {
     pub open_clients: Vec<usize>,
     pub open_fetches: Vec<usize>,
     pub patroni: Patroni,
+    /// Whether the name leads to another node's address.
+    is_elsewhere: bool,
     /// Requests that a frozen Patroni has received.
     pending: Vec<usize>,
     pub memory: Memory,
@@ -84,6 +87,8 @@ pub enum Event {
     /// The machine sleeps for this many milliseconds.
     Sleep(u64),
     Drain(bool),
+    /// The name leads to another node's address (`true`), or to the first one's.
+    Elsewhere(bool),
     MakeRoom,
     Shutdown,
 }
@@ -172,6 +177,8 @@ pub struct Fetch {
     pub interim_bytes: usize,
     pub closed: bool,
     executed: bool,
+    /// Whether it is connected to another node.
+    is_other: bool,
     /// Whether it waits for a DCS that is away.
     hangs: bool,
 }
@@ -210,6 +217,7 @@ impl World {
             open_clients: Vec::new(),
             open_fetches: Vec::new(),
             patroni,
+            is_elsewhere: false,
             pending: Vec::new(),
             memory: Memory::new(),
             palette,
@@ -321,6 +329,10 @@ impl World {
             Fault::Restarts => Event::Cluster(Happening::Restart),
             Fault::Disagree => Event::Cluster(Happening::Disagree),
             Fault::Renamed => Event::Cluster(Happening::Rename),
+            Fault::OtherNode => {
+                self.at(at_ms + lasting_ms, Event::Elsewhere(false));
+                Event::Elsewhere(true)
+            }
             Fault::PatroniClock => {
                 let most_ms = self.random.pick(&[50, 30_000, 30_000]);
                 Event::Cluster(Happening::Clock(sign * self.random.skewed(most_ms) as i64))
@@ -389,6 +401,7 @@ impl World {
         };
         self.events.retain(|_, event| healthy(event));
         self.sleep_ms = 0;
+        self.is_elsewhere = false;
         self.flush_pending();
         self.take_todo();
         self.drain(false);
@@ -574,6 +587,9 @@ impl World {
                 self.happens(Happening::Sleep(ms));
             }
             Event::Drain(draining) => self.drain(draining),
+            Event::Elsewhere(is_elsewhere) => {
+                self.is_elsewhere = is_elsewhere && self.memory.knows_the_node();
+            }
             Event::MakeRoom => {
                 self.engine.make_room(self.now());
                 return self.act(Cause::Other);
@@ -856,6 +872,8 @@ impl World {
     fn connected(&mut self, id: ConnId) -> Outcome {
         let Some(Owner::Fetch(at)) = self.owners.get(&id).copied() else { return Ok(()) };
         self.fetches[at].connected = true;
+        self.fetches[at].is_other = self.is_elsewhere;
+        self.engine.connected_to(id, AddressId(u32::from(self.is_elsewhere)));
         self.input(id, Input::Connected)?;
         if self.engine.output(id).is_empty() {
             return Err("the connection is open, and no request is sent".into());
@@ -875,13 +893,14 @@ impl World {
     fn execute(&mut self, at: usize) {
         let clock = self.patroni_clock();
         let fetch = &mut self.fetches[at];
-        if self.patroni.api_frozen {
+        let is_other = fetch.is_other;
+        if self.patroni.api_frozen && !is_other {
             self.pending.push(at);
             return;
         }
         let path = fetch.target.as_deref().unwrap_or_default();
         let hung = fetch.hangs;
-        if self.patroni.is_dcs_away() && needs_dcs(path) && !fetch.executed {
+        if self.patroni.is_dcs_away() && needs_dcs(path) && !fetch.executed && !is_other {
             fetch.hangs = true;
             if !hung {
                 let delay_ms = self.random.between(3_000, 9_000);
@@ -892,7 +911,10 @@ impl World {
             return;
         }
         let (id, target) = (fetch.id, fetch.target.clone().unwrap_or_default());
-        let said = self.patroni.say(&target, clock, &mut self.random, &self.faults);
+        let said = match is_other {
+            true => self.patroni.other_says(&target, self.clock()),
+            false => self.patroni.say(&target, clock, &mut self.random, &self.faults),
+        };
         self.trace(|| {
             format!(
                 "Patroni answers {target}: {} {}",
@@ -900,7 +922,7 @@ impl World {
                 String::from_utf8_lossy(&said.body)
             )
         });
-        let failed = hung && self.patroni.is_dcs_away();
+        let failed = hung && !is_other && self.patroni.is_dcs_away();
         let wire = if failed { thrown() } else { wire(said, &mut self.random, &self.faults) };
         let fetch = &mut self.fetches[at];
         fetch.plan = wire.outcome;
@@ -1004,6 +1026,7 @@ impl Fetch {
             interim_bytes: 0,
             closed: false,
             executed: false,
+            is_other: false,
             hangs: false,
         }
     }
@@ -1023,7 +1046,8 @@ impl Pipe {
 }
 
 /// Faults of the cluster and the machine.
-const TROUBLE: [Fault; 21] = [
+const TROUBLE: [Fault; 22] = [
+    Fault::OtherNode,
     Fault::Flood,
     Fault::FreezeApi,
     Fault::FreezeLoop,
