@@ -61,7 +61,7 @@ fn live(seed: u64, traced: bool) -> (Result<u64, String>, Vec<String>) {
 }
 
 /// The names of the promises, in their order.
-const PROMISES: [&str; 8] = [
+const PROMISES: [&str; 9] = [
     "one fetch",
     "never too old",
     "never past the lease",
@@ -69,5 +69,6 @@ const PROMISES: [&str; 8] = [
     "no contradiction",
     "read only",
     "nobody waits for a silent peer",
-    "bounded memory",
+    "bounded memory and load",
+    "changes show at once",
 ];
