@@ -84,6 +84,8 @@ struct Failing {
 struct Fetching {
     begun_at: Time,
     waiters: Vec<ConnId>,
+    /// Whether a timer will end the waiters' patience.
+    is_timed: bool,
 }
 
 /// What to do with a request.
@@ -269,7 +271,7 @@ impl Cache {
 
     /// A fetch of the entry begins.
     pub fn begin(&mut self, now: Time, id: EntryId) {
-        let fetching = Fetching { begun_at: now, waiters: Vec::new() };
+        let fetching = Fetching { begun_at: now, waiters: Vec::new(), is_timed: false };
         let previous = self.entries[id.0].fetch.replace(fetching);
         assert!(previous.is_none(), "one fetch per entry");
     }
@@ -284,6 +286,24 @@ impl Cache {
     pub fn leave(&mut self, waiter: ConnId) {
         for fetch in self.entries.iter_mut().filter_map(|entry| entry.fetch.as_mut()) {
             fetch.waiters.retain(|id| *id != waiter);
+        }
+    }
+
+    /// If clients wait and no timer is set that ends their patience, one is to be set now: returns
+    /// the earliest time for it.
+    pub fn begin_patience(&mut self, id: EntryId) -> Option<Time> {
+        let fetch = self.entries[id.0].fetch.as_mut()?;
+        if fetch.is_timed || fetch.waiters.is_empty() {
+            return None;
+        }
+        fetch.is_timed = true;
+        Some(fetch.begun_at.plus_ms(PATIENCE_MS))
+    }
+
+    /// That timer has fired.
+    pub fn end_patience(&mut self, id: EntryId) {
+        if let Some(fetch) = &mut self.entries[id.0].fetch {
+            fetch.is_timed = false;
         }
     }
 

@@ -53,10 +53,10 @@ impl Engine {
             }
             _ if self.serves_stale(now, entry) => self.answer(now, id, entry, CacheStatus::Stale),
             Lookup::Failing => self.answer(now, id, entry, CacheStatus::FailedHit),
-            Lookup::Fetching => self.cache.wait(entry, id),
+            Lookup::Fetching => self.wait(now, entry, id),
             Lookup::Absent => {
                 self.begin_fetch(now, entry);
-                self.cache.wait(entry, id);
+                self.wait(now, entry, id);
             }
         }
     }

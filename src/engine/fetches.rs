@@ -164,8 +164,6 @@ impl Engine {
     /// Begins the fetch of an entry.
     pub(super) fn begin_fetch(&mut self, now: Now, entry: EntryId) {
         self.cache.begin(now.time, entry);
-        // without grace as well: a reload may bring it
-        self.wheel.schedule(now.time.plus_ms(PATIENCE_MS), Timer::Patience(entry));
         let deadline = now.time.plus_ms(self.settings.timeout_ms);
         self.queue_fetch(now, Purpose::Entry(entry), deadline);
         self.dispatch(now);
@@ -208,7 +206,9 @@ impl Engine {
         let fetch = Fetch::new(now.time, purpose, expected, request, deadline);
         let peer = Peer::Upstream(Box::new(fetch));
         let id = self.connections.insert(Connection { peer, scheduled: Time::NEVER });
-        let queued_at = now.time;
+        // a fetch that begins again goes on waiting since its first begin
+        let timeout_ms = self.settings.timeout_ms;
+        let queued_at = Time::from_ms(deadline.as_ms().saturating_sub(timeout_ms));
         self.fetches.queue.push_back(Waiting { id, class, queued_at, deadline });
         self.unscheduled.push(id);
     }
@@ -322,20 +322,33 @@ impl Engine {
         }
     }
 
-    /// [`PATIENCE_MS`] of an entry's fetch have passed: its waiters get the stale answer, if one is
-    /// served. If the fetch has only waited for others, this is looked at again.
+    /// A client waits for the entry: its patience ends [`PATIENCE_MS`] after the fetch began, or once
+    /// the upstream counts as silent.
+    pub(super) fn wait(&mut self, now: Now, entry: EntryId, id: ConnId) {
+        self.cache.wait(entry, id);
+        self.time_patience(now, entry);
+    }
+
+    fn time_patience(&mut self, now: Now, entry: EntryId) {
+        let Some(earliest) = self.cache.begin_patience(entry) else { return };
+        let later = now.time.plus_ms(PATIENCE_MS);
+        let at = self.fetches.silent_at().unwrap_or(later).max(earliest);
+        let at = if at > now.time { at } else { later };
+        self.wheel.schedule(at, Timer::Patience(entry));
+    }
+
+    /// The patience of the entry's waiters may have ended: they get the stale answer, if one is
+    /// served. If not, this is looked at again.
     pub(super) fn end_patience(&mut self, now: Now, entry: EntryId) {
+        self.cache.end_patience(entry);
         if self.is_silent(now, entry) {
             self.call_witness(now, entry);
         }
         if self.serves_stale(now, entry) {
             let waiters = self.cache.take_waiters(entry);
             self.answer_waiters(now, entry, waiters, [CacheStatus::Stale, CacheStatus::Stale]);
-        } else if self.cache.silence(now.time, entry) == Silence::IfUpstreamIsSilent
-            && let Some(at) = self.fetches.silent_at().filter(|at| *at > now.time)
-        {
-            self.wheel.schedule(at, Timer::Patience(entry));
         }
+        self.time_patience(now, entry);
     }
 
     /// Fetches a failing entry again if that is due.

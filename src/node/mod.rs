@@ -138,22 +138,26 @@ impl Node {
         let mut notice = None;
         let mut distrust = Vec::new();
         if let Some(report) = &mut report {
-            match self.identify(report, answer.address) {
+            match self.identify(report, answer) {
                 Identified::First => {}
-                Identified::Back => notice = Some(Notice::FirstNodeBack),
+                Identified::Back => {
+                    distrust.push(Distrust::Everything);
+                    notice = Some(Notice::FirstNodeBack);
+                }
                 Identified::Renamed => {
                     self.forget_answers();
                     distrust.push(Distrust::Everything);
                     notice = Some(Notice::Renamed);
                 }
+                Identified::Overtaken => return Verdict::FetchAgain,
                 Identified::Other { difference, is_news } => {
                     return Verdict::OtherNode { difference, is_news };
                 }
             }
-            if let Some((previous, asked_at)) = &self.report {
+            if let Some((previous, _)) = &self.report {
                 report.complete_by(previous);
-                if report.contradicts(previous) && answer.asked_at < *asked_at {
-                    return Verdict::FetchAgain; // the later question is the newer truth
+                if report.contradicts(previous) && self.is_overtaken(answer) {
+                    return Verdict::FetchAgain;
                 }
             }
         }
@@ -304,8 +308,9 @@ impl Node {
         (self.denials, self.changes) = (Denials::default(), Changes::default());
     }
 
-    fn identify(&mut self, report: &NodeReport, address: AddressId) -> Identified {
-        let found = report.identity();
+    fn identify(&mut self, report: &NodeReport, answer: &Answer) -> Identified {
+        let (found, address) = (report.identity(), answer.address);
+        let is_overtaken = self.is_overtaken(answer);
         let Some((known, known_address)) = &mut self.identity else {
             self.identity = Some((found, address));
             return Identified::First;
@@ -316,6 +321,9 @@ impl Node {
             return if self.other.take().is_some() { Identified::Back } else { Identified::First };
         };
         if *known_address == address {
+            if is_overtaken {
+                return Identified::Overtaken;
+            }
             *known = found;
             self.other = None;
             return Identified::Renamed;
@@ -326,6 +334,11 @@ impl Node {
             self.other = Some(difference.clone());
         }
         Identified::Other { difference, is_news }
+    }
+
+    /// Whether the last report was asked for later: the later question is the newer truth.
+    fn is_overtaken(&self, answer: &Answer) -> bool {
+        self.report.as_ref().is_some_and(|(_, asked_at)| answer.asked_at < *asked_at)
     }
 
     fn learn_times(
@@ -407,6 +420,8 @@ enum Identified {
     Back,
     /// Another node's, at the address of the first.
     Renamed,
+    /// The same, but it was asked for before the last report.
+    Overtaken,
     /// Another node's, at another address.
     Other { difference: String, is_news: bool },
 }

@@ -152,7 +152,7 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
 }
 
 /// Faults that the engine does not stand yet.
-const NOT_YET: &[Fault] = &[Fault::OtherNode];
+const NOT_YET: &[Fault] = &[];
 const OF_THE_LEASE: [Fault; 6] = [
     Fault::DcsSlow,
     Fault::FreezeApi,
