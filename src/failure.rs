@@ -123,7 +123,7 @@ impl fmt::Display for Failure {
             Failure::Unreachable => "Patroni's address cannot be reached",
             Failure::Unresolved => "Patroni's name cannot be resolved",
             Failure::NoDescriptor => "no file descriptor is left to ask Patroni",
-            Failure::NoRoom => "all connections to Patroni are busy; raise backend.connections",
+            Failure::NoRoom => "all connections to Patroni are busy",
             Failure::TimedOut => "Patroni did not answer in time",
             Failure::HandshakeTimedOut => {
                 "Patroni did not complete the TLS handshake in time; is backend.scheme right?"

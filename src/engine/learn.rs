@@ -34,15 +34,14 @@ impl Engine {
                 return;
             }
             Verdict::Serve { validity, distrust, notice } => {
-                for distrust in distrust {
-                    self.distrust(now, distrust);
-                }
+                self.distrust_all(now, distrust);
                 if let Some(notice) = notice {
                     self.journal.notice(now.time, self.cache.target(entry), notice);
                 }
                 (answer, validity)
             }
-            Verdict::Fenced => {
+            Verdict::Fenced { distrust } => {
+                self.distrust_all(now, distrust);
                 self.journal.fenced(now.time, self.cache.target(entry));
                 (unavailable(FENCED, answer.asked_at), Validity::FRESH_ONLY)
             }
@@ -123,6 +122,12 @@ impl Engine {
         let distrust = self.node.forget(now.time);
         self.drop_read();
         self.distrust(now, distrust);
+    }
+
+    fn distrust_all(&mut self, now: Now, distrust: Vec<Distrust>) {
+        for distrust in distrust {
+            self.distrust(now, distrust);
+        }
     }
 
     /// Ends answers, and restarts fetches that may bring what is no longer true.

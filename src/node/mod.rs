@@ -64,7 +64,10 @@ pub enum Verdict {
     /// What it says may no longer be true: it has to be fetched again.
     FetchAgain,
     /// Its HA loop hangs, and the fence is on.
-    Fenced,
+    Fenced {
+        /// Which answers in memory it ends.
+        distrust: Vec<Distrust>,
+    },
     /// It is another node's.
     OtherNode {
         /// A sentence that says whose.
@@ -164,12 +167,12 @@ impl Node {
         notice = self.learn_times(now, answer, report.as_ref()).or(notice);
         let validity = match self.rest(now, route, answer, report.as_ref()) {
             Rest::Nothing => return Verdict::FetchAgain,
-            Rest::Fenced => return Verdict::Fenced,
-            Rest::Lease(validity) => validity,
+            Rest::Fenced => None,
+            Rest::Lease(validity) => Some(validity),
             Rest::Word(validity) => {
                 let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
                 notice = notice.or((!is_explained).then_some(Notice::LeaseBoundPassed));
-                validity
+                Some(validity)
             }
         };
         if let Some(report) = report {
@@ -184,7 +187,10 @@ impl Node {
             self.denials.deny(routes, now.time);
             distrust.push(Distrust::Leaders(routes));
         }
-        Verdict::Serve { validity, distrust, notice }
+        match validity {
+            Some(validity) => Verdict::Serve { validity, distrust, notice },
+            None => Verdict::Fenced { distrust },
+        }
     }
 
     /// Patroni did not answer. One that refuses or resets is gone, not frozen: its earlier answers

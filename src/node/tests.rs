@@ -485,18 +485,24 @@ fn a_fenced_leader_ends_when_its_loop_hangs() {
     // loop_wait + retry_timeout after second 9,995
     let before = validity(verdict(10_014.9, ""));
     assert_eq!(before.fresh_until.unix_ms, 10_015_000);
-    assert_eq!(verdict(10_015.0, ""), Verdict::Fenced);
+    let is_fenced = |verdict: &Verdict| matches!(verdict, Verdict::Fenced { .. });
+    assert!(is_fenced(&verdict(10_015.0, "")));
     for fields in [r#""pause": true"#, r#""failsafe_mode_is_active": true"#] {
-        assert_ne!(verdict(10_016.0, fields), Verdict::Fenced, "{fields}");
+        assert!(!is_fenced(&verdict(10_016.0, fields)), "{fields}");
     }
+    // what else it says counts all the same
+    let Verdict::Fenced { distrust } = verdict(10_015.0, r#""state": "stopping""#) else {
+        panic!("it is fenced");
+    };
+    assert_eq!(distrust, [Distrust::Answers, Distrust::StaleLeaders]);
     let mut open = usual();
     let verdict = learn(&mut open, now_at(10_015.0), "/primary", 200, &body(9_995, ""));
-    assert_ne!(verdict, Verdict::Fenced);
+    assert!(!is_fenced(&verdict));
     // nor is a replica, nor a leader whose intervals are not known
     for (mut node, path) in [(usual(), "/replica"), (Node::default(), "/primary")] {
         node.set_fenced(true);
         let verdict = learn(&mut node, now_at(10_015.0), path, 200, &body(9_995, ""));
-        assert_ne!(verdict, Verdict::Fenced, "{path}");
+        assert!(!is_fenced(&verdict), "{path}");
     }
 }
 
