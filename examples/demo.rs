@@ -308,7 +308,7 @@ const PHASES: [Phase; 5] = [
     },
     Phase {
         seconds: 30,
-        story: "Patroni's API freezes. Its HA loop goes on and renews the lease of 30 s every 10 s:",
+        story: "Patroni's API freezes. Its HA loop goes on and renews the lease every 10 s:",
         delay: None,
         renews: true,
         leads: true,
