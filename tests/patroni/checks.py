@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 import clients
+import dcs
 import lease
 import pollers
 from bad_clients import KINDS, BadClients, kinds
@@ -304,7 +305,7 @@ def failsafe(setup):
         wait_for("failsafe topology", lambda: all(
             ask(node.patroni, "GET", "/failsafe").status == 200 for node in cluster.nodes), 10)
         start = time.monotonic()
-        cluster.stop_etcd()
+        cluster.etcd.stop()
         with CheckLoad(FAILSAFE_CHECKS_PER_SECOND, leader.patroniglue, ["/primary"],
                        cluster.pki) as load:
             took = wait_for("failsafe mode", lambda: b'"failsafe_mode_is_active": true' in ask(
@@ -316,7 +317,7 @@ def failsafe(setup):
             time.sleep(LOAD_S)
             end = time.time()
     finally:
-        cluster.start_etcd()
+        cluster.etcd.start()
         wait_for("leader", cluster.leader, 30)
         _set_failsafe_mode(cluster, "null")
     fetches = _fetches(leader, lease_over, end).get("/primary", 0.0)
@@ -476,7 +477,17 @@ CHECKS = {
     "silent": (lease.silent_patroni, True),
     "stopped": (lease.stopped_shortly, True),
     "stopped-for-good": (lease.stopped_for_good, True),
+    "dcs-frozen": (dcs.frozen_for_long, True),
+    "dcs-foreign": (dcs.foreign_cluster, True),
+    "dcs-stopped": (dcs.stopped_shortly, True),
+    "dcs-switchover": (dcs.switchover_while_frozen, True),
+    "dcs-stopped-for-good": (dcs.stopped_for_good, True),
+    "dcs-etcd-stopped": (dcs.etcd_stopped, True),
+    "dcs-access": (dcs.access, True),
 }
+# The checks of a run with --dcs. After a restart of etcd a replica's Patroni may take 20 s to see
+# that the leader key is gone: so that check comes after those with another leader.
+DCS = [name for name in CHECKS if name.startswith("dcs-")]
 # The checks of a run with --grace.
 GRACE = ["primary", "bad-clients", "silent", "stopped", "load", "switchover", "stopped-for-good"]
 # The checks of any other run. kill is the last one because its node stays dead.

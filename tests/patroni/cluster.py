@@ -9,15 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 
 import clients
+import etcd_server
 import pki
 import supervisor
 from waiting import NotReady, free_port, wait_for
 
 PG_BIN = "/usr/lib/postgresql/15/bin"
 SCOPE = "test"
+PREFIX = f"/service/{SCOPE}/"  # of its keys in etcd
+OTHER_PREFIX = f"/other/{SCOPE}/"  # the same scope in another namespace
 ANSWERED = re.compile(r'(\S+ \S+) DEBUG: .*"(?:GET|OPTIONS) (\S+) HTTP/1\.0" (\d+)')
 
 
@@ -32,6 +36,7 @@ class Settings:
     environment: str = sys.prefix  # the Python environment of Patroni
     nodes: int = 3
     tls: bool = False  # for patroniglue and Patroni; Patroni requires client certificates
+    dcs: bool = False  # patroniglue reads the lease from etcd; with tls, etcd has TLS and users
     cache: dict = field(default_factory=lambda: {"ttl": 1, "interval": 0.25})
 
 
@@ -108,14 +113,17 @@ class Cluster:
         # 127.0.0.1, so they take no port there: a port found free is still free when its daemon
         # binds it later.
         self.network = f"127.{random.randint(16, 250)}.{random.randint(1, 250)}"
-        self.etcd = (f"{self.network}.1", free_port(f"{self.network}.1"))
-        self.etcd_process = None
         self.nodes = [self._node(number) for number in range(1, settings.nodes + 1)]
         self.pki = None
+        etcd_host = f"{self.network}.1"
         if settings.tls:
-            hosts = [node.host for node in self.nodes]
+            hosts = [etcd_host, *(node.host for node in self.nodes)]
             self.pki = pki.Pki(f"{settings.directory}/pki", hosts)
             clients.SECURITY = self.pki.context()
+        self.etcd = etcd_server.Etcd(etcd_host, f"{settings.directory}/etcd",
+                              self.pki if settings.dcs else None)
+        # Of a patroniglue whose password for etcd is wrong.
+        self.password_log, self.password_since = None, None
 
     def _node(self, number):
         host = f"{self.network}.{10 + number}"
@@ -126,7 +134,9 @@ class Cluster:
     def start(self):
         """Starts everything and waits for a leader and streaming replicas."""
         self.make_directory(f"{self.settings.directory}/etcd")
-        self.start_etcd()
+        self.etcd.start()
+        if self.etcd.pki is not None:
+            self.etcd.require_users(PREFIX, OTHER_PREFIX)
         for node in self.nodes:
             self.make_directory(node.directory)
             self.start_patroni(node)
@@ -136,30 +146,17 @@ class Cluster:
             shutil.copy(self.settings.binary, f"{self.settings.directory}/patroniglue")
             for node in self.nodes:
                 self.start_patroniglue(node)
-
-    def start_etcd(self):
-        host, port = self.etcd
-        directory = f"{self.settings.directory}/etcd"
-        peer = f"http://{host}:{free_port(host)}"
-        client = f"http://{host}:{port}"
-        self.etcd_process = supervisor.spawn(
-            ["etcd", "--name=e1", f"--data-dir={directory}/data", "--logger=zap",
-             f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
-             f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
-             f"--initial-cluster=e1={peer}"], f"{directory}/log", directory)
-        wait_for("etcd", lambda: clients.ask(self.etcd, "GET", "/health", plain=True).status
-                 == 200, 20)
+            if self.settings.dcs:
+                _, self.password_log = self.another_patroniglue(
+                    self.nodes[0], "password", username="reader", password="wrong")
+                self.password_since = time.monotonic()
 
     def kill(self):
         for node in self.alive:
             node.kill()
             if node.patroniglue_process:
                 node.patroniglue_process.kill()
-        self.etcd_process.kill()
-
-    def stop_etcd(self):
-        self.etcd_process.terminate()
-        self.etcd_process.wait()
+        self.etcd.kill()
 
     def start_patroni(self, node):
         # JSON is YAML, and Patroni reads YAML.
@@ -179,12 +176,14 @@ class Cluster:
             "scope": SCOPE, "name": node.name,
             "restapi": {"listen": restapi, "connect_address": restapi, **self._restapi_tls()},
             "ctl": self._ctl_tls(),
-            "etcd3": {"host": "%s:%d" % self.etcd},
+            "etcd3": self.etcd.patroni_section(),
             # one line for each request: the checks count them
             "log": {"loggers": {"patroni.api": "DEBUG"}},
             "bootstrap": {
                 "dcs": {"ttl": settings.ttl, "loop_wait": settings.loop_wait,
                         "retry_timeout": settings.retry_timeout,
+                        # the leader stays one while etcd is stopped
+                        **({"failsafe_mode": True} if settings.dcs else {}),
                         "postgresql": {"use_pg_rewind": True, "parameters": own}},
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C.UTF-8"}, "no-sync"]},
             "postgresql": {
@@ -213,9 +212,24 @@ class Cluster:
                 "cacert": self.pki.path("ca.pem")}
 
     def start_patroniglue(self, node):
-        file = f"{node.directory}/patroniglue.yml"
+        dcs = self.etcd.patroniglue_section() if self.settings.dcs else {}
+        node.patroniglue_process = self._spawn_patroniglue(
+            node, node.patroniglue, f"{node.directory}/patroniglue", dcs)
+
+    def another_patroniglue(self, node, name, **dcs):
+        """Starts one more patroniglue on a node, with other keys of dcs. Returns its address and
+        its log."""
+        address = node.host, free_port(node.host)
+        files = f"{node.directory}/{name}"
+        self._spawn_patroniglue(node, address, files, self.etcd.patroniglue_section() | dcs)
+        # It rehearses once it knows what its node is, and HAProxy does not ask it.
+        clients.ask(address, "GET", "/primary")
+        return address, f"{files}.log"
+
+    def _spawn_patroniglue(self, node, address, files, dcs):
+        host, port = address
         sections = {
-            "frontend": {"host": node.host, "port": node.patroniglue_port},
+            "frontend": {"host": host, "port": port},
             "backend": {"host": node.host, "port": node.patroni_port, "scheme": "http",
                         "timeout": 3, "connections": 3},
             "cache": self.settings.cache}
@@ -225,15 +239,18 @@ class Cluster:
             sections["backend"] |= {"scheme": "https", "cafile": self.pki.path("ca.pem"),
                                     "certfile": self.pki.path("client.pem"),
                                     "keyfile": self.pki.path("client.key")}
-        with open(file, "w", encoding="utf-8") as output:
+        if dcs:
+            sections["dcs"] = dcs
+        with open(f"{files}.yml", "w", encoding="utf-8") as output:
             for name, keys in sections.items():
                 output.write(f"{name}:\n")
                 output.writelines(f"  {key}: {value}\n" for key, value in keys.items())
-        node.patroniglue_process = supervisor.spawn(
-            [f"{self.settings.directory}/patroniglue", "-config", file],
-            f"{node.directory}/patroniglue.log", node.directory)
+        process = supervisor.spawn(
+            [f"{self.settings.directory}/patroniglue", "-config", f"{files}.yml"],
+            f"{files}.log", node.directory)
         wait_for(f"patroniglue of {node.name}",
-                 lambda: clients.ask(node.patroniglue, "GET", "/liveness").status, 10)
+                 lambda: clients.ask(address, "GET", "/liveness").status, 10)
+        return process
 
     def _create_table(self):
         connection = self.leader().connect()

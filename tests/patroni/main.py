@@ -19,6 +19,7 @@ from waiting import NotReady, wait_for
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 LIMIT_S = 600
+PATRONI_DEFAULTS = {"ttl": 30, "loop_wait": 10, "retry_timeout": 10}
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -79,10 +80,23 @@ def parse():
                         help="patroniglue's cache.grace; not 0: run the checks of grace")
     parser.add_argument("--switchovers", type=int, default=10,
                         help="number of switchovers of the check switchovers")
-    for name in ("ttl", "loop_wait", "retry_timeout"):
+    parser.add_argument("--dcs", action="store_true",
+                        help="run the checks of the lease witness: patroniglue reads the lease"
+                        " from etcd, with --tls over TLS and as a user; with Patroni's own"
+                        " intervals")
+    for name, usual in PATRONI_DEFAULTS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int,
-                            default=getattr(default, name), help=f"Patroni's {name}, seconds")
-    return parser.parse_args()
+                            help=f"Patroni's {name}, seconds (default: {getattr(default, name)},"
+                            f" with --dcs {usual})", default=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.dcs and options.direct:
+        parser.error("--dcs tests patroniglue, which --direct leaves out")
+    if any(name in checks.DCS for name in options.only or []) and not options.dcs:
+        parser.error("the checks dcs-* need --dcs")
+    for name, usual in PATRONI_DEFAULTS.items():
+        if name not in options:
+            setattr(options, name, usual if options.dcs else getattr(default, name))
+    return options
 
 
 def test(options, directory):
@@ -111,7 +125,7 @@ def run(options, directory, report):
     settings = Settings(directory, options.binary, options.direct, options.ttl,
                         options.loop_wait, options.retry_timeout)
     settings.cache["grace"] = options.grace
-    settings.tls = options.tls
+    settings.tls, settings.dcs = options.tls, options.dcs
     cluster = Cluster(settings)
     report.log(f"starting etcd and three Patroni nodes on {cluster.network}.*, ttl {settings.ttl},"
                f" loop_wait {settings.loop_wait}, retry_timeout {settings.retry_timeout}")
@@ -124,7 +138,7 @@ def run(options, directory, report):
     writer.start()
     setup = checks.Setup(cluster, haproxy, writer, report, options.switchovers)
     start = time.monotonic()
-    for name in options.only or (checks.GRACE if options.grace else checks.USUAL):
+    for name in options.only or _usual(options):
         check, needs_patroniglue = checks.CHECKS[name]
         if needs_patroniglue and options.direct:
             report.log(f"{name}: skipped, it needs patroniglue")
@@ -135,6 +149,12 @@ def run(options, directory, report):
     everything = writer.since(start)
     report.log(f"{len(everything)} connections to the write port,"
                f" {sum(one.written for one in everything)} rows written")
+
+
+def _usual(options):
+    if options.dcs:
+        return checks.DCS
+    return checks.GRACE if options.grace else checks.USUAL
 
 
 def run_check(check, setup):

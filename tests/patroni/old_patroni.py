@@ -23,7 +23,8 @@ def old_patroni(setup):
     directory = f"{settings.directory}/old"
     setup.cluster.make_directory(directory)
     cluster = Cluster(dataclasses.replace(
-        settings, directory=directory, environment=environment, nodes=1, tls=True))
+        settings, directory=directory, environment=environment, nodes=1, tls=True,
+        dcs=False))
     try:
         cluster.start()
         node = cluster.nodes[0]

@@ -1,4 +1,4 @@
-"""A private CA, a certificate for the servers and one for the clients."""
+"""A private CA, a certificate for the servers and two for the clients."""
 
 import os
 import shutil
@@ -19,6 +19,8 @@ class Pki:
                       "2", "-out", "ca.pem")
         self._certificate("server", ",".join(f"IP:{host}" for host in hosts))
         self._certificate("client", "DNS:client")
+        # etcd with users refuses requests to its JSON gateway from a certificate with a common name
+        self._certificate("nameless", "DNS:client", subject="/O=nameless")
         with open(self.path("client-both.pem"), "w", encoding="ascii") as both:
             for name in ("client.pem", "client.key"):
                 both.write(open(self.path(name), encoding="ascii").read())
@@ -29,19 +31,19 @@ class Pki:
     def path(self, name):
         return f"{self.directory}/{name}"
 
-    def context(self):
+    def context(self, name="client"):
         """The TLS context of a client that sends a certificate and verifies the server's."""
         context = ssl.create_default_context(cafile=self.path("ca.pem"))
-        context.load_cert_chain(self.path("client.pem"), self.path("client.key"))
+        context.load_cert_chain(self.path(f"{name}.pem"), self.path(f"{name}.key"))
         return context
 
     def client_files(self):
         return [self.path(name) for name in ("ca.pem", "client.pem", "client.key")]
 
-    def _certificate(self, name, names):
+    def _certificate(self, name, names, subject=None):
         self._openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
-        self._openssl("req", "-new", "-key", f"{name}.key", "-subj", f"/CN={name}", "-out",
-                      f"{name}.csr")
+        self._openssl("req", "-new", "-key", f"{name}.key", "-subj",
+                      subject or f"/CN={name}", "-out", f"{name}.csr")
         with open(self.path(f"{name}.ext"), "w", encoding="ascii") as extension:
             extension.write(f"subjectAltName={names}\n")
         self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
