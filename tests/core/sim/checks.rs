@@ -184,7 +184,7 @@ impl Memory {
     fn is_overtaken(&self, brought: &Brought) -> bool {
         let differs = |(previous, asked_ms): &(Node, u64)| {
             let contradicts =
-                |node: &Node| !is_renamed(previous, node) && contradict(previous, node);
+                |node: &Node| is_renamed(previous, node) || contradict(previous, node);
             brought.asked_ms < *asked_ms && brought.said.node.as_ref().is_some_and(contradicts)
         };
         self.previous.as_ref().is_some_and(differs) || self.is_leader_ended(brought)
@@ -199,6 +199,9 @@ impl Memory {
         };
         if known != name && known_address != address {
             return true;
+        }
+        if known != name && self.is_overtaken(brought) {
+            return false; // it is fetched again
         }
         self.identity = Some((name, address));
         let is_back = std::mem::replace(&mut self.is_other, false);
