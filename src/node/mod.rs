@@ -215,10 +215,13 @@ impl Node {
         self.intervals.begin_fetch(now)
     }
 
-    /// The fetch of Patroni's intervals has ended, with this answer if there was one.
+    /// The fetch of Patroni's intervals has ended, with this answer if there was one. Another
+    /// address than that of the last report may be another node's.
     pub fn learn_intervals(&mut self, now: Now, answer: Option<&Answer>) -> Option<Distrust> {
+        let address = self.identity.as_ref().map(|(_, address)| *address);
         let intervals = answer
             .filter(|answer| answer.status == 200)
+            .filter(|answer| address.is_none_or(|address| address == answer.address))
             .and_then(|answer| Intervals::from_json(&answer.body));
         self.intervals.fetch_ended(now.time, intervals.is_some());
         let changed = self.intervals.learn(now, intervals?);

@@ -386,6 +386,8 @@ impl Memory {
             && moved_ms.is_none_or(|ms| brought.asked_ms > ms)
             && !target.contains('?')
             && brought.said.status == 200
+            // an answer of another node, whose report does not count, is never stale
+            && brought.said.node.is_some()
             && (is_replica_family(target) || is_health(target))
             && self.stale_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms)
             && brought.asked_step > self.contradicted_step
