@@ -33,6 +33,15 @@ BACK_WITHIN_S = 15
 WATCHED_AFTER_S = 5
 # Two rehearsals, a minute apart.
 REHEARSALS_S = 65
+# A wrong section dcs (keys that differ from the right one) and words of its line in the log.
+MISTAKES = {
+    "other-namespace": ({"namespace": "third"}, "there is no key of the cluster"),
+}
+MISTAKES_WITH_TLS = {
+    "no-permission": ({"namespace": "third"}, "grant its role READ"),
+    "no-certificate": ({"certfile": "", "keyfile": ""}, "requires a client certificate"),
+    "no-ca": ({"cafile": ""}, "not signed by a trusted CA"),
+}
 REHEARSED = re.compile(r"\bdcs: (.*)")
 BEGINS, ENDS = "stale answers rest on", "no longer rest on the dcs"
 
@@ -79,15 +88,20 @@ def foreign_cluster(setup):
 
 
 def access(setup):
-    """A user that can only read is enough; a wrong password shows in the log, once."""
-    secured = setup.cluster.etcd.pki is not None
+    """A user that can only read is enough; a mistake in the section dcs shows in the log, once."""
+    cluster = setup.cluster
+    secured = cluster.etcd.pki is not None
     how = "over TLS as a user" if secured else "without TLS and users"
-    for node in setup.cluster.nodes:
+    for node in cluster.nodes:
         said = _wait_for_rehearsal(f"{node.directory}/patroniglue.log")
         setup.report.check(f"{node.name}, {how}: the first line is \"{said}\"", "readable" in said)
-    since = setup.cluster.password_since
-    time.sleep(max(0.0, since + REHEARSALS_S - time.monotonic()))
-    said = _rehearsals(setup.cluster.password_log)
+    leader = cluster.leader()
+    for name, (keys, words) in (MISTAKES_WITH_TLS if secured else MISTAKES).items():
+        _, log = cluster.another_patroniglue(leader, name, **keys)
+        said = _wait_for_rehearsal(log)
+        setup.report.check(f"{name}: \"{said}\"", words in said)
+    time.sleep(max(0.0, cluster.password_since + REHEARSALS_S - time.monotonic()))
+    said = _rehearsals(cluster.password_log)
     if secured:
         setup.report.check(f"a wrong password: one line in two rehearsals, \"{said[0]}\"",
                            len(said) == 1 and "does not accept" in said[0], str(said))
