@@ -76,11 +76,11 @@ def foreign_cluster(setup):
           _frozen(setup, leader)):
         silent = time.time() + SILENT_AFTER_S
         time.sleep(FOREIGN_FREEZE_S)
-        thawed = time.time()
+        ended = time.time()
     for where, wanted, what in [(address, 503, "the other cluster's keys"),
                                 (leader.patroniglue, 200, "our keys")]:
         statuses = [one.status for one in polled.samples[where]
-                    if silent <= one.asked and one.answered < thawed]
+                    if silent <= one.asked and one.answered < ended]
         setup.report.check(f"with {what} {len(statuses)} answers of /primary were {wanted}",
                            set(statuses) == {wanted}, str(set(statuses)))
     setup.report.check("the log never says that answers rest on etcd",
@@ -106,7 +106,7 @@ def access(setup):
         setup.report.check(f"a wrong password: one line in two rehearsals, \"{said[0]}\"",
                            len(said) == 1 and "does not accept" in said[0], str(said))
     else:
-        setup.report.check("a password that etcd does not ask for does no harm",
+        setup.report.check("without users in etcd a password has no effect",
                            "readable" in said[0], str(said))
 
 
@@ -160,7 +160,7 @@ def etcd_stopped(setup):
 
 
 def switchover_while_frozen(setup):
-    """A switchover through etcd while the API is frozen: two nodes say 200 for 2 s at most."""
+    """A switchover through etcd while the API is frozen: two nodes say 200 for at most 2 s."""
     cluster = setup.cluster
     old = cluster.leader()
     new = cluster.others(old)[0]
