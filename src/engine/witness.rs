@@ -80,10 +80,11 @@ impl Engine {
         }
     }
 
-    /// A rehearsal, if it is due.
+    /// A rehearsal, if it is due. Before the node's first report there is nothing to ask for.
     pub(super) fn rehearse(&mut self, now: Now) {
         let Some(witness) = &mut self.witness else { return };
-        if now.time < witness.rehearsal_at || witness.reading.is_some() {
+        let is_due = now.time >= witness.rehearsal_at && witness.reading.is_none();
+        if !is_due || self.node.report().is_none() {
             return;
         }
         witness.rehearsal_at = now.time.plus_ms(REHEARSAL_MS);
@@ -170,7 +171,7 @@ impl Engine {
         if self.node.witness_subject().as_ref() != Ok(reading.read.subject()) {
             return; // Patroni has said something else since
         }
-        if let Some(distrust) = self.node.testify(&outcome) {
+        if let Some(distrust) = self.node.testify(&outcome, reading.is_rehearsal) {
             if let Outcome::Contradiction(why) = &outcome {
                 self.journal.witness_ended(&why.to_string());
             }

@@ -268,13 +268,17 @@ impl Node {
     }
 
     /// Learns the outcome of a read of the DCS that was about what Patroni said last.
-    pub fn testify(&mut self, outcome: &Outcome) -> Option<Distrust> {
+    /// `is_rehearsal`: Patroni answers, and its fresh answers count more.
+    pub fn testify(&mut self, outcome: &Outcome, is_rehearsal: bool) -> Option<Distrust> {
         match outcome {
             Outcome::Evidence(evidence) => self.evidence = Some(*evidence),
             Outcome::Nothing(_) => {}
             Outcome::Contradiction(_) => {
                 self.evidence = None;
-                return Some(Distrust::Leaders(LeaderRoutes::Any));
+                return Some(match is_rehearsal {
+                    true => Distrust::StaleLeaders,
+                    false => Distrust::Leaders(LeaderRoutes::Any),
+                });
             }
         }
         None

@@ -524,3 +524,45 @@ fn intervals_in_force_fulfil_patronis_rule() {
         assert!(lowered.loop_wait + 2 * lowered.retry_timeout <= ttl, "{ttl}");
     }
 }
+
+#[test]
+fn evidence_is_about_what_patroni_said_last() {
+    let member = r#""timeline": 2, "database_system_identifier": "77",
+        "patroni": {"name": "pg1", "scope": "main"}"#;
+    let evidence = Evidence {
+        standing: Standing::Leader,
+        until: Until::after_ms(now_at(10_000.0), 15_000),
+        lease: None,
+    };
+    let known = || {
+        let mut node = usual();
+        learn(&mut node, now_at(10_000.0), "/primary", 200, &body(9_999, member));
+        assert_eq!(node.testify(&Outcome::Evidence(evidence), false), None);
+        node
+    };
+    let holds = |node: &Node, seconds, path| node.evidence(now_at(seconds), route(path)).is_some();
+    let node = known();
+    assert!(holds(&node, 10_014.9, "/primary") && holds(&node, 10_014.9, "/replica"));
+    assert!(!holds(&node, 10_015.0, "/primary"), "it has its own end");
+    // the same once more, and something else
+    for (fields, holds_on) in [
+        (member.to_owned(), true),
+        (member.replace("2,", "3,"), false),
+        (format!(r#"{member}, "pause": true"#), false),
+        (format!(r#"{member}, "role": "replica""#), false),
+        (member.replace("pg1", "pg2"), false),
+    ] {
+        let mut node = known();
+        learn(&mut node, now_at(10_001.0), "/primary", 200, &body(9_999, &fields));
+        assert_eq!(holds(&node, 10_002.0, "/primary"), holds_on, "{fields}");
+    }
+    let mut node = known();
+    let contradiction = Outcome::Contradiction(Why::Paused);
+    let ended = node.testify(&contradiction, false);
+    assert_eq!(ended, Some(Distrust::Leaders(LeaderRoutes::Any)));
+    assert!(!holds(&node, 10_002.0, "/primary"));
+    assert_eq!(known().testify(&contradiction, true), Some(Distrust::StaleLeaders));
+    let mut node = known();
+    assert_eq!(node.testify(&Outcome::Nothing(Why::OtherLease), false), None);
+    assert!(holds(&node, 10_002.0, "/primary"), "a failed read says nothing");
+}

@@ -361,8 +361,11 @@ impl World {
         }
         self.pass(60_000)?;
         let left = self.counts();
+        // the next rehearsal of the witness
+        let timers = usize::from(self.settings.dcs.is_some()).min(left.timers);
         let nothing = Counts {
             entries: ROUTES.len(),
+            timers,
             stale_inputs: self.stale_expected,
             ..Counts::default()
         };
