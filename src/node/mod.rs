@@ -215,13 +215,12 @@ impl Node {
         self.intervals.begin_fetch(now)
     }
 
-    /// The fetch of Patroni's intervals has ended, with this answer if there was one. Another
-    /// address than that of the last report may be another node's.
+    /// The fetch of Patroni's intervals has ended, with this answer if there was one. `/config` does
+    /// not say whose it is: at another address than the last report's it may be another cluster's,
+    /// with a longer `ttl`.
     pub fn learn_intervals(&mut self, now: Now, answer: Option<&Answer>) -> Option<Distrust> {
-        let address = self.identity.as_ref().map(|(_, address)| *address);
         let intervals = answer
-            .filter(|answer| answer.status == 200)
-            .filter(|answer| address.is_none_or(|address| address == answer.address))
+            .filter(|answer| answer.status == 200 && self.is_of_the_node(answer))
             .and_then(|answer| Intervals::from_json(&answer.body));
         self.intervals.fetch_ended(now.time, intervals.is_some());
         let changed = self.intervals.learn(now, intervals?);
@@ -347,6 +346,11 @@ impl Node {
             self.other = Some(difference.clone());
         }
         Identified::Other { difference, is_news }
+    }
+
+    /// Whether an answer comes from the address of the node's last report.
+    fn is_of_the_node(&self, answer: &Answer) -> bool {
+        self.identity.as_ref().is_none_or(|(_, address)| *address == answer.address)
     }
 
     /// Whether the last report was asked for later: the later question is the newer truth.

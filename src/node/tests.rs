@@ -456,6 +456,24 @@ fn another_node_at_another_address_is_not_believed() {
 }
 
 #[test]
+fn intervals_of_another_address_are_not_learned() {
+    let mut node = usual();
+    let now = now_at(10_000.0);
+    let mut learn = |address, ttl: u64| {
+        let body = format!(r#"{{"ttl": {ttl}, "loop_wait": 10, "retry_timeout": 10}}"#);
+        let answer = Answer { address: AddressId(address), ..answer(now.time, 200, &body) };
+        node.learn_intervals(now, Some(&answer));
+        node.intervals.last().map(|intervals| intervals.ttl)
+    };
+    assert_eq!(learn(1, 40), Some(30));
+    assert_eq!(learn(0, 40), Some(40));
+    node.forget_identity();
+    let answer = Answer { address: AddressId(1), ..answer(now.time, 200, "{}") };
+    node.learn_intervals(now, Some(&answer));
+    assert_eq!(node.intervals.last(), Some(Intervals::default()));
+}
+
+#[test]
 fn a_changing_node_is_in_transition_for_a_while() {
     let mut node = usual();
     let mut until = |seconds: f64, fields: &str| {
