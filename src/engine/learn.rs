@@ -23,7 +23,7 @@ impl Engine {
     /// The fetch of an entry brought an answer, before its `deadline`.
     pub(super) fn learn(&mut self, now: Now, entry: EntryId, answer: Answer, deadline: Time) {
         self.journal.answered(self.cache.target(entry));
-        if self.observe_clock(now) {
+        if self.has_jumped(now) {
             self.queue_fetch(now, Purpose::Entry(entry), deadline); // it was asked for before
             return;
         }
@@ -106,13 +106,20 @@ impl Engine {
         }
     }
 
-    /// Looks at the clocks. Returns whether the wall clock jumped: then all answers are forgotten.
-    pub(super) fn observe_clock(&mut self, now: Now) -> bool {
+    /// Looks at the clocks: after a jump of the wall clock all answers are forgotten.
+    pub(super) fn observe_clock(&mut self, now: Now) {
+        if self.has_jumped(now) {
+            self.dispatch(now);
+        }
+    }
+
+    /// Whether the wall clock jumped. Leaves the dispatch of restarted fetches to the caller, which
+    /// may have one more to queue: the order of their classes is over all of them.
+    fn has_jumped(&mut self, now: Now) -> bool {
         let distrust = self.node.observe_clock(now);
         if let Some(distrust) = distrust {
             self.journal.clock_jumped();
             self.distrust(now, distrust);
-            self.dispatch(now);
         }
         distrust.is_some()
     }
