@@ -75,8 +75,8 @@ struct Entry {
 struct Failing {
     rendered: Rendered,
     retry_at: Time,
-    /// Whether Patroni was silent.
-    silent: bool,
+    /// What that says of Patroni.
+    silence: Silence,
 }
 
 /// A fetch is queued or in flight, and these clients wait for it.
@@ -232,7 +232,7 @@ impl Cache {
     /// What an entry's wait says of Patroni.
     pub fn silence(&self, now: Time, id: EntryId) -> Silence {
         match &self.entries[id.0] {
-            Entry { failure: Some(failing), .. } if failing.silent => Silence::Certain,
+            Entry { failure: Some(failing), .. } => failing.silence,
             Entry { failure: None, fetch: Some(fetch), .. }
                 if now.ms_since(fetch.begun_at) >= PATIENCE_MS =>
             {
@@ -321,14 +321,24 @@ impl Cache {
         entry.fetch.take().expect("it was being fetched").waiters
     }
 
-    /// The entry's fetch failed; `answer` says so. Returns the waiters. If Patroni is to blame and
+    /// The entry's fetch failed; `answer` says so. `was_asked`: not only queued. Returns the waiters. If Patroni is to blame and
     /// not only silent, what it said before is forgotten.
-    pub fn fail(&mut self, id: EntryId, answer: Answer, culprit: Culprit) -> Vec<ConnId> {
+    pub fn fail(
+        &mut self,
+        id: EntryId,
+        answer: Answer,
+        culprit: Culprit,
+        was_asked: bool,
+    ) -> Vec<ConnId> {
         let retry_ms = self.settings.ttl_ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX);
         let entry = &mut self.entries[id.0];
         let retry_at = answer.asked_at.plus_ms(retry_ms);
-        let silent = culprit == Culprit::Silent;
-        entry.failure = Some(Failing { rendered: Rendered::new(answer), retry_at, silent });
+        let silence = match (culprit, was_asked) {
+            (Culprit::Silent, true) => Silence::Certain,
+            (Culprit::Silent, false) => Silence::IfUpstreamIsSilent,
+            _ => Silence::None,
+        };
+        entry.failure = Some(Failing { rendered: Rendered::new(answer), retry_at, silence });
         if matches!(culprit, Culprit::Gone | Culprit::Broken) {
             entry.answer = None;
         }
@@ -510,7 +520,8 @@ impl Cache {
 pub enum Silence {
     /// Patroni let the last fetch time out.
     Certain,
-    /// The present fetch has lasted for [`PATIENCE_MS`], queueing included.
+    /// The present fetch has lasted for [`PATIENCE_MS`], queueing included, or the last one was
+    /// given up in the queue.
     IfUpstreamIsSilent,
     /// Nothing.
     None,
@@ -650,14 +661,14 @@ mod tests {
         let id = find(&mut cache, "/primary").expect("a place");
         assert_eq!(cache.lookup(now(0), id), Lookup::Absent);
         cache.begin(at(0), id);
-        cache.fail(id, answer(0), Culprit::Silent);
+        cache.fail(id, answer(0), Culprit::Silent, true);
         assert_eq!(cache.lookup(now(900), id), Lookup::Failing);
         assert_eq!(cache.retry(at(999), id), Retry::Later(at(1_000)));
         assert_eq!(cache.retry(at(1_000), id), Retry::Fetch);
         cache.begin(at(0), id);
         assert_eq!(cache.lookup(now(2_500), id), Lookup::Failing);
         assert_eq!(cache.retry(at(2_500), id), Retry::Forgotten);
-        cache.fail(id, answer(1_000), Culprit::Silent);
+        cache.fail(id, answer(1_000), Culprit::Silent, true);
         assert_eq!(cache.retry(at(12_500), id), Retry::Fetch);
         assert_eq!(cache.retry(at(12_501), id), Retry::Forgotten);
         assert_eq!(cache.lookup(now(12_502), id), Lookup::Absent);
@@ -669,7 +680,7 @@ mod tests {
         let id = fetched(&mut cache, "/primary", 5);
         assert_eq!(cache.lookup(now(5), id), Lookup::Absent);
         cache.begin(at(0), id);
-        cache.fail(id, answer(5), Culprit::Silent);
+        cache.fail(id, answer(5), Culprit::Silent, true);
         assert_eq!(cache.retry(at(5), id), Retry::Later(at(5 + RETRY_MS_MIN)));
     }
 

@@ -41,7 +41,8 @@ struct Waiting {
 struct InFlight {
     id: ConnId,
     class: Class,
-    begun_at: Time,
+    /// When its silence is the upstream's: after [`PATIENCE_MS`], or at its deadline.
+    silent_at: Time,
 }
 
 /// In which order fetches begin.
@@ -91,8 +92,9 @@ impl Fetches {
             }
         }
         let waiting = self.queue.remove(best?.1)?;
-        let Waiting { id, class, .. } = waiting;
-        self.in_flight.push(InFlight { id, class, begun_at: now });
+        let Waiting { id, class, deadline, .. } = waiting;
+        let silent_at = now.plus_ms(PATIENCE_MS).min(deadline);
+        self.in_flight.push(InFlight { id, class, silent_at });
         Some(id)
     }
 
@@ -135,13 +137,12 @@ impl Fetches {
     }
 
     /// When the upstream counts as silent: once a fetch has timed out and none was answered since,
-    /// or the oldest in flight has been so for [`PATIENCE_MS`].
+    /// or one in flight has been so for [`PATIENCE_MS`] or up to its deadline.
     fn silent_at(&self) -> Option<Time> {
         if self.timed_out {
             return Some(Time::ZERO);
         }
-        let begun_at = self.in_flight.iter().map(|fetch| fetch.begun_at).min();
-        begun_at.map(|begun_at| begun_at.plus_ms(PATIENCE_MS))
+        self.in_flight.iter().map(|fetch| fetch.silent_at).min()
     }
 
     fn is_silent(&self, now: Time) -> bool {
@@ -242,11 +243,11 @@ impl Engine {
         if self.fetches.waits_for_others(id) {
             outcome = Err(Failure::NoRoom);
         }
-        self.remove_fetch(now, id, Some(&outcome));
+        let was_asked = self.remove_fetch(now, id, Some(&outcome));
         match (fetch.purpose(), outcome) {
             (Purpose::Entry(entry), Ok(answer)) => self.learn(now, entry, answer, fetch.deadline()),
             (Purpose::Entry(entry), Err(failure)) => {
-                self.learn_failure(now, entry, fetch.asked_at(), failure);
+                self.learn_failure(now, entry, fetch.asked_at(), failure, was_asked);
             }
             (Purpose::Intervals | Purpose::Dcs, outcome) => self.learn_intervals(now, outcome),
         }
@@ -254,10 +255,15 @@ impl Engine {
     }
 
     /// Takes a fetch out of the queue, or closes its connection. `outcome`: `None` if it is not
-    /// awaited any longer.
-    fn remove_fetch(&mut self, now: Now, id: ConnId, outcome: Option<&Result<Answer, Failure>>) {
+    /// awaited any longer. Returns whether it had a connection.
+    fn remove_fetch(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        outcome: Option<&Result<Answer, Failure>>,
+    ) -> bool {
         if !self.fetches.remove(id) {
-            return;
+            return false;
         }
         if let Some(outcome) = outcome {
             self.fetches.ended(now.time, outcome);
@@ -266,6 +272,7 @@ impl Engine {
         let seen = !matches!(outcome, Some(Err(failure)) if failure.is_before_request());
         self.node.fetch_ended(now, id, answered, seen);
         self.actions.push_back(Action::Close(id));
+        true
     }
 
     /// Begins these fetches again, in the time they have left. Their waiters go on waiting.

@@ -69,20 +69,21 @@ impl Engine {
         }
     }
 
-    /// The fetch of an entry failed.
+    /// The fetch of an entry failed. `was_asked`: it had a connection, and was not only queued.
     pub(super) fn learn_failure(
         &mut self,
         now: Now,
         entry: EntryId,
         asked_at: Time,
         failure: Failure,
+        was_asked: bool,
     ) {
         self.journal.failed(now.time, self.cache.target(entry), failure);
         if let Some(distrust) = self.node.learn_failure(now, failure) {
             self.distrust(now, distrust);
         }
         let answer = unavailable(&failure.to_string(), asked_at);
-        let waiters = self.cache.fail(entry, answer, failure.culprit());
+        let waiters = self.cache.fail(entry, answer, failure.culprit(), was_asked);
         // with a timeout shorter than PATIENCE_MS
         let is_stale = failure.culprit() == Culprit::Silent && self.serves_stale(now, entry);
         let cache_status = if is_stale { CacheStatus::Stale } else { CacheStatus::Failed };
