@@ -183,9 +183,8 @@ impl Memory {
     /// has been answered, and differs; or another answer has ended it.
     fn is_overtaken(&self, brought: &Brought) -> bool {
         let differs = |(previous, asked_ms): &(Node, u64)| {
-            let contradicts =
-                |node: &Node| is_renamed(previous, node) || contradict(previous, node);
-            brought.asked_ms < *asked_ms && brought.said.node.as_ref().is_some_and(contradicts)
+            let differs = |node: &Node| is_renamed(previous, node) || contradict(previous, node);
+            brought.asked_ms < *asked_ms && brought.said.node.as_ref().is_some_and(differs)
         };
         self.previous.as_ref().is_some_and(differs) || self.is_leader_ended(brought)
     }
@@ -236,6 +235,9 @@ impl Memory {
         brought.said.node = None;
         let known = self.targets.entry(target).or_default();
         known.latest = Some(brought);
+        if known != name && self.is_overtaken(brought) {
+            return false; // the previous name counts until a later question is answered
+        }
         known.failed = None;
         is_news
     }
