@@ -76,6 +76,8 @@ pub struct Brought {
 
 #[derive(Clone, Copy, Debug)]
 pub struct Failed {
+    /// Whether it is of another node than the first, and so never stale.
+    pub is_anothers: bool,
     pub why: Failure,
     /// When Patroni was asked.
     pub asked_ms: u64,
@@ -267,6 +269,7 @@ impl Memory {
         } else if previous.state != node.state {
             self.changed_ms = Some(ms);
         }
+        brought.is_anothers = true;
         if !contradicts {
             // an answer without a timeline does not mean that the node has none
             node.timeline = node.timeline.or(previous.timeline);
@@ -424,6 +427,7 @@ impl Memory {
                 return Err("promise 2: the lease's bound passed while it was fetched".into());
             }
             let at_once = brought.done.ms == given.clock.ms;
+            && !brought.is_anothers
             return if at_once { Ok(()) } else { Err("a waiting client was answered late".into()) };
         }
         let in_transition =
@@ -508,6 +512,9 @@ fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
         return Ok(());
     }
     Err(format!(
+        if brought.is_anothers {
+            return Err("promise 3: stale, although another node said it".into());
+        }
         "not Patroni's last answer: {} {:?} instead of {} {:?}",
         answer.status,
         String::from_utf8_lossy(&answer.body),

@@ -527,6 +527,7 @@ impl World {
                     said,
                     asked_ms: fetch.connect_ms,
                     asked_unix_ms: fetch.connect_unix_ms,
+                    is_anothers: false,
                     asked_step: fetch.connect_step,
                     done: self.clock(),
                     done_step: step,
