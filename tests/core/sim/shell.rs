@@ -654,7 +654,9 @@ impl World {
             };
         }
         let (now_ms, settings) = (self.now_ms, &self.settings);
-        let slow = self.is_silent(now_ms.saturating_sub(PATIENCE_MS));
+        // of two fetches whose time ends in one tick, either may be given up first
+        let silent_ms = PATIENCE_MS.min(settings.timeout_ms);
+        let slow = self.is_silent(now_ms.saturating_sub(silent_ms));
         let recent_ms = settings.timeout_ms + 1_100;
         // during shutdown nothing is fetched again, and failures age
         let full = self.open_fetches.len() == settings.fetches_max || self.shutdown_ms.is_some();
