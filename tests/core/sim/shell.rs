@@ -435,14 +435,8 @@ impl World {
         // a fetch that is begun again is queued again
         let again_ms = self.memory.restarted.map(|(_, ms)| ms).max(self.moved_ms);
         let since_ms = again_ms.unwrap_or(0).max(*since_ms);
-        let waits = |at: &usize| {
-            let client = &self.clients[*at];
-            let message = client.script.get(client.answered);
-            let of = |other: &Expected| matches!(other, Expected::Patroni(of) if of == target);
-            client.asked.filter(|_| message.is_some_and(|message| of(&message.expected)))
-        };
-        let asked_ms = self.open_clients.iter().filter_map(waits).map(|(ms, _)| ms).min();
-        let late = asked_ms.is_some_and(|ms| ms > since_ms + PARAMETER_WAIT_MS);
+        // by the time of its begin: the clients that wait for it now may have asked since
+        let late = fetch.connect_ms > since_ms + PARAMETER_WAIT_MS;
         if late && !target.contains('?') {
             return Err(format!("promise 7: {target} is fetched before {starved}"));
         }
