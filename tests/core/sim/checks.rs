@@ -44,6 +44,10 @@ pub struct Memory {
     moving_ms: Option<u64>,
     /// The last step at which an answer of any route showed a node without a lease.
     lapsed_step: u64,
+    /// Whether the last report may not have been learned.
+    is_unsure: bool,
+    /// When and at which step it was last not known what the previous report was.
+    unsure: Option<(u64, u64)>,
 }
 
 #[derive(Default)]
@@ -72,12 +76,12 @@ pub struct Brought {
     pub intervals: Option<Intervals>,
     /// The shortest `ttl` that may have been in force then.
     pub ttl_ms: u64,
+    /// Whether it is of another node than the first, and so never stale.
+    pub is_anothers: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct Failed {
-    /// Whether it is of another node than the first, and so never stale.
-    pub is_anothers: bool,
     pub why: Failure,
     /// When Patroni was asked.
     pub asked_ms: u64,
@@ -119,6 +123,8 @@ impl Memory {
             changed_ms: None,
             moving_ms: None,
             lapsed_step: 0,
+            is_unsure: false,
+            unsure: None,
         }
     }
 
@@ -147,6 +153,7 @@ impl Memory {
         let current_ms = ttl_ms(brought.intervals);
         let both = known.and(previous).map_or(current_ms, |(previous, _)| current_ms.min(previous));
         brought.ttl_ms = both;
+        self.doubt(&brought);
         if let Some(name) = brought.said.node.as_ref().and_then(|node| node.name)
             && self.is_of_another_node(name, &brought)
         {
@@ -181,6 +188,30 @@ impl Memory {
         contradicts
     }
 
+    /// An answer that comes together with a jump of the wall clock is fetched again, and what it
+    /// reports is not learned. The size of a jump is the engine's to judge, so that after an answer
+    /// during which the clock moved the previous report is not known: the next answer may
+    /// contradict it or not.
+    fn doubt(&mut self, brought: &Brought) {
+        let Some(node) = &brought.said.node else { return };
+        let (ms, step) = (brought.done.ms, brought.done_step);
+        if brought.moved {
+            let previous = self.previous.as_ref().map(|(previous, _)| previous);
+            let of = |node: &Node| (node.state, node.role, node.timeline, node.name);
+            self.is_unsure |= self.is_other || previous.is_none_or(|it| of(it) != of(node));
+        }
+        if self.is_unsure {
+            self.unsure = Some((ms, step));
+            self.restarted = Some((step, ms));
+        }
+        self.is_unsure &= brought.moved;
+    }
+
+    /// Whether the answers that were asked for up to here may have been ended by an answer.
+    pub fn may_be_ended(&self, brought: &Brought) -> bool {
+        self.unsure.is_some_and(|(_, step)| brought.asked_step <= step)
+    }
+
     /// Whether an answer is not given out, because it may no longer be true: the later question
     /// has been answered, and differs; or another answer has ended it.
     fn is_overtaken(&self, brought: &Brought) -> bool {
@@ -202,7 +233,7 @@ impl Memory {
             return true;
         }
         if known != name && self.is_overtaken(brought) {
-            return false; // it is fetched again
+            return false; // the previous name counts until a later question is answered
         }
         self.identity = Some((name, address));
         let is_back = std::mem::replace(&mut self.is_other, false);
@@ -235,11 +266,9 @@ impl Memory {
             (brought.said.status, brought.said.body) = (503, body.into_bytes());
         }
         brought.said.node = None;
+        brought.is_anothers = true;
         let known = self.targets.entry(target).or_default();
         known.latest = Some(brought);
-        if known != name && self.is_overtaken(brought) {
-            return false; // the previous name counts until a later question is answered
-        }
         known.failed = None;
         is_news
     }
@@ -269,7 +298,6 @@ impl Memory {
         } else if previous.state != node.state {
             self.changed_ms = Some(ms);
         }
-        brought.is_anothers = true;
         if !contradicts {
             // an answer without a timeline does not mean that the node has none
             node.timeline = node.timeline.or(previous.timeline);
@@ -313,6 +341,9 @@ impl Memory {
 
     /// Whether the node is in transition. `surely`: by the narrowest reading of promise 9.
     pub fn is_in_transition(&self, ms: u64, surely: bool) -> bool {
+        if self.unsure.is_some_and(|(unsure_ms, _)| ms < unsure_ms + TRANSITION_MS_MAX) {
+            return !surely;
+        }
         let slack_ms = if surely { 0 } else { 1_000 };
         let within = |since_ms: Option<u64>, most_ms: u64| {
             since_ms.is_some_and(|since_ms| ms < since_ms + most_ms + slack_ms)
@@ -391,11 +422,11 @@ impl Memory {
             && moved_ms.is_none_or(|ms| brought.asked_ms > ms)
             && !target.contains('?')
             && brought.said.status == 200
-            // an answer of another node, whose report does not count, is never stale
-            && brought.said.node.is_some()
+            && !brought.is_anothers
             && (is_replica_family(target) || is_health(target))
             && self.stale_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms)
             && brought.asked_step > self.contradicted_step
+            && !self.may_be_ended(brought)
             && self.targets.get(target).is_none_or(|known| known.broken_step < brought.done_step);
         let until = brought.asked_ms + settings.cache.ttl_ms + settings.cache.grace_ms;
         may.then_some(until)
@@ -427,7 +458,6 @@ impl Memory {
                 return Err("promise 2: the lease's bound passed while it was fetched".into());
             }
             let at_once = brought.done.ms == given.clock.ms;
-            && !brought.is_anothers
             return if at_once { Ok(()) } else { Err("a waiting client was answered late".into()) };
         }
         let in_transition =
@@ -477,6 +507,9 @@ impl Memory {
         if !may || brought.said.status != 200 {
             return Err("promise 3: stale, although this target is never served stale".into());
         }
+        if brought.is_anothers {
+            return Err("promise 3: stale, although another node said it".into());
+        }
         if self.stale_forbidden_ms.is_some_and(|ms| brought.asked_ms <= ms) {
             return Err("promise 3: stale, although Patroni was gone since".into());
         }
@@ -512,9 +545,6 @@ fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
         return Ok(());
     }
     Err(format!(
-        if brought.is_anothers {
-            return Err("promise 3: stale, although another node said it".into());
-        }
         "not Patroni's last answer: {} {:?} instead of {} {:?}",
         answer.status,
         String::from_utf8_lossy(&answer.body),

@@ -404,7 +404,7 @@ impl World {
                 !moved && (since || brought.done_step == contradicted_step)
             }
         };
-        if young && lives {
+        if young && lives && !self.memory.may_be_ended(brought) {
             return Err(format!("promise 1: {target} was fetched again too soon"));
         }
         Ok(())
@@ -521,13 +521,13 @@ impl World {
                     said,
                     asked_ms: fetch.connect_ms,
                     asked_unix_ms: fetch.connect_unix_ms,
-                    is_anothers: false,
                     asked_step: fetch.connect_step,
                     done: self.clock(),
                     done_step: step,
                     moved: self.moved_ms.is_some_and(|ms| ms >= fetch.connect_ms),
                     intervals: None,
                     ttl_ms: 0,
+                    is_anothers: false,
                 };
                 let contradicts = self.memory.fetched(brought);
                 self.trace(|| {
