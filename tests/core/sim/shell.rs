@@ -167,6 +167,9 @@ impl World {
             }
             self.actions.push_back((action, cause, self.step));
         }
+        if !cfg!(debug_assertions) {
+            self.engine.check_invariants(); // debug builds do it by themselves
+        }
         if self.acting_step.is_some() {
             return Ok(());
         }
