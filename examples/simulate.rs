@@ -1,7 +1,7 @@
 //! Runs seeds of the simulator until one fails, or replays one with a log of its events.
 //!
-//! `cargo run --release --example simulate -- -seeds 100000 [-from N]`, or `-- -seed N`. With `-all`
-//! it goes on after a failure, and prints a line for each seed that fails.
+//! `cargo run --release --example simulate -- -seeds 100000 [-from N]`, or `-- -seed N`. With
+//! `-all` it goes on after a failure, and prints a line for each seed that fails.
 
 #[path = "../tests/core/sim/mod.rs"]
 mod sim;

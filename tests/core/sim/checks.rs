@@ -31,8 +31,8 @@ pub struct Memory {
     /// The node's last report, and when Patroni was asked for it.
     previous: Option<(Node, u64)>,
     pub contradicted_step: u64,
-    /// When and at which step an answer last ended the 200s of leader routes: of all of them, of `/primary` and its
-    /// other spellings, of the standby leader's.
+    /// When and at which step an answer last ended the 200s of leader routes: of all of them, of
+    /// `/primary` and its other spellings, of the standby leader's.
     leaders_ended: [Option<(u64, u64)>; 3],
     /// The last step at which fetches in flight may have been begun again, and its time.
     pub restarted: Option<(u64, u64)>,
@@ -586,7 +586,7 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
         clock.unix_ms >= until_unix_ms || clock.ms >= brought.done.ms + left_ms
     };
     let ttl_ms = brought.ttl_ms;
-    // for 1 s the node's own word that it leads is served, whatever moved dcs_last_seen
+    // for 1 s the node's own word that it leads is served, even if our request moved dcs_last_seen
     let aged = age_ms >= 1_000;
     let seen = seen.filter(|seen| seen * 1_000 <= brought.done.unix_ms);
     match seen {

@@ -135,7 +135,7 @@ pub struct Patroni {
     failsafe: bool,
     /// Until when the other members promote no node, because the leader has asked them not to.
     failsafe_until_ms: u64,
-    /// ZooKeeper ends a session after 40 s, whatever `ttl` says.
+    /// ZooKeeper ends a session after 40 s, also under a longer `ttl`.
     zookeeper: bool,
     /// PostgreSQL answers no query.
     unknown: bool,
@@ -259,21 +259,10 @@ impl Patroni {
                 let some = [0; 3].map(|_: u8| random.chance(400));
                 self.flags = if self.flags == none { some } else { none };
             }
-            Happening::Retime => {
-                let previous = std::mem::replace(&mut self.intervals, random.pick(&TIMINGS));
-                if self.intervals.promises_less(previous) {
-                    self.lowered_ms = Some(clock.ms);
-                } else if faults.about_the_lease && random.chance(500) {
-                    self.freeze_the_wait(clock, random);
-                }
-            }
+            Happening::Retime => self.retime(clock, random, faults),
             Happening::Down(down) => self.down = down,
             Happening::Dcs(away) => self.dcs_away = away,
-            Happening::Disagree => {
-                let routes = ["/leader", "/leader", "/primary", "/", "/read-write"];
-                let none = self.disagreeing.is_none();
-                self.disagreeing = none.then(|| random.pick(&routes));
-            }
+            Happening::Disagree => self.disagree(random),
             Happening::Rename => self.name = self.name.map(|_| random.pick(&["pg1", "pg2", "pg3"])),
             Happening::Clock(ms) => self.ahead_ms += ms,
             Happening::Sleep(ms) => {
@@ -282,6 +271,21 @@ impl Patroni {
                 self.later(clock, 0, Happening::LeaseEnd);
             }
         }
+    }
+
+    fn retime(&mut self, clock: Clock, random: &mut Random, faults: &Faults) {
+        let previous = std::mem::replace(&mut self.intervals, random.pick(&TIMINGS));
+        if self.intervals.promises_less(previous) {
+            self.lowered_ms = Some(clock.ms);
+        } else if faults.about_the_lease && random.chance(500) {
+            self.freeze_the_wait(clock, random);
+        }
+    }
+
+    fn disagree(&mut self, random: &mut Random) {
+        let routes = ["/leader", "/leader", "/primary", "/", "/read-write"];
+        let none = self.disagreeing.is_none();
+        self.disagreeing = none.then(|| random.pick(&routes));
     }
 
     /// Ends all faults of the cluster.

@@ -162,7 +162,7 @@ pub struct Fetch {
     pub connect_step: u64,
     /// How many fetches were open then, with this one.
     pub open_then: usize,
-    /// The target with parameters whose client waited longest then, without a fetch, and since when.
+    /// The target with parameters whose client waited longest then without a fetch, and since when.
     pub starved: Option<(String, u64)>,
     /// Whether a client waited then for an answer that does not need the DCS, without a fetch.
     pub others_waited: bool,
