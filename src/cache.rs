@@ -321,8 +321,9 @@ impl Cache {
         entry.fetch.take().expect("it was being fetched").waiters
     }
 
-    /// The entry's fetch failed; `answer` says so. `was_asked`: not only queued. Returns the waiters. If Patroni is to blame and
-    /// not only silent, what it said before is forgotten.
+    /// The entry's fetch failed; `answer` says so. `was_asked`: the fetch was not only queued.
+    /// Returns the waiters. If Patroni is to blame and not only silent, what it said before is
+    /// forgotten.
     pub fn fail(
         &mut self,
         id: EntryId,

@@ -329,8 +329,8 @@ impl Engine {
         }
     }
 
-    /// A client waits for the entry: its patience ends [`PATIENCE_MS`] after the fetch began, or once
-    /// the upstream counts as silent.
+    /// A client waits for the entry: its patience ends [`PATIENCE_MS`] after the fetch began, or
+    /// once the upstream counts as silent.
     pub(super) fn wait(&mut self, now: Now, entry: EntryId, id: ConnId) {
         self.cache.wait(entry, id);
         self.time_patience(now, entry);

@@ -215,9 +215,9 @@ impl Node {
         self.intervals.begin_fetch(now)
     }
 
-    /// The fetch of Patroni's intervals has ended, with this answer if there was one. `/config` does
-    /// not say whose it is: at another address than the last report's it may be another cluster's,
-    /// with a longer `ttl`.
+    /// The fetch of Patroni's intervals has ended, with this answer if there was one. `/config`
+    /// does not say whose it is: at another address than the last report's it may be another
+    /// cluster's, with a longer `ttl`.
     pub fn learn_intervals(&mut self, now: Now, answer: Option<&Answer>) -> Option<Distrust> {
         let intervals = answer
             .filter(|answer| answer.status == 200 && self.is_of_the_node(answer))
