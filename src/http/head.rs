@@ -242,7 +242,9 @@ impl<'a> RequestFields<'a> {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is("host") {
             // RFC 9112, section 3.2: an invalid Host is refused; an empty one is valid
-            host_and_port(header.value).ok_or(BadRequest::Malformed)?;
+            if !is_name_and_port(header.value) {
+                host_and_port(header.value).ok_or(BadRequest::Malformed)?;
+            }
             self.hosts += 1;
         } else if is("connection") {
             self.close |= has_token(header.value, "close");
@@ -364,6 +366,16 @@ fn target_path(method: Method, target: &str) -> Result<&str, BadRequest> {
     Ok(if path.starts_with('/') { path } else { "/" })
 }
 
+/// Whether the value is a name or an IPv4 address, with or without a port, as in most requests.
+/// Anything else needs [`host_and_port`], which costs more per request.
+fn is_name_and_port(value: &[u8]) -> bool {
+    let mut bytes = value.iter();
+    match bytes.find(|byte| !NAME_BYTES[usize::from(**byte)]) {
+        Some(b':') => bytes.all(u8::is_ascii_digit),
+        end => end.is_none(),
+    }
+}
+
 /// Host and port of an authority (RFC 3986, section 3.2); both may be empty. Userinfo is an error:
 /// it makes one host look like another (RFC 9110, section 4.2.4).
 fn host_and_port(value: &[u8]) -> Option<(&str, &str)> {
@@ -401,10 +413,25 @@ fn is_ip_literal(literal: &str) -> bool {
     is_version && !address.is_empty() && address.bytes().all(is_address)
 }
 
-/// `unreserved` and `sub-delims` of RFC 3986, section 2.
 fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
+    NAME_BYTES[usize::from(byte)]
 }
+
+/// `unreserved` and `sub-delims` of RFC 3986, section 2.
+static NAME_BYTES: [bool; 256] = {
+    let (mut table, others) = ([false; 256], b"-._~!$&'()*+,;=");
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut place = 0;
+    while place < others.len() {
+        table[others[place] as usize] = true;
+        place += 1;
+    }
+    table
+};
 
 /// Returns the protocol of a malformed head. Each pattern ends no later than the byte that
 /// httparse refuses, so the result does not depend on how the bytes are split.
