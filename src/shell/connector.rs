@@ -170,6 +170,11 @@ impl<D: Dial> Connector<D> {
         self.resolvers.iter_mut().for_each(|resolver| resolver.take_answers(now));
     }
 
+    /// Whether an attempt has not ended.
+    pub fn is_connecting(&self) -> bool {
+        !self.attempts.is_empty()
+    }
+
     /// Continues all attempts. Returns one that has ended; to be called until there is none.
     pub fn advance(&mut self, now: Time) -> Option<(ConnId, Outcome<D::Socket>)> {
         for place in 0..self.attempts.len() {

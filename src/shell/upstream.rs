@@ -70,6 +70,10 @@ impl Connectors {
         self.all().filter_map(|connector| connector.next_deadline()).min()
     }
 
+    fn are_connecting(&self) -> bool {
+        self.patroni.is_connecting() || self.dcs.as_ref().is_some_and(|dcs| dcs.is_connecting())
+    }
+
     fn of(&mut self, upstream: UpstreamId) -> Option<&mut Connector<Rc<Registry>>> {
         match upstream {
             UpstreamId::Patroni => Some(&mut self.patroni),
@@ -97,8 +101,11 @@ impl Daemon {
         if resolved {
             self.connectors.all().for_each(|connector| connector.take_addresses(now.time));
         }
-        self.advance(now, UpstreamId::Patroni);
-        self.advance(now, UpstreamId::Dcs);
+        // most turns only serve hits
+        if self.connectors.are_connecting() {
+            self.advance(now, UpstreamId::Patroni);
+            self.advance(now, UpstreamId::Dcs);
+        }
         self.perform_actions(now);
     }
 
