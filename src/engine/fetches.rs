@@ -41,7 +41,8 @@ struct Waiting {
 struct InFlight {
     id: ConnId,
     class: Class,
-    /// When its silence is the upstream's: after [`PATIENCE_MS`], or at its deadline.
+    /// When its silence is the upstream's: after [`PATIENCE_MS`], or a shorter timeout. Its
+    /// deadline may come sooner, because it has waited in the queue.
     silent_at: Time,
 }
 
@@ -92,8 +93,8 @@ impl Fetches {
             }
         }
         let waiting = self.queue.remove(best?.1)?;
-        let Waiting { id, class, deadline, .. } = waiting;
-        let silent_at = now.plus_ms(PATIENCE_MS).min(deadline);
+        let Waiting { id, class, queued_at, deadline } = waiting;
+        let silent_at = now.plus_ms(PATIENCE_MS.min(deadline.ms_since(queued_at)));
         self.in_flight.push(InFlight { id, class, silent_at });
         Some(id)
     }
@@ -137,7 +138,7 @@ impl Fetches {
     }
 
     /// When the upstream counts as silent: once a fetch has timed out and none was answered since,
-    /// or one in flight has been so for [`PATIENCE_MS`] or up to its deadline.
+    /// or one in flight has been so for [`PATIENCE_MS`] or a shorter timeout.
     fn silent_at(&self) -> Option<Time> {
         if self.timed_out {
             return Some(Time::ZERO);
