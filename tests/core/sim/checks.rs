@@ -26,6 +26,8 @@ pub struct Memory {
     previous_ttl: Option<(u64, u64)>,
     /// The name of the node whose answers these are, and whether another address gave the last.
     identity: Option<(&'static str, bool)>,
+    /// Whether an answer told it that did not come during a jump of the clock.
+    is_identity_sure: bool,
     /// Whether another node answers.
     is_other: bool,
     /// The node's last report, and when Patroni was asked for it.
@@ -114,6 +116,7 @@ impl Memory {
             intervals: None,
             previous_ttl: None,
             identity: None,
+            is_identity_sure: false,
             is_other: false,
             previous: None,
             contradicted_step: 0,
@@ -225,6 +228,7 @@ impl Memory {
     /// Whether another name comes from another address.
     fn is_of_another_node(&mut self, name: &'static str, brought: &Brought) -> bool {
         let address = brought.said.is_other;
+        self.is_identity_sure |= !brought.moved;
         let Some((known, known_address)) = self.identity else {
             self.identity = Some((name, address));
             return false;
@@ -309,7 +313,7 @@ impl Memory {
 
     /// Whether the name of the first node is known.
     pub fn knows_the_node(&self) -> bool {
-        self.identity.is_some()
+        self.is_identity_sure
     }
 
     /// A client that asks for a failing target may have to wait for a new fetch.
