@@ -333,7 +333,8 @@ impl Memory {
             _ => all.max(primary),
         };
         // the one that ends others may be a 200 itself, without a lease
-        ended.is_some_and(|(ms, step)| brought.asked_ms < ms && brought.done_step != step)
+        // within one millisecond the engine cannot tell which came first
+        ended.is_some_and(|(ms, step)| brought.asked_ms <= ms && brought.done_step != step)
     }
 
     /// Whether the last answer of this target is known to have been ended.
