@@ -67,6 +67,9 @@ struct Entry {
     wanted_at: Option<Time>,
     /// Whether clients asked more than once.
     wanted_again: bool,
+    /// Whether a timer will end the waiters' patience: at most one for each entry, whichever fetch
+    /// it was set for.
+    is_timed: bool,
 }
 
 /// The last fetch failed. Its 503 is served until the next fetch has ended, which begins at
@@ -84,8 +87,6 @@ struct Failing {
 struct Fetching {
     begun_at: Time,
     waiters: Vec<ConnId>,
-    /// Whether a timer will end the waiters' patience.
-    is_timed: bool,
 }
 
 /// What to do with a request.
@@ -172,7 +173,8 @@ impl Cache {
         let entry = Entry::new(route, target);
         let id = match self.unused.pop() {
             Some(id) => {
-                self.entries[id.0] = entry;
+                let is_timed = self.entries[id.0].is_timed; // by the previous target's timer
+                self.entries[id.0] = Entry { is_timed, ..entry };
                 id
             }
             None => {
@@ -271,7 +273,7 @@ impl Cache {
 
     /// A fetch of the entry begins.
     pub fn begin(&mut self, now: Time, id: EntryId) {
-        let fetching = Fetching { begun_at: now, waiters: Vec::new(), is_timed: false };
+        let fetching = Fetching { begun_at: now, waiters: Vec::new() };
         let previous = self.entries[id.0].fetch.replace(fetching);
         assert!(previous.is_none(), "one fetch per entry");
     }
@@ -292,19 +294,18 @@ impl Cache {
     /// If clients wait and no timer is set that ends their patience, one is to be set now: returns
     /// the earliest time for it.
     pub fn begin_patience(&mut self, id: EntryId) -> Option<Time> {
-        let fetch = self.entries[id.0].fetch.as_mut()?;
-        if fetch.is_timed || fetch.waiters.is_empty() {
+        let entry = &mut self.entries[id.0];
+        let fetch = entry.fetch.as_ref().filter(|fetch| !fetch.waiters.is_empty())?;
+        if entry.is_timed {
             return None;
         }
-        fetch.is_timed = true;
+        entry.is_timed = true;
         Some(fetch.begun_at.plus_ms(PATIENCE_MS))
     }
 
     /// That timer has fired.
     pub fn end_patience(&mut self, id: EntryId) {
-        if let Some(fetch) = &mut self.entries[id.0].fetch {
-            fetch.is_timed = false;
-        }
+        self.entries[id.0].is_timed = false;
     }
 
     /// Takes the waiters out, to be served the stale answer.
@@ -538,6 +539,7 @@ impl Entry {
             fetch: None,
             wanted_at: None,
             wanted_again: false,
+            is_timed: false,
         }
     }
 
@@ -654,6 +656,26 @@ mod tests {
         assert_eq!(cache.fill(id, answer(0), Validity::FRESH_ONLY), [waiter(1), waiter(2)]);
         assert_eq!(cache.lookup(now(999), id), Lookup::Fresh);
         assert_eq!(cache.lookup(now(1_000), id), Lookup::Absent);
+    }
+
+    #[test]
+    fn an_entry_has_one_timer_of_patience_whatever_is_fetched() {
+        let mut cache = Cache::new(CacheSettings { ttl_ms: 0, variants_max: 1, ..SETTINGS });
+        let wait = |cache: &mut Cache, now_ms: u64, target: &str| {
+            let id = find_at(cache, now_ms, target).expect("a place");
+            cache.begin(at(now_ms), id);
+            assert_eq!(cache.begin_patience(id), None, "no client waits");
+            cache.wait(id, waiter(1));
+            let patience = cache.begin_patience(id);
+            cache.fill(id, answer(now_ms), Validity::FRESH_ONLY);
+            (id, patience)
+        };
+        let (id, patience) = wait(&mut cache, 0, "/replica?lag=1");
+        assert_eq!(patience, Some(at(PATIENCE_MS)));
+        assert_eq!(wait(&mut cache, 100, "/replica?lag=1"), (id, None));
+        assert_eq!(wait(&mut cache, 1_000, "/replica?lag=2"), (id, None), "the place is the same");
+        cache.end_patience(id);
+        assert_eq!(wait(&mut cache, 1_100, "/replica?lag=2"), (id, Some(at(1_100 + PATIENCE_MS))));
     }
 
     #[test]
