@@ -10,6 +10,8 @@ pub struct DcsReads {
     reads: Vec<DcsRead>,
     /// The `dcs_last_seen` of the last answer.
     last_seen: Option<u64>,
+    /// The last one that moved while `unseen_since` was set: it stays our doing in every answer.
+    moved_unseen: Option<u64>,
     /// Until an answer that was asked for at or after this time: a `dcs_last_seen` that is first
     /// seen to move may be our doing. Its second does not tell: Patroni's clock may not be ours.
     unseen_since: Option<Time>,
@@ -100,11 +102,13 @@ impl DcsReads {
     pub fn learn_dcs_last_seen(&mut self, now: Now, asked_at: Time, seen: u64) -> bool {
         self.settle(now);
         let moved = self.last_seen.replace(seen).is_some_and(|last| last != seen);
-        let moved_unseen = moved && self.unseen_since.is_some();
+        if moved && self.unseen_since.is_some() {
+            self.moved_unseen = Some(seen);
+        }
         if self.unseen_since.is_some_and(|since| asked_at >= since) {
             self.unseen_since = None;
         }
-        moved_unseen || self.cover(seen)
+        self.moved_unseen == Some(seen) || self.cover(seen)
     }
 
     /// Whether one of them may have set this `dcs_last_seen`, by the seconds of our clock.

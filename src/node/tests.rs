@@ -257,6 +257,7 @@ fn a_move_first_seen_after_our_read_is_ours_whatever_its_second() {
          9998.0  |      | begins 1 |
          9998.1  |      | ends 1   |
          9999.0  | 9993 |          | 9998
+         9999.5  | 9993 |          | 9998
          10004.0 | 9999 |          | 10009",
     );
 }
