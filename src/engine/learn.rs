@@ -29,7 +29,8 @@ impl Engine {
         }
         let route = self.cache.route(entry);
         let (answer, validity) = match self.node.learn(now, route, &answer) {
-            Verdict::FetchAgain => {
+            Verdict::FetchAgain { distrust } => {
+                self.distrust_all(now, distrust);
                 self.queue_fetch(now, Purpose::Entry(entry), deadline);
                 return;
             }

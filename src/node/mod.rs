@@ -62,7 +62,10 @@ pub enum Verdict {
         notice: Option<Notice>,
     },
     /// What it says may no longer be true: it has to be fetched again.
-    FetchAgain,
+    FetchAgain {
+        /// Which answers in memory it ends.
+        distrust: Vec<Distrust>,
+    },
     /// Its HA loop hangs, and the fence is on.
     Fenced {
         /// Which answers in memory it ends.
@@ -152,7 +155,7 @@ impl Node {
                     distrust.push(Distrust::Everything);
                     notice = Some(Notice::Renamed);
                 }
-                Identified::Overtaken => return Verdict::FetchAgain,
+                Identified::Overtaken => return Verdict::FetchAgain { distrust },
                 Identified::Other { difference, is_news } => {
                     return Verdict::OtherNode { difference, is_news };
                 }
@@ -160,36 +163,29 @@ impl Node {
             if let Some((previous, _)) = &self.report {
                 report.complete_by(previous);
                 if report.contradicts(previous) && self.is_overtaken(answer) {
-                    return Verdict::FetchAgain;
+                    return Verdict::FetchAgain { distrust };
                 }
             }
         }
         notice = self.learn_times(now, answer, report.as_ref()).or(notice);
-        let validity = match self.rest(now, route, answer, report.as_ref()) {
-            Rest::Nothing => return Verdict::FetchAgain,
-            Rest::Fenced => None,
-            Rest::Lease(validity) => Some(validity),
-            Rest::Word(validity) => {
-                let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
-                notice = notice.or((!is_explained).then_some(Notice::LeaseBoundPassed));
-                Some(validity)
-            }
-        };
+        let rest = self.rest(now, route, answer, report.as_ref());
+        if let Rest::Word(_) = rest {
+            let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
+            notice = notice.or((!is_explained).then_some(Notice::LeaseBoundPassed));
+        }
         if let Some(report) = report {
-            self.learn_report(now, &report, &mut distrust);
-            let subject = self.evidence.and_then(|_| self.witness_subject().ok());
-            self.report = Some((report, answer.asked_at));
-            if subject != self.witness_subject().ok() {
-                self.evidence = None;
-            }
+            self.learn_report(now, report, answer.asked_at, &mut distrust);
         }
         if let Some(routes) = route.leader_routes().filter(|_| answer.status != 200) {
             self.denials.deny(routes, now.time);
             distrust.push(Distrust::Leaders(routes));
         }
-        match validity {
-            Some(validity) => Verdict::Serve { validity, distrust, notice },
-            None => Verdict::Fenced { distrust },
+        match rest {
+            Rest::Nothing => Verdict::FetchAgain { distrust },
+            Rest::Fenced => Verdict::Fenced { distrust },
+            Rest::Lease(validity) | Rest::Word(validity) => {
+                Verdict::Serve { validity, distrust, notice }
+            }
         }
     }
 
@@ -406,8 +402,14 @@ impl Node {
         self.lease.decide(now, &answer)
     }
 
-    /// What a report means for answers in memory.
-    fn learn_report(&mut self, now: Now, report: &NodeReport, distrust: &mut Vec<Distrust>) {
+    /// Learns a report, and what it means for answers in memory.
+    fn learn_report(
+        &mut self,
+        now: Now,
+        report: NodeReport,
+        asked_at: Time,
+        distrust: &mut Vec<Distrust>,
+    ) {
         let previous = self.report.as_ref().map(|(previous, _)| previous);
         if previous.is_none_or(|previous| previous.state != report.state) {
             self.changes.changed_at = Some(now.time);
@@ -419,12 +421,17 @@ impl Node {
         }
         let is_unlocked =
             |report: &NodeReport| report.cluster_unlocked && !report.failsafe_mode_is_active;
-        if is_unlocked(report) && !previous.is_some_and(is_unlocked) {
+        if is_unlocked(&report) && !previous.is_some_and(is_unlocked) {
             self.denials.deny(LeaderRoutes::Any, now.time);
             distrust.push(Distrust::Leaders(LeaderRoutes::Any));
         }
         if !report.is_under_lease() {
             distrust.push(Distrust::StaleLeaders);
+        }
+        let subject = self.evidence.and_then(|_| self.witness_subject().ok());
+        self.report = Some((report, asked_at));
+        if subject != self.witness_subject().ok() {
+            self.evidence = None;
         }
     }
 }
