@@ -167,7 +167,10 @@ impl Node {
                 }
             }
         }
-        notice = self.learn_times(now, answer, report.as_ref()).or(notice);
+        if let Some(skewed) = self.learn_times(now, answer, report.as_ref()) {
+            notice = Some(skewed);
+            distrust.push(Distrust::Leaders(LeaderRoutes::Any)); // judged by the same clock
+        }
         let rest = self.rest(now, route, answer, report.as_ref());
         if let Rest::Word(_) = rest {
             let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
