@@ -176,6 +176,7 @@ impl Node {
             let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
             notice = notice.or((!is_explained).then_some(Notice::LeaseBoundPassed));
         }
+        let report = report.or_else(|| self.unreadable_report(route));
         if let Some(report) = report {
             self.learn_report(now, report, answer.asked_at, &mut distrust);
         }
@@ -403,6 +404,13 @@ impl Node {
             is_fenced: self.is_fenced,
         };
         self.lease.decide(now, &answer)
+    }
+
+    /// What counts as the report of an answer that should have one and has none: the last one,
+    /// without its word for the lease.
+    fn unreadable_report(&self, route: Route) -> Option<NodeReport> {
+        let (last, _) = self.report.as_ref().filter(|_| route.family().has_node_report())?;
+        Some(NodeReport { dcs_last_seen: None, ..last.clone() })
     }
 
     /// Learns a report, and what it means for answers in memory.
