@@ -171,7 +171,7 @@ impl Engine {
         if self.node.witness_subject().as_ref() != Ok(reading.read.subject()) {
             return; // Patroni has said something else since
         }
-        if let Some(distrust) = self.node.testify(&outcome, reading.is_rehearsal) {
+        if let Some(distrust) = self.node.testify(now.time, &outcome, reading.is_rehearsal) {
             if let Outcome::Contradiction(why) = &outcome {
                 self.journal.witness_ended(&why.to_string());
             }

@@ -108,7 +108,7 @@ pub enum Notice {
     FirstNodeBack,
 }
 
-/// When a leader route last said that the node does not lead.
+/// When a leader route, or the DCS, last said that the node does not lead.
 #[derive(Clone, Copy, Debug, Default)]
 struct Denials {
     /// For `/leader`.
@@ -117,6 +117,8 @@ struct Denials {
     primary: Option<Time>,
     /// For `/standby-leader`.
     standby_leader: Option<Time>,
+    /// A 200 that was asked for before may be Patroni's word, but is never served stale by D.
+    by_dcs: Option<Time>,
 }
 
 /// When the node changed.
@@ -268,12 +270,18 @@ impl Node {
 
     /// Learns the outcome of a read of the DCS that was about what Patroni said last.
     /// `is_rehearsal`: Patroni answers, and its fresh answers count more.
-    pub fn testify(&mut self, outcome: &Outcome, is_rehearsal: bool) -> Option<Distrust> {
+    pub fn testify(
+        &mut self,
+        now: Time,
+        outcome: &Outcome,
+        is_rehearsal: bool,
+    ) -> Option<Distrust> {
         match outcome {
             Outcome::Evidence(evidence) => self.evidence = Some(*evidence),
             Outcome::Nothing(_) => {}
             Outcome::Contradiction(_) => {
                 self.evidence = None;
+                self.denials.by_dcs = Some(now);
                 return Some(match is_rehearsal {
                     true => Distrust::StaleLeaders,
                     false => Distrust::Leaders(LeaderRoutes::Any),
@@ -403,7 +411,12 @@ impl Node {
             bounds: self.intervals.bounds(now),
             is_fenced: self.is_fenced,
         };
-        self.lease.decide(now, &answer)
+        match self.lease.decide(now, &answer) {
+            Rest::Lease(validity) if self.denials.by_dcs >= Some(answer.asked_at) => {
+                Rest::Lease(Validity { stale_until: None, ..validity })
+            }
+            rest => rest,
+        }
     }
 
     /// What counts as the report of an answer that should have one and has none: the last one,

@@ -557,10 +557,11 @@ fn evidence_is_about_what_patroni_said_last() {
         until: Until::after_ms(now_at(10_000.0), 15_000),
         lease: None,
     };
+    let at = now_at(10_000.2).time;
     let known = || {
         let mut node = usual();
         learn(&mut node, now_at(10_000.0), "/primary", 200, &body(9_999, member));
-        assert_eq!(node.testify(&Outcome::Evidence(evidence), false), None);
+        assert_eq!(node.testify(at, &Outcome::Evidence(evidence), false), None);
         node
     };
     let holds = |node: &Node, seconds, path| node.evidence(now_at(seconds), route(path)).is_some();
@@ -581,11 +582,16 @@ fn evidence_is_about_what_patroni_said_last() {
     }
     let mut node = known();
     let contradiction = Outcome::Contradiction(Why::Paused);
-    let ended = node.testify(&contradiction, false);
+    let ended = node.testify(at, &contradiction, false);
     assert_eq!(ended, Some(Distrust::Leaders(LeaderRoutes::Any)));
     assert!(!holds(&node, 10_002.0, "/primary"));
-    assert_eq!(known().testify(&contradiction, true), Some(Distrust::StaleLeaders));
+    for (asked, is_stale_allowed) in [(10_000.2, false), (10_000.3, true)] {
+        let answer = answer(now_at(asked).time, 200, &body(9_999, member));
+        let verdict = node.learn(now_at(10_000.4), route("/primary"), &answer);
+        assert_eq!(validity(verdict).stale_until.is_some(), is_stale_allowed, "{asked}");
+    }
+    assert_eq!(known().testify(at, &contradiction, true), Some(Distrust::StaleLeaders));
     let mut node = known();
-    assert_eq!(node.testify(&Outcome::Nothing(Why::OtherLease), false), None);
+    assert_eq!(node.testify(at, &Outcome::Nothing(Why::OtherLease), false), None);
     assert!(holds(&node, 10_002.0, "/primary"), "a failed read says nothing");
 }
