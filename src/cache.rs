@@ -644,6 +644,33 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_and_a_denial_end_only_what_they_speak_for() {
+        let refusal = |asked_ms| Answer { status: 503, ..answer(asked_ms) };
+        let mut cache = Cache::new(SETTINGS);
+        let leader = fetched(&mut cache, "/leader", 0);
+        let primary = find(&mut cache, "/primary").expect("plain");
+        cache.begin(at(0), primary);
+        cache.fill(primary, refusal(0), Validity::FRESH_ONLY);
+        cache.distrust(Distrust::Leaders(LeaderRoutes::Any));
+        assert!(cache.answer(leader).is_none() && cache.answer(primary).is_some());
+        let table = [
+            (Culprit::Silent, true),
+            (Culprit::Ours, true),
+            (Culprit::Broken, false),
+            (Culprit::Gone, false),
+        ];
+        for (culprit, is_kept) in table {
+            let mut cache = Cache::new(SETTINGS);
+            let id = fetched(&mut cache, "/replica", 0);
+            cache.begin(at(10), id);
+            cache.fail(id, refusal(10), culprit, true);
+            assert_eq!(cache.answer(id).is_some(), is_kept, "{culprit:?}");
+            cache.distrust(Distrust::Everything);
+            assert!(cache.answer(id).is_none() && cache.failure(id).is_none());
+        }
+    }
+
+    #[test]
     fn clients_share_one_fetch_and_all_of_them_are_returned() {
         let mut cache = Cache::new(SETTINGS);
         let id = find(&mut cache, "/primary").expect("a place");

@@ -210,3 +210,34 @@ pub const UNSUPPORTED_KEY: &str =
 /// Follows the name of an unsupported algorithm of a signature.
 pub const UNSUPPORTED_SIGNATURE: &str =
     "this build does not support; have the CA sign with SHA-256 or SHA-384";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Failure::*;
+
+    #[test]
+    fn every_failure_has_its_culprit() {
+        // whose fault, and whether Patroni has certainly not seen the request
+        let table = [
+            (Refused, Culprit::Gone, true),
+            (Unreachable, Culprit::Gone, true),
+            (Unresolved, Culprit::Gone, true),
+            (Reset, Culprit::Gone, false),
+            (TimedOut, Culprit::Silent, false),
+            (HandshakeTimedOut, Culprit::Silent, false),
+            (Closed, Culprit::Broken, false),
+            (Cut, Culprit::Broken, false),
+            (Garbage, Culprit::Broken, false),
+            (TooLarge, Culprit::Broken, false),
+            (Patroniglue, Culprit::Broken, false),
+            (Tls(TlsFailure::Other), Culprit::Broken, false),
+            (NoDescriptor, Culprit::Ours, true),
+            (NoRoom, Culprit::Ours, true),
+        ];
+        for (failure, culprit, is_unseen) in table {
+            assert_eq!(failure.culprit(), culprit, "{failure:?}");
+            assert_eq!(failure.is_before_request(), is_unseen, "{failure:?}");
+        }
+    }
+}

@@ -76,10 +76,7 @@ impl Journal {
     pub fn failed(&mut self, now: Time, target: &str, failure: Failure) {
         let is_patronis = failure.culprit() != Culprit::Ours;
         if is_patronis && self.failing.insert(now, target) && self.patroni != Patroni::Fails {
-            match self.patroni {
-                Patroni::Unknown => info!("patroni does not answer"),
-                _ => info!("patroni stopped answering"),
-            }
+            info!("{}", self.patroni.outage());
             self.patroni = Patroni::Fails;
         }
         if let Some(times) = self.failures.count(now) {
@@ -201,6 +198,16 @@ impl Journal {
     }
 }
 
+impl Patroni {
+    /// What the log says of the first failure after this state.
+    fn outage(self) -> &'static str {
+        match self {
+            Patroni::Unknown => "patroni does not answer",
+            _ => "patroni stopped answering",
+        }
+    }
+}
+
 impl Repeats {
     /// Counts an event. Returns, if it is to be logged now, how many there were since the last one
     /// that was.
@@ -281,6 +288,25 @@ mod tests {
         journal.answered("/replica");
         journal.failed(Time::from_ms(41_000 + REMEMBERED_MS), "/cluster", Failure::Garbage);
         assert_eq!(journal.patroni, Patroni::Fails);
+    }
+
+    #[test]
+    fn a_failure_of_our_own_is_no_outage() {
+        let mut journal = Journal::default();
+        journal.failed(Time::ZERO, "/primary", Failure::NoRoom);
+        assert_eq!(journal.patroni, Patroni::Unknown);
+        assert_eq!(journal.patroni.outage(), "patroni does not answer");
+        journal.answered("/primary");
+        assert_eq!(journal.patroni.outage(), "patroni stopped answering");
+    }
+
+    #[test]
+    fn a_stale_answer_is_logged_again_after_an_answer() {
+        let mut journal = Journal::default();
+        journal.served_stale(Time::ZERO, "/primary", 1_500);
+        assert_eq!(journal.served_stale.0.len(), 1);
+        journal.answered("/primary");
+        assert_eq!(journal.served_stale.0.len(), 0);
     }
 
     #[test]

@@ -191,6 +191,25 @@ mod tests {
     }
 
     #[test]
+    fn after_a_flood_new_timers_fit_in() {
+        let mut wheel = Wheel::new();
+        for item in 0..5_000 {
+            wheel.schedule(Time::from_ms(1_000 + item), item);
+        }
+        let mut popped = 0;
+        while wheel.pop(Time::from_ms(5_900)).is_some() {
+            popped += 1;
+        }
+        for item in 5_000..6_000 {
+            wheel.schedule(Time::from_ms(6_100), item);
+        }
+        while wheel.pop(Time::from_ms(7_000)).is_some() {
+            popped += 1;
+        }
+        assert_eq!((popped, wheel.len()), (6_000, 0));
+    }
+
+    #[test]
     fn fires_at_the_tick_after_its_deadline_and_never_before() {
         for ms in [1, 9, 10, 11, 20, 635, 640, 5_000, 40_949] {
             let mut wheel = Wheel::new();

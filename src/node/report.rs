@@ -208,5 +208,8 @@ mod tests {
         for (other, difference) in table {
             assert_eq!(first.difference(&other).as_deref(), difference);
         }
+        let mut known = first.clone();
+        known.complete_by(body("", "", ""));
+        assert_eq!(known, first);
     }
 }

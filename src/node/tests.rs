@@ -128,7 +128,7 @@ fn a_leader_is_believed_until_its_lease_is_not_sure() {
     run(&mut seen(20, 2, 3), cycle);
     // Patroni raises smaller values to 1 and 3
     run(&mut seen(20, 2, 0), cycle);
-    run(&mut seen(20, 0, 4), "10000.5 | 9999 | | 10010");
+    run(&mut seen(20, 0, 4), cycle);
     // ZooKeeper ends a session after 40 s, however long ttl is
     run(&mut seen(60, 10, 10), "10000.5 | 9999 | | 10019");
 }
@@ -176,6 +176,8 @@ fn a_fresh_200_older_than_a_second_ends_with_the_sure_lease() {
     assert_eq!(fresh(&mut usual(), &body(9_999, "")), (10_029_000, 10_009_000));
     // the minimum that Patroni accepts, while its own is not known
     assert_eq!(fresh(&mut Node::default(), &body(9_999, "")), (10_019_000, 10_001_500));
+    // ZooKeeper's session may end after 40 s
+    assert_eq!(fresh(&mut seen(60, 10, 10), &body(9_999, "")), (10_039_000, 10_019_000));
     // a dcs_last_seen in the future, or none at all, says nothing
     assert_eq!(fresh(&mut usual(), &body(10_001, "")), (10_001_500, 10_001_500));
     assert_eq!(fresh(&mut usual(), ""), (10_001_500, 10_001_500));
@@ -219,6 +221,13 @@ fn a_future_dcs_last_seen_is_not_remembered() {
     run(
         &mut usual(),
         "10000.0 | 10005 |          | -
+         10006.0 |       | begins 1 |
+         10007.0 | 10006 |          | -",
+    );
+    // nor one that is too little ahead for a skewed clock
+    run(
+        &mut usual(),
+        "9999.9  | 10000 |          | -
          10006.0 |       | begins 1 |
          10007.0 | 10006 |          | -",
     );
@@ -267,6 +276,28 @@ fn a_move_first_seen_after_our_read_is_ours_whatever_its_second() {
 }
 
 #[test]
+fn only_an_answer_asked_for_after_our_read_shows_its_effect() {
+    let mut reads = DcsReads::default();
+    let is_ours = |reads: &mut DcsReads, asked: f64, seen: u64| {
+        reads.learn_dcs_last_seen(now_at(asked + 1.0), now_at(asked).time, seen)
+    };
+    assert!(!is_ours(&mut reads, 9_990.0, 9_983));
+    reads.begin(now_at(9_995.0), fetch("1"));
+    reads.end(now_at(9_995.5), fetch("1"), true);
+    assert!(is_ours(&mut reads, 9_995.2, 9_988), "it may have been answered before");
+    assert!(is_ours(&mut reads, 9_997.0, 9_990));
+    assert!(!is_ours(&mut reads, 9_999.0, 9_992));
+    // one that Patroni has not seen moved nothing
+    reads.begin(now_at(10_000.0), fetch("2"));
+    reads.cancel(now_at(10_000.1), fetch("2"));
+    assert!(!is_ours(&mut reads, 10_001.0, 9_997));
+    // after a jump of the clock one at work may report any time
+    reads.begin(now_at(10_002.0), fetch("3"));
+    reads.clock_jumped(10_003_000);
+    assert!(reads.cover(9_000) && reads.cover(11_000));
+}
+
+#[test]
 fn a_loop_that_hung_has_to_move_on_twice() {
     run(
         &mut usual(),
@@ -296,6 +327,26 @@ fn a_loop_that_hung_has_to_move_on_twice() {
 }
 
 #[test]
+fn an_overtaken_dcs_last_seen_lengthens_nothing() {
+    run(
+        &mut unseen(30, 10, 10),
+        "9970.5  | 9970  | | -
+         10005.5 | 10005 | | 10000
+         10005.6 | 9995  | | 10000",
+    );
+    // nor does one that a read of ours had set
+    run(
+        &mut usual(),
+        "9993.0  | 9992  |          | 10002
+         9995.0  |       | begins 1 |
+         9995.5  |       | ends 1   |
+         9996.0  | 9995  |          | 10002
+         10003.0 | 10002 |          | 10012
+         10004.0 | 9995  |          | -",
+    );
+}
+
+#[test]
 fn previous_intervals_count_while_a_lease_under_them_may_last() {
     let until = |node: &mut Node, now: f64, seen: u64| {
         let Validity { fresh_until, stale_until, .. } =
@@ -316,6 +367,33 @@ fn previous_intervals_count_while_a_lease_under_them_may_last() {
     until(&mut node, 10_060.0, 10_060);
     node.intervals.learn(now_at(10_071.5), intervals(40, 25));
     assert_eq!(until(&mut node, 10_072.0, 10_070), (Some(10_075), 10_110), "the last ones");
+}
+
+#[test]
+fn previous_intervals_count_for_their_own_ttl() {
+    let mut known = KnownIntervals::default();
+    let intervals = |ttl, loop_wait| Intervals { ttl, loop_wait, retry_timeout: 10 };
+    known.learn(now_at(10_000.0), intervals(40, 25));
+    known.learn(now_at(10_001.0), intervals(30, 10));
+    known.learn(now_at(10_030.0), intervals(30, 10));
+    let sure = |seconds| known.bounds(now_at(seconds)).map(|bounds| bounds.sure_seconds);
+    assert_eq!(sure(10_040.9), Some(5));
+    assert_eq!(sure(10_041.0), Some(10));
+}
+
+#[test]
+fn intervals_are_fetched_one_at_a_time_a_failure_sooner() {
+    let mut known = KnownIntervals::default();
+    let at = |seconds| now_at(seconds).time;
+    assert!(known.begin_fetch(at(10_000.0)));
+    known.expire(at(10_000.1));
+    assert!(!known.begin_fetch(at(10_000.1)), "one is in flight");
+    known.fetch_ended(at(10_001.0), false);
+    assert!(!known.begin_fetch(at(10_005.9)) && known.begin_fetch(at(10_006.0)));
+    known.fetch_ended(at(10_006.0), true);
+    assert!(!known.begin_fetch(at(10_014.9)) && known.begin_fetch(at(10_015.0)));
+    assert_eq!(Intervals::from_json(b"[30, 10, 10]"), None);
+    assert_eq!(Intervals::from_json(b"{}"), Some(Intervals::default()));
 }
 
 #[test]
@@ -388,13 +466,16 @@ fn a_leader_routes_503_ends_the_routes_it_speaks_for() {
     ];
     for (path, routes, ends) in table {
         let mut node = usual();
-        let (asked, later) = (now_at(10_000.0), now_at(10_000.2));
-        let denied = learn(&mut node, now_at(10_000.1), path, 503, &body(9_999, ""));
+        let (asked, now, later) = (now_at(10_000.0), now_at(10_000.1), now_at(10_000.2));
+        let denied = learn(&mut node, now, path, 503, &body(9_999, ""));
         assert_eq!(distrust(denied), [Distrust::Leaders(routes)], "{path}");
         for (other, ends) in ["/leader", "/master", "/standby_leader"].into_iter().zip(ends) {
-            let before = answer(asked.time, 200, &body(9_999, ""));
-            let verdict = node.learn(later, route(other), &before);
-            assert_eq!(is_fetched_again(&verdict), ends, "{path} {other}");
+            // the same millisecond may be before
+            for asked in [asked, now] {
+                let before = answer(asked.time, 200, &body(9_999, ""));
+                let verdict = node.learn(later, route(other), &before);
+                assert_eq!(is_fetched_again(&verdict), ends, "{path} {other}");
+            }
             let after = answer(later.time, 200, &body(9_999, ""));
             assert!(!is_fetched_again(&node.learn(later, route(other), &after)));
         }
@@ -479,6 +560,17 @@ fn intervals_of_another_address_are_not_learned() {
 }
 
 #[test]
+fn a_renamed_node_has_no_lease_of_the_previous_one() {
+    let named = |seen, name| body(seen, &format!(r#""patroni": {{"name": "{name}"}}"#));
+    let mut node = usual();
+    let mut until =
+        |seconds, seen, name| stale_until(&mut node, now_at(seconds), &named(seen, name));
+    assert_eq!(until(10_000.0, 9_999, "pg1"), Some(10_009));
+    assert_eq!(until(10_001.0, 10_000, "pg2"), None);
+    assert_eq!(until(10_010.0, 10_009, "pg2"), Some(10_019));
+}
+
+#[test]
 fn a_changing_node_is_in_transition_for_a_while() {
     let mut node = usual();
     let mut until = |seconds: f64, fields: &str| {
@@ -521,6 +613,13 @@ fn a_fenced_leader_ends_when_its_loop_hangs() {
     let mut open = usual();
     let verdict = learn(&mut open, now_at(10_015.0), "/primary", 200, &body(9_995, ""));
     assert!(!is_fenced(&verdict));
+    // nor is one whose clock is skewed
+    let mut node = usual();
+    node.set_fenced(true);
+    let now = now_at(10_015.0);
+    let slow =
+        Answer { date_unix_seconds: Some(10_000), ..answer(now.time, 200, &body(9_995, "")) };
+    assert!(!is_fenced(&node.learn(now, route("/primary"), &slow)), "a skewed clock");
     // nor is a replica, nor a leader whose intervals are not known
     for (mut node, path) in [(usual(), "/replica"), (Node::default(), "/primary")] {
         node.set_fenced(true);

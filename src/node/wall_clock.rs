@@ -183,7 +183,8 @@ mod tests {
             assert_eq!(clock.observe(now, asked, date, seen), skewed, "{asked} {date:?} {seen:?}");
             assert_eq!(clock.is_skewed(now.time), skewed);
             assert!(!clock.observe(now, asked, date, seen), "said once");
-            assert!(!clock.is_skewed(now.time.plus_ms(SKEWED_MS)));
+            assert_eq!(clock.is_skewed(now.time.plus_ms(59_999)), skewed);
+            assert!(!clock.is_skewed(now.time.plus_ms(60_000)));
         }
     }
 }

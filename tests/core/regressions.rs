@@ -20,18 +20,11 @@ impl Story {
     }
 
     fn of_many(limits: CacheSettings, clients_max: usize) -> Story {
-        let engine = Engine::new(Settings {
-            cache: limits,
-            interval_ms: 250,
-            timeout_ms: 3_000,
-            fetches_max: 3,
-            clients_max,
-            fence: false,
-            dcs: None,
-            host: "patroni:8008".into(),
-            records: false,
-        });
-        Story { engine, ms: 0, unix_ms: 1_700_000_000_000 }
+        Story::with(settings(limits, clients_max))
+    }
+
+    fn with(settings: Settings) -> Story {
+        Story { engine: Engine::new(settings), ms: 0, unix_ms: 1_700_000_000_000 }
     }
 
     fn now(&self) -> Now {
@@ -103,6 +96,20 @@ impl Story {
     }
 }
 
+fn settings(limits: CacheSettings, clients_max: usize) -> Settings {
+    Settings {
+        cache: limits,
+        interval_ms: 250,
+        timeout_ms: 3_000,
+        fetches_max: 3,
+        clients_max,
+        fence: false,
+        dcs: None,
+        host: "patroni:8008".into(),
+        records: false,
+    }
+}
+
 fn connects(actions: &[Action]) -> Vec<ConnId> {
     let connects = actions.iter().filter_map(|action| match action {
         Action::Connect(fetch, _) => Some(*fetch),
@@ -144,7 +151,22 @@ fn a_shutdown_takes_five_seconds_after_a_long_sleep_too() {
     let actions = story.actions();
     let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
     story.engine.connect_failed(story.now(), fetch, Failure::Refused);
-    assert!(story.engine.output(client).starts_with(b"HTTP/1.1 503"));
+    let response = String::from_utf8_lossy(story.engine.output(client));
+    assert!(response.starts_with("HTTP/1.1 503") && response.contains("Connection: close"));
+}
+
+/// With a longer timeout a waiting client could keep the daemon from ending.
+#[test]
+fn a_shutdown_closes_waiting_clients_after_five_seconds() {
+    let mut story = Story::with(Settings { timeout_ms: 20_000, ..settings(LIMITS, 10) });
+    story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+    story.engine.begin_shutdown(story.now());
+    story.ms += 4_990;
+    story.engine.tick(story.now());
+    assert!(!story.engine.is_shut_down());
+    story.ms += 20;
+    story.engine.tick(story.now());
+    assert!(story.engine.is_shut_down());
 }
 
 /// With a ttl of 60 s the refresh lies beyond the timer wheel's horizon: its timer fired early,
