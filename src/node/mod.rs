@@ -34,7 +34,7 @@ pub struct Node {
     identity: Option<(Identity, AddressId)>,
     /// The difference, while another node answers.
     other: Option<String>,
-    /// The last report, and when it was asked for.
+    /// The last report, and when the last of them was asked for.
     report: Option<(NodeReport, Time)>,
     intervals: KnownIntervals,
     dcs_reads: DcsReads,
@@ -164,8 +164,11 @@ impl Node {
             }
             if let Some((previous, _)) = &self.report {
                 report.complete_by(previous);
-                if report.contradicts(previous) && self.is_overtaken(answer) {
-                    return Verdict::FetchAgain { distrust };
+                if self.is_overtaken(answer) {
+                    if report.contradicts(previous) {
+                        return Verdict::FetchAgain { distrust };
+                    }
+                    report.overtaken_by(previous);
                 }
             }
         }
@@ -453,7 +456,8 @@ impl Node {
             distrust.push(Distrust::StaleLeaders);
         }
         let subject = self.evidence.and_then(|_| self.witness_subject().ok());
-        self.report = Some((report, asked_at));
+        let last_asked_at = self.report.as_ref().map_or(asked_at, |(_, at)| asked_at.max(*at));
+        self.report = Some((report, last_asked_at));
         if subject != self.witness_subject().ok() {
             self.evidence = None;
         }

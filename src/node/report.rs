@@ -77,6 +77,18 @@ impl NodeReport {
         }
     }
 
+    /// Takes over from a report that was asked for later, but came first, what speaks against the
+    /// lease: which of them is the newer truth is not known.
+    pub fn overtaken_by(&mut self, later: &NodeReport) {
+        if !later.is_running() {
+            self.state.clone_from(&later.state);
+        }
+        self.pause |= later.pause;
+        self.cluster_unlocked |= later.cluster_unlocked;
+        self.failsafe_mode_is_active |= later.failsafe_mode_is_active;
+        self.dcs_last_seen = self.dcs_last_seen.filter(|_| later.dcs_last_seen.is_some());
+    }
+
     /// Whether PostgreSQL runs.
     pub fn is_running(&self) -> bool {
         self.state == "running"

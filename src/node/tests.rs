@@ -512,6 +512,28 @@ fn the_later_question_wins_over_the_later_answer() {
 }
 
 #[test]
+fn what_a_later_question_brought_against_the_lease_counts() {
+    let (first, second, third) = (now_at(10_000.0), now_at(10_000.1), now_at(10_000.2));
+    for against in
+        [r#""pause": true"#, r#""failsafe_mode_is_active": true"#, r#""state": "stopped""#]
+    {
+        let mut node = unseen(30, 10, 10);
+        node.lease.learn(9_980);
+        node.lease.learn(9_990);
+        let paused = answer(third.time, 200, &body(9_999, against));
+        node.learn(now_at(10_000.3), route("/health"), &paused);
+        let overtaken = answer(first.time, 200, &body(9_999, ""));
+        let verdict = node.learn(now_at(10_000.4), route("/primary"), &overtaken);
+        assert_eq!(validity(verdict).stale_until, None, "{against}");
+        assert_eq!(node.witness_subject(), Err(Why::NotUnderLease));
+        // and the first question did not make the second the last one
+        let replica = answer(second.time, 200, &body(9_999, r#""role": "replica""#));
+        let verdict = node.learn(now_at(10_000.5), route("/replica"), &replica);
+        assert!(is_fetched_again(&verdict), "{verdict:?}");
+    }
+}
+
+#[test]
 fn another_node_at_another_address_is_not_believed() {
     let of = |name: &str, address: u32| Answer {
         address: AddressId(address),
