@@ -80,7 +80,7 @@ impl NodeReport {
     /// Takes over from a report that was asked for later, but came first, what speaks against the
     /// lease: which of them is the newer truth is not known.
     pub fn overtaken_by(&mut self, later: &NodeReport) {
-        if !later.is_running() {
+        if self.is_running() {
             self.state.clone_from(&later.state);
         }
         self.pause |= later.pause;
@@ -190,6 +190,21 @@ mod tests {
         }
         let stopped = report(r#"{"state": "stopped", "role": "primary"}"#);
         assert!(!previous.contradicts(&stopped), "a stopped node promised nothing");
+    }
+
+    #[test]
+    fn an_overtaken_report_takes_over_a_state_that_is_not_running() {
+        let of = |state: &str| report(&format!(r#"{{"state": "{state}", "role": "replica"}}"#));
+        for (earlier, later, expected) in [
+            ("running", "starting", "starting"),
+            ("starting", "running", "starting"),
+            ("starting", "unknown", "starting"),
+            ("running", "unknown", "unknown"),
+        ] {
+            let mut earlier = of(earlier);
+            earlier.overtaken_by(&of(later));
+            assert_eq!(earlier.state, expected, "{later}");
+        }
     }
 
     #[test]

@@ -162,10 +162,13 @@ impl Memory {
         {
             return self.refused(brought, name);
         }
-        if self.is_overtaken(&brought) || bound_passed(&brought, brought.done.unix_ms) {
+        if self.is_overtaken(&brought) {
             self.restarted = Some((step, ms));
             return false;
         }
+        // what it says of the node counts all the same
+        let is_fetched_again = (self.is_leader_ended(&brought) && !self.is_renamed_by(&brought))
+            || bound_passed(&brought, brought.done.unix_ms);
         let asked_ms = brought.asked_ms;
         let was_unlocked = self.previous.as_ref().is_some_and(|(node, _)| is_unlocked(node));
         let contradicts = match brought.said.node.clone() {
@@ -183,6 +186,10 @@ impl Memory {
         let lapsed = |node: &Node| !node.is_under_lease() && node.state != "unknown";
         if brought.said.node.as_ref().is_some_and(lapsed) {
             self.lapsed_step = step;
+        }
+        if is_fetched_again {
+            self.restarted = Some((step, ms));
+            return contradicts;
         }
         let known = self.targets.entry(brought.said.target.clone()).or_default();
         known.failed = known.failed.filter(|_| brought.moved);
@@ -216,13 +223,19 @@ impl Memory {
     }
 
     /// Whether an answer is not given out, because it may no longer be true: the later question
-    /// has been answered, and differs; or another answer has ended it.
+    /// has been answered, and differs.
     fn is_overtaken(&self, brought: &Brought) -> bool {
         let differs = |(previous, asked_ms): &(Node, u64)| {
             let differs = |node: &Node| is_renamed(previous, node) || contradict(previous, node);
             brought.asked_ms < *asked_ms && brought.said.node.as_ref().is_some_and(differs)
         };
-        self.previous.as_ref().is_some_and(differs) || self.is_leader_ended(brought)
+        self.previous.as_ref().is_some_and(differs)
+    }
+
+    /// Whether it is the first answer under another name.
+    fn is_renamed_by(&self, brought: &Brought) -> bool {
+        let previous = self.previous.as_ref().map(|(previous, _)| previous);
+        previous.zip(brought.said.node.as_ref()).is_some_and(|(one, other)| is_renamed(one, other))
     }
 
     /// Whether another name comes from another address.
@@ -279,7 +292,7 @@ impl Memory {
 
     /// Records a report of the node. Returns whether it contradicts the previous one.
     fn reported(&mut self, mut node: Node, asked_ms: u64, ms: u64) -> bool {
-        let Some((previous, _)) = self.previous.take() else {
+        let Some((previous, previous_asked_ms)) = self.previous.take() else {
             self.changed_ms = (node.state != "running").then_some(ms);
             self.previous = Some((node, asked_ms));
             return false;
@@ -289,6 +302,9 @@ impl Memory {
             node.state = previous.state; // PostgreSQL that answers no query has no other state
         }
         let contradicts = renamed || contradict(&previous, &node);
+        if asked_ms < previous_asked_ms && node.state == "running" {
+            node.state = previous.state; // the later question was answered first
+        }
         if previous.state != "running" {
             self.moving_ms = Some(ms);
         }
@@ -307,7 +323,7 @@ impl Memory {
             node.timeline = node.timeline.or(previous.timeline);
         }
         node.name = node.name.or(previous.name);
-        self.previous = Some((node, asked_ms));
+        self.previous = Some((node, asked_ms.max(previous_asked_ms)));
         contradicts
     }
 
