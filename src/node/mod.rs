@@ -154,6 +154,7 @@ impl Node {
                 }
                 Identified::Renamed => {
                     self.forget_answers();
+                    self.intervals.forget(now.time);
                     distrust.push(Distrust::Everything);
                     notice = Some(Notice::Renamed);
                 }

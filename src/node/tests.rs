@@ -557,6 +557,7 @@ fn another_node_at_another_address_is_not_believed() {
     // a renamed or reinstalled node
     let Verdict::Serve { notice, distrust: ends, .. } = learn("pg3", 2) else { panic!("renamed") };
     assert_eq!((notice, &ends[..]), (Some(Notice::Renamed), &[Distrust::Everything][..]));
+    assert_eq!(node.intervals.last(), None, "it may be of another cluster");
     node.forget_identity();
     let mut learn =
         |name, address| node.learn(now_at(10_000.0), route("/primary"), &of(name, address));
