@@ -109,13 +109,17 @@ impl KnownIntervals {
         let Some(previous) = previous.filter(|previous| *previous != intervals) else {
             return false;
         };
-        let earlier = self.previous.filter(|(_, until)| now.time < *until);
-        let bounds =
-            earlier.map_or(previous.bounds(), |(earlier, _)| earlier.and(previous.bounds()));
-        // the leader renews its lease under the new intervals within the previous lease's time
-        let until = now.time.plus_ms(previous.ttl.saturating_mul(1_000));
-        self.previous = Some((bounds, until));
+        self.retire(now.time, previous);
         true
+    }
+
+    /// The node may be of another cluster now: nothing rests on them until they are fetched again.
+    /// If it is not, they may have changed, and count as the previous ones.
+    pub fn doubt(&mut self, now: Time) {
+        if let Some((previous, _)) = self.current.take() {
+            self.retire(now, previous);
+        }
+        self.expire(now);
     }
 
     /// `None`: the intervals are not known, or were fetched more than 30 s ago.
@@ -165,6 +169,16 @@ impl KnownIntervals {
     pub fn forget(&mut self, now: Time) {
         (self.current, self.previous) = (None, None);
         self.expire(now);
+    }
+
+    /// These are the previous ones from now on.
+    fn retire(&mut self, now: Time, previous: Intervals) {
+        let earlier = self.previous.filter(|(_, until)| now < *until);
+        let bounds =
+            earlier.map_or(previous.bounds(), |(earlier, _)| earlier.and(previous.bounds()));
+        // the leader renews its lease under the new intervals within the previous lease's time
+        let until = now.plus_ms(previous.ttl.saturating_mul(1_000));
+        self.previous = Some((bounds, until));
     }
 }
 

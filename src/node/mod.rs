@@ -154,7 +154,7 @@ impl Node {
                 }
                 Identified::Renamed => {
                     self.forget_answers();
-                    self.intervals.forget(now.time);
+                    self.intervals.doubt(now.time);
                     distrust.push(Distrust::Everything);
                     notice = Some(Notice::Renamed);
                 }
