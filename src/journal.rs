@@ -117,7 +117,7 @@ impl Journal {
                 "patroni's clock differs from this host's: no stale leader answers; \
                  run patroniglue on patroni's host or synchronise the clocks"
             ),
-            Notice::Renamed => warn!("another patroni answers at the same address: starting anew"),
+            Notice::Renamed => warn!("another node answers as the backend: starting anew"),
             Notice::FirstNodeBack => info!("the first node answers again"),
         }
     }

@@ -365,7 +365,7 @@ impl Engine {
             self.set_witness();
         }
         if previous.host == self.settings.host {
-            self.node.forget_identity();
+            self.node.forget_address();
         } else {
             self.forget_patroni(now);
         }

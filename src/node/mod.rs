@@ -30,8 +30,9 @@ use crate::time::{Now, Time};
 /// Everything that is known of the node.
 #[derive(Debug, Default)]
 pub struct Node {
-    /// Whose answers these are, since the first report, and the address that gave the last one.
-    identity: Option<(Identity, AddressId)>,
+    /// Whose answers these are, since the first report, and the address that gave the last one;
+    /// `None`: the operator confirmed the configuration since, and any address is the node's.
+    identity: Option<(Identity, Option<AddressId>)>,
     /// The difference, while another node answers.
     other: Option<String>,
     /// The last report, and when the last of them was asked for.
@@ -102,7 +103,7 @@ pub enum Notice {
     LeaseBoundPassed,
     /// Patroni's clock and ours differ.
     ClockSkewed,
-    /// The node at the same address has another identity.
+    /// The node at the same address, or after SIGHUP at any, has another identity.
     Renamed,
     /// The first node answers again.
     FirstNodeBack,
@@ -313,9 +314,12 @@ impl Node {
         self.report.as_ref().map(|(report, _)| report)
     }
 
-    /// The operator confirmed the configuration: the next report says whose answers these are.
-    pub fn forget_identity(&mut self) {
-        (self.identity, self.other) = (None, None);
+    /// The operator confirmed the configuration: the next report says whose answers these are, and
+    /// another name from any address is a renamed node's.
+    pub fn forget_address(&mut self) {
+        if let Some((_, address)) = &mut self.identity {
+            *address = None;
+        }
     }
 
     /// Patroni is another one: nothing that is known counts.
@@ -336,19 +340,19 @@ impl Node {
         let (found, address) = (report.identity(), answer.address);
         let is_overtaken = self.is_overtaken(answer);
         let Some((known, known_address)) = &mut self.identity else {
-            self.identity = Some((found, address));
+            self.identity = Some((found, Some(address)));
             return Identified::First;
         };
         let Some(difference) = known.difference(&found) else {
             known.complete_by(found);
-            *known_address = address;
+            *known_address = Some(address);
             return if self.other.take().is_some() { Identified::Back } else { Identified::First };
         };
-        if *known_address == address {
+        if known_address.is_none_or(|known_address| known_address == address) {
             if is_overtaken {
                 return Identified::Overtaken;
             }
-            *known = found;
+            self.identity = Some((found, Some(address)));
             self.other = None;
             return Identified::Renamed;
         }
@@ -362,7 +366,8 @@ impl Node {
 
     /// Whether an answer comes from the address of the node's last report.
     fn is_of_the_node(&self, answer: &Answer) -> bool {
-        self.identity.as_ref().is_none_or(|(_, address)| *address == answer.address)
+        let address = self.identity.as_ref().and_then(|(_, address)| *address);
+        address.is_none_or(|address| address == answer.address)
     }
 
     /// Whether the last report was asked for later: the later question is the newer truth.
@@ -471,7 +476,7 @@ enum Identified {
     First,
     /// The first node's, after another one's.
     Back,
-    /// Another node's, at the address of the first.
+    /// Another node's, at the address of the first or at one that the operator confirmed.
     Renamed,
     /// The same, but it was asked for before the last report.
     Overtaken,

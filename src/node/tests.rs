@@ -562,9 +562,10 @@ fn another_node_at_another_address_is_not_believed() {
     node.intervals.learn(now, Intervals { ttl: 40, loop_wait: 5, retry_timeout: 5 });
     let bounds = node.intervals.bounds(now).map(|bounds| (bounds.ttl_seconds, bounds.sure_seconds));
     assert_eq!(bounds, Some((30, 10)), "or of the same, under the previous ones");
-    node.forget_identity();
+    node.forget_address();
     let mut learn =
         |name, address| node.learn(now_at(10_000.0), route("/primary"), &of(name, address));
+    assert_eq!(distrust(learn("pg2", 1)), [Distrust::Everything]);
     assert_eq!(distrust(learn("pg2", 1)), []);
 }
 
@@ -580,7 +581,7 @@ fn intervals_of_another_address_are_not_learned() {
     };
     assert_eq!(learn(1, 40), Some(30));
     assert_eq!(learn(0, 40), Some(40));
-    node.forget_identity();
+    node.forget_address();
     let answer = Answer { address: AddressId(1), ..answer(now.time, 200, "{}") };
     node.learn_intervals(now, Some(&answer));
     assert_eq!(node.intervals.last(), Some(Intervals::default()));
