@@ -149,15 +149,17 @@ impl Lease {
         Rest::Word(Validity { fresh_until: word, aging_until: word, stale_until: None })
     }
 
-    /// D: until then the lease certainly holds. `None`: that is not known.
+    /// D: until then the lease certainly holds. `None`: that is not known, or it never does under
+    /// these intervals; then D is `dcs_last_seen` itself, and no slow answer would come before it.
     fn sure_end(&self, now: Now, answer: &LeaderAnswer<'_>, ttl_seconds: u64) -> Option<Until> {
         let is_under_lease = answer.report.is_some_and(NodeReport::is_under_lease);
         if !is_under_lease || !answer.is_clock_trusted {
             return None;
         }
-        let sure = self.seen.filter(|sure| Some(*sure) <= answer.seen)?;
+        let sure_seconds = answer.bounds?.sure_seconds;
+        let sure = self.seen.filter(|sure| sure_seconds > 0 && Some(*sure) <= answer.seen)?;
         let previous = self.previous_seen?;
-        let sure_end = Until::after_seen(now, sure, answer.bounds?.sure_seconds);
+        let sure_end = Until::after_seen(now, sure, sure_seconds);
         // If the loop hung both before and after the cycle of `sure`, the last renewal belongs to
         // the previous cycle.
         Some(sure_end.sooner(Until::after_seen(now, previous, ttl_seconds)))

@@ -208,6 +208,17 @@ fn a_200_asked_for_after_its_bound_rests_on_its_word() {
 }
 
 #[test]
+fn a_slow_answer_counts_where_no_lease_is_ever_sure() {
+    // `ttl: 20` alone: Patroni lowers loop_wait to 1 s, and reads the DCS while it answers
+    let mut node = seen(20, 10, 10);
+    learn(&mut node, now_at(9_999.0), "/health", 200, &body(9_999, ""));
+    let slow = answer(now_at(10_000.0).time, 200, &body(10_001, ""));
+    let validity = validity(node.learn(now_at(10_001.5), route("/primary"), &slow));
+    assert_eq!(validity.stale_until, None);
+    assert_eq!(validity.aging_until.unix_ms, 10_001_000, "1 s after the question");
+}
+
+#[test]
 fn either_clock_ends_it() {
     let until = Until::after_ms(now_at(10_000.0), 1_000);
     let (before, after) = (now_at(10_000.999), now_at(10_001.0));
