@@ -57,8 +57,6 @@ pub struct Expected {
 /// How far a connection to an upstream has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// SYN was sent.
-    Connecting,
     /// The TLS handshake is in progress.
     Handshaking,
     /// The request may be sent.
@@ -137,7 +135,6 @@ impl Fetch {
         };
         let request = Rc::clone(request);
         self.state = match progress {
-            Progress::Connecting => State::Connecting { request },
             Progress::Handshaking => State::Handshaking { request },
             Progress::Open => State::Sending { request, sent: 0 },
         };
