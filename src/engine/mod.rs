@@ -465,7 +465,7 @@ impl Engine {
     }
 
     /// The number of connections and timers, on which the memory in use depends most.
-    pub fn held(&self) -> usize {
+    pub fn connections_and_timers(&self) -> usize {
         self.clients + self.fetches.in_flight() + self.wheel.len()
     }
 

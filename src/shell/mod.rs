@@ -217,7 +217,7 @@ impl Daemon {
         self.serve_queue(now);
         let steps = self.continue_handshakes(now);
         self.accept(now, steps);
-        self.trim.observe(self.engine.held());
+        self.trim.observe(self.engine.connections_and_timers());
         Ok(now)
     }
 

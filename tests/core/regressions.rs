@@ -223,7 +223,10 @@ fn a_request_is_sent_once_the_connection_is_open() {
     let sends = |story: &Story| !story.engine.output(fetch).is_empty();
     assert!(!sends(&story));
     // two timers: the timeout of the fetch and the 250 ms of the client
-    assert_eq!((story.engine.next_deadline().is_some(), story.engine.held()), (true, 4));
+    assert_eq!(
+        (story.engine.next_deadline().is_some(), story.engine.connections_and_timers()),
+        (true, 4)
+    );
     story.engine.progress(fetch, Progress::Handshaking);
     assert!(!sends(&story));
     story.engine.progress(fetch, Progress::Open);
