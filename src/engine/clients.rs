@@ -15,7 +15,7 @@ use crate::time::{Now, Time};
 impl Engine {
     pub(super) fn client_step(&mut self, now: Now, id: ConnId, step: Step) {
         match step {
-            Step::Continue if self.is_shutting_down() && self.is_idle(id) => self.close(id),
+            Step::Continue if self.is_shutting_down() && self.is_idle(id) => self.close_client(id),
             Step::Continue => {}
             Step::Ask(request) => self.ask(now, id, request),
             Step::Refuse(method, why) => {
@@ -26,7 +26,7 @@ impl Engine {
             }
             Step::TooSlow => self.refuse(now, id, Method::Unknown, LocalReply::TOO_SLOW),
             Step::Linger => self.actions.push_back(Action::ShutdownWrite(id)),
-            Step::Close => self.close(id),
+            Step::Close => self.close_client(id),
         }
         self.reschedule(id);
     }
@@ -221,7 +221,7 @@ impl Engine {
             which(frontend).then_some(id)
         });
         for id in clients.collect::<Vec<_>>() {
-            self.close(id);
+            self.close_client(id);
         }
     }
 }

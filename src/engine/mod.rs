@@ -241,7 +241,7 @@ impl Engine {
         }
         if self.clients >= self.settings.clients_max {
             let idlest = self.longest_idle(now.time)?;
-            self.close(idlest);
+            self.close_client(idlest);
         }
         self.clients += 1;
         let peer = Peer::Client(Frontend::new(now.time), None);
@@ -253,7 +253,7 @@ impl Engine {
     /// Descriptors ran out: closes the longest idle client. Returns whether there was one.
     pub fn make_room(&mut self, now: Now) -> bool {
         let idlest = self.longest_idle(now.time);
-        idlest.map(|id| self.close(id)).is_some()
+        idlest.map(|id| self.close_client(id)).is_some()
     }
 
     /// This address accepted the connection of a `Connect`.
@@ -322,7 +322,7 @@ impl Engine {
     /// The connection broke: RST, an I/O or TLS error. `why` matters for a fetch only.
     pub fn broken(&mut self, now: Now, id: ConnId, why: Failure) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
-            Some(Peer::Client(..)) => self.close(id), // HAProxy ends checks with RST
+            Some(Peer::Client(..)) => self.close_client(id), // HAProxy ends checks with RST
             Some(Peer::Upstream(fetch)) => {
                 let outcome = fetch.fail(why);
                 self.fetch_step(now, id, outcome);
@@ -547,7 +547,7 @@ impl Engine {
         }
     }
 
-    fn close(&mut self, id: ConnId) {
+    fn close_client(&mut self, id: ConnId) {
         let Some(connection) = self.connections.remove(id) else { return };
         if matches!(&connection.peer, Peer::Client(frontend, _) if frontend.waiting().is_some()) {
             self.cache.leave(id);
