@@ -29,7 +29,7 @@ pub struct Validity {
 
 /// What an answer of a leader's route rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rest {
+pub enum Basis {
     /// The lease, within these bounds.
     Lease(Validity),
     /// Patroni's word alone: its bound had passed before the question.
@@ -119,7 +119,7 @@ impl Lease {
     }
 
     /// Decides until when a leader's 200 that came now may be served.
-    pub fn decide(&self, now: Now, answer: &LeaderAnswer<'_>) -> Rest {
+    pub fn decide(&self, now: Now, answer: &LeaderAnswer<'_>) -> Basis {
         let age_ms = now.time.ms_since(answer.asked_at);
         let asked = Now { time: answer.asked_at, unix_ms: now.unix_ms.saturating_sub(age_ms) };
         let ttl_seconds = answer.bounds.map_or(TTL_SECONDS_MIN, |bounds| bounds.ttl_seconds);
@@ -128,7 +128,7 @@ impl Lease {
         let sure_end = self.sure_end(now, answer, ttl_seconds);
         let fence = answer.fence(now);
         if fence.is_some_and(|fence| fence.is_over(now)) {
-            return Rest::Fenced;
+            return Basis::Fenced;
         }
         let validity = Validity {
             fresh_until: fence.map_or(end, |fence| end.sooner(fence)),
@@ -137,16 +137,16 @@ impl Lease {
         };
         let bound = sure_end.filter(|_| age_ms >= ALWAYS_FRESH_MS).unwrap_or(end);
         if !bound.is_over(now) {
-            return Rest::Lease(validity);
+            return Basis::Lease(validity);
         }
         if answer.seen.is_some() && bound.unix_ms > asked.unix_ms {
-            return Rest::Nothing;
+            return Basis::Nothing;
         }
         let is_word_enough =
             answer.report.is_some_and(|report| report.failsafe_mode_is_active || report.pause);
         let word_ms = if is_word_enough { ALWAYS_FRESH_MS } else { WORD_MS };
         let word = Until::after_ms(asked, word_ms);
-        Rest::Word(Validity { fresh_until: word, aging_until: word, stale_until: None })
+        Basis::Word(Validity { fresh_until: word, aging_until: word, stale_until: None })
     }
 
     /// D: until then the lease certainly holds. `None`: that is not known, or it never does under

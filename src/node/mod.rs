@@ -17,7 +17,7 @@ pub mod witness;
 
 use self::dcs_reads::DcsReads;
 use self::intervals::{Intervals, KnownIntervals};
-use self::lease::{LeaderAnswer, Lease, Rest, Until, Validity};
+use self::lease::{Basis, LeaderAnswer, Lease, Until, Validity};
 use self::report::{Identity, NodeReport};
 use self::wall_clock::{PatroniClock, WallClock};
 use self::witness::{Evidence, Outcome, Standing, Subject, Why};
@@ -178,8 +178,8 @@ impl Node {
             notice = Some(skewed);
             distrust.push(Distrust::Leaders(LeaderRoutes::Any)); // judged by the same clock
         }
-        let rest = self.rest(now, route, answer, report.as_ref());
-        if let Rest::Word(_) = rest {
+        let basis = self.basis(now, route, answer, report.as_ref());
+        if let Basis::Word(_) = basis {
             let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
             notice = notice.or((!is_explained).then_some(Notice::LeaseBoundPassed));
         }
@@ -191,10 +191,10 @@ impl Node {
             self.denials.deny(routes, now.time);
             distrust.push(Distrust::Leaders(routes));
         }
-        match rest {
-            Rest::Nothing => Verdict::FetchAgain { distrust },
-            Rest::Fenced => Verdict::Fenced { distrust },
-            Rest::Lease(validity) | Rest::Word(validity) => {
+        match basis {
+            Basis::Nothing => Verdict::FetchAgain { distrust },
+            Basis::Fenced => Verdict::Fenced { distrust },
+            Basis::Lease(validity) | Basis::Word(validity) => {
                 Verdict::Serve { validity, distrust, notice }
             }
         }
@@ -398,17 +398,17 @@ impl Node {
     }
 
     /// What an answer rests on, and until when.
-    fn rest(&self, now: Now, route: Route, answer: &Answer, report: Option<&NodeReport>) -> Rest {
+    fn basis(&self, now: Now, route: Route, answer: &Answer, report: Option<&NodeReport>) -> Basis {
         if answer.status != 200 {
-            return Rest::Lease(Validity::FRESH_ONLY);
+            return Basis::Lease(Validity::FRESH_ONLY);
         }
         let Some(routes) = route.leader_routes() else {
             // a stale answer of a replica risks lag and errors, not data
             let stale_until = route.family().policy().stale_allowed.then_some(Until::NEVER);
-            return Rest::Lease(Validity { stale_until, ..Validity::FRESH_ONLY });
+            return Basis::Lease(Validity { stale_until, ..Validity::FRESH_ONLY });
         };
         if self.denials.deny_answer(routes, answer.asked_at) {
-            return Rest::Nothing;
+            return Basis::Nothing;
         }
         let seen = report.and_then(|report| report.dcs_last_seen);
         let answer = LeaderAnswer {
@@ -421,10 +421,10 @@ impl Node {
             is_fenced: self.is_fenced,
         };
         match self.lease.decide(now, &answer) {
-            Rest::Lease(validity) if self.denials.by_dcs >= Some(answer.asked_at) => {
-                Rest::Lease(Validity { stale_until: None, ..validity })
+            Basis::Lease(validity) if self.denials.by_dcs >= Some(answer.asked_at) => {
+                Basis::Lease(Validity { stale_until: None, ..validity })
             }
-            rest => rest,
+            basis => basis,
         }
     }
 
