@@ -25,7 +25,7 @@ pub struct RawDcs {
     password_file: Optional<String>,
     namespace: Optional<String>,
     group: Option<Count<0, 2_147_483_647>>,
-    margin: Option<Seconds<0, 10_000>>,
+    margin: Option<Seconds<0, DCS_MARGIN_MS_MAX>>,
 }
 
 /// The only kind of DCS that can be read.
@@ -73,7 +73,7 @@ impl RawDcs {
             user,
             namespace: self.namespace.0.unwrap_or_else(|| "service".to_owned()),
             group: self.group.map(|group| group.0 as u32),
-            margin_ms: self.margin.map_or(10_000, |seconds| seconds.0),
+            margin_ms: self.margin.map_or(DCS_MARGIN_MS_MAX, |seconds| seconds.0),
         })
     }
 }
@@ -189,6 +189,8 @@ impl<'de> Visitor<'de> for HostsVisitor {
     }
 }
 
+/// Maximum of `dcs.margin`, and its default.
+pub const DCS_MARGIN_MS_MAX: u64 = 10_000;
 /// etcd's port for clients.
 const PORT: u16 = 2379;
 /// Maximum number of addresses; etcd clusters have up to 7 members.

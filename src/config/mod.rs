@@ -10,6 +10,7 @@ mod raw;
 
 use std::fmt;
 
+pub use self::dcs::DCS_MARGIN_MS_MAX;
 use self::lines::{line_of, line_of_duplicate};
 use self::raw::RawConfig;
 use crate::logformat::LogFormat;

@@ -6,8 +6,9 @@ use super::files::Loaded;
 use super::signals::Event as SignalEvent;
 use super::{Daemon, Phase, descriptors, files};
 use crate::cache::CacheSettings;
-use crate::config::{Config, Dcs, DcsHost, Password};
+use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Password};
 use crate::engine::{DcsSettings, Settings};
+use crate::node::witness::rule::MARGIN_MS_MAX;
 use crate::node::witness::{Credentials, Settings as WitnessSettings};
 use crate::time::Now;
 
@@ -105,3 +106,5 @@ fn dcs_settings(dcs: &Dcs) -> DcsSettings {
     let host = dcs.hosts.first().map(DcsHost::authority).unwrap_or_default().into();
     DcsSettings { witness, host, hosts: dcs.hosts.len() }
 }
+
+const _: () = assert!(DCS_MARGIN_MS_MAX == MARGIN_MS_MAX, "a longer margin would be cut");
