@@ -13,6 +13,7 @@ use crate::node::lease::{ALWAYS_FRESH_MS, Validity};
 use crate::routes::{LeaderRoutes, Route, plain_routes};
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
+use crate::wheel::TICK_MS;
 
 /// An entry's index, not a stable key: [`Cache::find`] may reuse it unless the entry is being
 /// fetched. Timers must re-check the entry. A generation would cost a comparison per lookup and
@@ -592,7 +593,11 @@ const ADMITTED_MS: u64 = 1_000;
 /// Capacity that is kept for the times of new variants.
 const ADMITTED_KEPT: usize = 64;
 
-const _: () = assert!(PATIENCE_MS + crate::wheel::TICK_MS <= 250, "promise 4");
+const _: () = assert!(PATIENCE_MS + TICK_MS <= 250, "promise 4");
+const _: () = assert!(TICK_MS <= REFRESH_TTL_MS_MIN / 4);
+const _: () =
+    assert!(REFRESH_TTL_MS_MIN <= TRANSITION_TTL_MS, "in transition answers are refreshed");
+const _: () = assert!(RETRY_MS_MIN <= RETRY_MS_MAX && RETRY_MS_MAX < WANTED_MS);
 #[cfg(test)]
 mod tests {
     use super::*;

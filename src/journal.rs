@@ -7,6 +7,7 @@ use crate::node::Notice;
 use crate::node::intervals::Intervals;
 use crate::node::report::NodeReport;
 use crate::node::witness::{Evidence, Outcome};
+use crate::routes::ROUTES;
 use crate::time::Time;
 
 /// Remembers what was last logged.
@@ -251,6 +252,8 @@ const QUIET_MS: u64 = 1_000;
 const REMEMBERED_MS: u64 = 15_000;
 /// As many as there are routes, and some with parameters.
 const TARGETS_MAX: usize = 64;
+
+const _: () = assert!(ROUTES.len() < TARGETS_MAX);
 
 #[cfg(test)]
 mod tests {

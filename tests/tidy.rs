@@ -275,6 +275,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "config",
             "engine",
+            "frontend",
             "cache",
             "answer",
             "reply",
@@ -311,7 +312,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("logformat", &[]),
     ("frontend", &["http", "time"]),
-    ("journal", &["failure", "node", "time"]),
+    ("journal", &["failure", "node", "routes", "time"]),
     ("fetch", &["failure", "cache", "answer", "http", "routes", "time"]),
     ("cache", &["answer", "failure", "node", "routes", "slots", "time", "wheel"]),
     ("node", &["VERSION", "answer", "failure", "http", "routes", "slots", "time"]),

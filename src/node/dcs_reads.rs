@@ -179,7 +179,7 @@ impl DcsRead {
     }
 }
 
-/// No lease rests on a `dcs_last_seen` of that long ago (Patroni's `ttl` is rarely over a minute).
+/// No lease rests on a `dcs_last_seen` of that long ago: intervals.rs asserts it.
 pub(super) const RELEVANT_MS: u64 = 300_000;
 /// More reads than these are merged.
 pub(super) const READS_MAX: usize = 64;

@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 
+use super::dcs_reads::RELEVANT_MS;
 use crate::time::{Now, Time};
 
 /// Patroni's intervals in seconds, as its `/config` has them. A missing one has Patroni's default.
@@ -122,7 +123,7 @@ impl KnownIntervals {
         self.expire(now);
     }
 
-    /// `None`: the intervals are not known, or were fetched more than 30 s ago.
+    /// `None`: the intervals are not known, or were fetched `BELIEF_MS_MAX` ago.
     pub fn bounds(&self, now: Now) -> Option<LeaseBounds> {
         let known = self.current.filter(|(_, at)| now.time.ms_since(*at) < BELIEF_MS_MAX);
         let bounds = known?.0.bounds();
@@ -152,7 +153,7 @@ impl KnownIntervals {
         is_due
     }
 
-    /// The fetch has ended; with `success`, the next is due 9 s later.
+    /// The fetch has ended. The next is due after `REFETCH_MS`, or `RETRY_MS` without `success`.
     pub fn fetch_ended(&mut self, now: Time, success: bool) {
         let pause_ms = if success { REFETCH_MS } else { RETRY_MS };
         self.fetch = IntervalsFetch::DueAt(now.plus_ms(pause_ms));
@@ -209,3 +210,4 @@ const RETRY_TIMEOUT_SECONDS_MIN: u64 = 3;
 const DCS_READ_RETRIES: u64 = 3;
 
 const _: () = assert!(REFETCH_MS + 2 * RETRY_MS <= BELIEF_MS_MAX, "two retries before disbelief");
+const _: () = assert!(TTL_SECONDS_MAX * 1_000 < RELEVANT_MS, "no lease outlives a DCS read");

@@ -187,3 +187,5 @@ pub const ALWAYS_FRESH_MS: u64 = 1_000;
 pub const WORD_MS: u64 = 250;
 /// The smallest `ttl` that Patroni accepts (4.1, `validator.py`): assumed while it is not known.
 const TTL_SECONDS_MIN: u64 = 20;
+
+const _: () = assert!(WORD_MS <= ALWAYS_FRESH_MS, "promise 3");

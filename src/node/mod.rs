@@ -524,3 +524,5 @@ fn is_future(unix_seconds: u64, now: Now) -> bool {
 const CONTRADICTION_MS: u64 = 5_000;
 /// A node that starts or stops is in transition for at most this time after its last change.
 const TRANSITION_MS_MAX: u64 = 30_000;
+
+const _: () = assert!(CONTRADICTION_MS <= TRANSITION_MS_MAX);

@@ -17,6 +17,8 @@ use super::tls::{Session, TlsError};
 use crate::engine::{Port, UpstreamId};
 use crate::failure::Failure;
 use crate::fetch::Progress;
+use crate::frontend::UNREAD_BYTES_MAX;
+use crate::http::REQUEST_HEAD_BYTES_MAX;
 
 /// A connection: plain bytes on the side of the engine, a socket on the other.
 pub struct Stream<S> {
@@ -440,6 +442,9 @@ const READ_BYTES: usize = 16 * 1024;
 const DISCARDED_READS_MAX: usize = 8;
 /// One TLS record (RFC 8446, section 5.1).
 const PLAIN_BYTES_PER_WRITE: usize = 16 * 1024;
+
+const _: () = assert!(REQUEST_HEAD_BYTES_MAX < READ_BYTES);
+const _: () = assert!(READ_BYTES < UNREAD_BYTES_MAX, "one read never closes a waiting client");
 
 #[cfg(test)]
 mod tests {
