@@ -33,7 +33,7 @@
 //! |---|---|
 //! | `start`, `configure`, `drain`, `begin_shutdown` | the operator |
 //! | `accept`, `make_room` | a client connected; descriptors ran out |
-//! | `progress`, `connect_failed` | of an [`engine::Action::Connect`] |
+//! | `connected_to`, `progress`, `connect_failed` | of an [`engine::Action::Connect`] |
 //! | `receive`, `sent`, `eof`, `broken` | of any connection |
 //! | `tick` | time has passed; due at `next_deadline` |
 //!
@@ -41,10 +41,11 @@
 //!
 //! | [`engine::Action`] | |
 //! |---|---|
-//! | `Connect` | connect to an upstream, then report `progress` or `connect_failed` |
+//! | `Connect` | connect to an upstream; report `connected_to`, `progress` or `connect_failed` |
 //! | `Wake` | the connection has output, or wants input again |
 //! | `ShutdownWrite` | all output is sent: shut down writing, go on reading |
 //! | `Close` | close the connection and forget its id |
+//! | `NextAddress` | connect to the upstream's next address from now on |
 //!
 //! A hit is one read, [`engine::Engine::receive`], one lookup, one write. On a miss the client
 //! waits in the entry; when the fetch ends, all waiting clients are answered in the same turn.

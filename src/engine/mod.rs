@@ -115,7 +115,7 @@ enum Phase {
 /// What the shell is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Connect to the upstream, then report `progress` or `connect_failed`.
+    /// Connect to the upstream, then report `connected_to`, `progress` or `connect_failed`.
     Connect(ConnId, UpstreamId),
     /// The connection has output, or wants input again, without an input of its own.
     Wake(ConnId),
@@ -142,7 +142,8 @@ pub struct Record {
     pub elapsed_ms: u64,
 }
 
-/// How many there are of everything. When no client is connected all but the last two are 0.
+/// How many there are of everything. Once the last client has left and the last timer has fired,
+/// all but the last two are 0; with `dcs` one timer stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Counts {
@@ -389,7 +390,7 @@ impl Engine {
     // ---- outputs
 
     /// The next action; to be polled until there is none. In debug builds the invariants are
-    /// checked then, unless there are more than 64 connections.
+    /// checked then, unless there are more than `CONNECTIONS_CHECKED_MAX` connections.
     pub fn poll_action(&mut self) -> Option<Action> {
         let action = self.actions.pop_front();
         if cfg!(debug_assertions)

@@ -357,7 +357,8 @@ impl<S> Race<S> {
 }
 
 impl Delays {
-    /// All addresses are tried, and a refusal is reported, before a fetch ends by `timeout_ms`.
+    /// [`ADDRESSES_MAX`] addresses are tried, and a refusal is reported, before a fetch ends by
+    /// `timeout_ms`.
     fn within(timeout_ms: u64) -> Self {
         Delays {
             next_ms: NEXT_ADDRESS_MS.min(timeout_ms / ADDRESSES_MAX as u64),

@@ -83,7 +83,7 @@ pub struct Daemon {
     clock: Clock,
     engine: Engine,
     phase: Phase,
-    /// None during shutdown.
+    /// Empty during shutdown.
     listeners: Vec<Listener>,
     connectors: Connectors,
     signals: Option<Signals>,
