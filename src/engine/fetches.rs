@@ -3,15 +3,14 @@
 use std::collections::VecDeque;
 
 use super::{Action, Connection, Engine, Peer, Timer, UpstreamId};
-use crate::answer::{Answer, CacheStatus};
-use crate::cache::{CacheSettings, EntryId, PATIENCE_MS, Retry, Silence};
+use crate::answer::Answer;
+use crate::cache::{CacheSettings, EntryId, PATIENCE_MS, Retry};
 use crate::failure::{Culprit, Failure};
 use crate::fetch::{Expected, Fetch, Outcome, Purpose};
 use crate::http::RESPONSE_BODY_BYTES_MAX;
 use crate::http::write::request;
 use crate::node::intervals::INTERVALS_TARGET;
 use crate::node::lease::ALWAYS_FRESH_MS;
-use crate::node::witness::Evidence;
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
@@ -139,14 +138,14 @@ impl Fetches {
 
     /// When the upstream counts as silent: once a fetch has timed out and none was answered since,
     /// or one in flight has been so for [`PATIENCE_MS`] or a shorter timeout.
-    fn silent_at(&self) -> Option<Time> {
+    pub(super) fn silent_at(&self) -> Option<Time> {
         if self.timed_out {
             return Some(Time::ZERO);
         }
         self.in_flight.iter().map(|fetch| fetch.silent_at).min()
     }
 
-    fn is_silent(&self, now: Time) -> bool {
+    pub(super) fn is_silent(&self, now: Time) -> bool {
         self.silent_at().is_some_and(|at| at <= now)
     }
 }
@@ -288,75 +287,6 @@ impl Engine {
             self.remove_fetch(now, id, None);
             self.queue_fetch(now, purpose, deadline);
         }
-    }
-
-    /// Gives the waiters of an entry what is in memory.
-    pub(super) fn answer_waiters(
-        &mut self,
-        now: Now,
-        entry: EntryId,
-        waiters: Vec<ConnId>,
-        [first, other]: [CacheStatus; 2],
-    ) {
-        for (at, id) in waiters.into_iter().enumerate() {
-            if self.connections.get(id).is_some() {
-                self.answer(now, id, entry, if at == 0 { first } else { other });
-                self.reschedule(id);
-                self.actions.push_back(Action::Wake(id));
-            }
-        }
-    }
-
-    /// Whether the entry's stale answer is to be served: Patroni is silent, and grace or the
-    /// evidence of the DCS allows it.
-    pub(super) fn serves_stale(&self, now: Now, entry: EntryId) -> bool {
-        let is_allowed =
-            || self.cache.may_serve_stale(now, entry) || self.evidence(now, entry).is_some();
-        self.is_silent(now, entry) && is_allowed()
-    }
-
-    /// The evidence of the DCS that allows the entry's stale answer.
-    pub(super) fn evidence(&self, now: Now, entry: EntryId) -> Option<Evidence> {
-        let is_witnessed = self.cache.is_witnessed(entry);
-        is_witnessed.then(|| self.node.evidence(now, self.cache.route(entry))).flatten()
-    }
-
-    /// Whether Patroni is silent when it is asked for the entry.
-    pub(super) fn is_silent(&self, now: Now, entry: EntryId) -> bool {
-        match self.cache.silence(now.time, entry) {
-            Silence::Certain => true,
-            Silence::IfUpstreamIsSilent => self.fetches.is_silent(now.time),
-            Silence::None => false,
-        }
-    }
-
-    /// A client waits for the entry: its patience ends [`PATIENCE_MS`] after the fetch began, or
-    /// once the upstream counts as silent.
-    pub(super) fn wait(&mut self, now: Now, entry: EntryId, id: ConnId) {
-        self.cache.wait(entry, id);
-        self.time_patience(now, entry);
-    }
-
-    fn time_patience(&mut self, now: Now, entry: EntryId) {
-        let Some(earliest) = self.cache.begin_patience(entry) else { return };
-        let later = now.time.plus_ms(PATIENCE_MS);
-        let at = self.fetches.silent_at().unwrap_or(later).max(earliest);
-        let at = if at > now.time { at } else { later };
-        self.wheel.schedule(at, Timer::Patience(entry));
-    }
-
-    /// The patience of the entry's waiters may have ended: they get the stale answer, if one is
-    /// served. If not, this is looked at again.
-    pub(super) fn end_patience(&mut self, now: Now, entry: EntryId) {
-        self.cache.end_patience(entry);
-        if self.is_silent(now, entry) {
-            self.call_witness(now, entry);
-        }
-        if self.serves_stale(now, entry) {
-            let waiters = self.cache.take_waiters(entry);
-            self.answer_waiters(now, entry, waiters, [CacheStatus::Stale, CacheStatus::Stale]);
-        }
-        self.time_patience(now, entry);
     }
 
     /// Fetches a failing entry again if that is due.

@@ -7,6 +7,7 @@
 mod clients;
 mod fetches;
 mod learn;
+mod patience;
 mod witness;
 
 use std::collections::VecDeque;
