@@ -1,5 +1,5 @@
-//! Which `dcs_last_seen` may be our own doing: a request for `/cluster`, `/history` or `/config`
-//! makes Patroni read the DCS, which moves `dcs_last_seen` and renews nothing.
+//! Which moves of `dcs_last_seen` we may have caused: a request for `/cluster`, `/history` or
+//! `/config` makes Patroni read the DCS, which moves `dcs_last_seen` and renews nothing.
 
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
@@ -17,7 +17,7 @@ pub struct DcsReads {
     unseen_since: Option<Time>,
 }
 
-/// One of them, in Unix milliseconds.
+/// One of these reads; its times are Unix milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DcsRead {
     /// The fetch is in flight.
@@ -27,10 +27,10 @@ enum DcsRead {
         /// [`DcsReads::unseen_since`] before it began.
         unseen_before: Option<Time>,
     },
-    /// The fetch was given up, and Patroni has not answered anything since: it may still be at
-    /// work on it.
+    /// The fetch was given up, and Patroni has not answered anything since: Patroni may still be
+    /// working on it.
     Abandoned { begun_unix_ms: u64 },
-    /// Patroni is done with it since `ended_unix_ms`, which may lie in the future.
+    /// Patroni is done with it by `ended_unix_ms`, which may lie in the future.
     Done { begun_unix_ms: u64, ended_unix_ms: u64 },
 }
 
@@ -45,7 +45,7 @@ impl DcsReads {
         self.reads.push(DcsRead::InFlight { id, begun_unix_ms: now.unix_ms, unseen_before });
     }
 
-    /// It has ended, and Patroni has certainly not seen it.
+    /// The fetch has ended, and Patroni has certainly not seen it.
     pub fn cancel(&mut self, now: Now, id: ConnId) {
         let is_it =
             |read: &DcsRead| matches!(read, DcsRead::InFlight { id: its, .. } if *its == id);
@@ -56,7 +56,7 @@ impl DcsReads {
         }
     }
 
-    /// It has ended. `done`: Patroni is done with it as well; otherwise it was given up.
+    /// The fetch has ended. `done`: Patroni is done with it as well; otherwise it was given up.
     pub fn end(&mut self, now: Now, id: ConnId, done: bool) {
         for read in &mut self.reads {
             match *read {
@@ -72,7 +72,7 @@ impl DcsReads {
         self.settle(now);
     }
 
-    /// Patroni answers again: abandoned reads it carries out within `dcs_read_ms_max`, or never.
+    /// Patroni answers again: it carries out abandoned reads within `dcs_read_ms_max`, or never.
     pub fn patroni_answered(&mut self, now: Now, dcs_read_ms_max: u64) {
         let ended_unix_ms = now.unix_ms.saturating_add(dcs_read_ms_max);
         for read in &mut self.reads {
@@ -83,8 +83,8 @@ impl DcsReads {
         self.settle(now);
     }
 
-    /// The wall clock jumped when it said `before_unix_ms`: reads that may still run in Patroni
-    /// may report any time of the new clock.
+    /// The wall clock jumped from `before_unix_ms`: reads that may still run in Patroni may report
+    /// any time of the new clock.
     pub fn clock_jumped(&mut self, before_unix_ms: u64) {
         for read in &mut self.reads {
             *read = match *read {
@@ -111,7 +111,7 @@ impl DcsReads {
         self.moved_unseen == Some(seen) || self.cover(seen)
     }
 
-    /// Whether one of them may have set this `dcs_last_seen`, by the seconds of our clock.
+    /// Whether one of the reads may have set this `dcs_last_seen`, by the seconds of our clock.
     pub fn cover(&self, seen: u64) -> bool {
         self.reads.iter().any(|read| read.covers(seen))
     }
@@ -133,8 +133,8 @@ impl DcsReads {
         self.reads.len()
     }
 
-    /// Merges the two oldest that have ended into one. The time between them counts as theirs,
-    /// which errs to the safe side.
+    /// Merges the two oldest reads that are not in flight into one. The time between them counts as
+    /// theirs, which errs to the safe side.
     fn merge_oldest(&mut self) {
         let Some(at) = self.reads.iter().position(|read| !read.is_in_flight()) else { return };
         let oldest = self.reads.remove(at);

@@ -1,5 +1,5 @@
-//! Patroni's own intervals: what they say of the lease, since when they are known, and when they
-//! are fetched again.
+//! Patroni's intervals: what they say about the lease, since when they are known, and when they are
+//! fetched again.
 
 use serde::Deserialize;
 
@@ -18,7 +18,7 @@ pub struct Intervals {
     pub retry_timeout: u64,
 }
 
-/// What intervals say of the lease, in seconds after `dcs_last_seen`.
+/// What intervals say about the lease, in seconds after `dcs_last_seen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseBounds {
     /// The lease is over by then, unless it was renewed since.
@@ -29,7 +29,7 @@ pub struct LeaseBounds {
     pub loop_seconds: u64,
 }
 
-/// What is known of the intervals.
+/// What is known about the intervals.
 #[derive(Debug)]
 pub struct KnownIntervals {
     /// The last ones, and when they were fetched.
@@ -54,9 +54,9 @@ impl Intervals {
         serde_json::from_slice(body).ok().filter(|_| is_object)
     }
 
-    /// As in force with this `ttl`: Patroni lowers what breaks the rule `loop_wait +
-    /// 2 * retry_timeout <= ttl` (`Config._validate_and_adjust_timeouts`). What it would raise is
-    /// left as written.
+    /// The intervals in force with this `ttl`: Patroni lowers them to fulfil the rule `loop_wait +
+    /// 2 * retry_timeout <= ttl` (`Config._validate_and_adjust_timeouts`). Values that it would
+    /// raise are left as written.
     pub fn lowered_to(self, ttl: u64) -> Intervals {
         let Intervals { mut loop_wait, mut retry_timeout, .. } = self;
         if LOOP_WAIT_SECONDS_MIN.saturating_add(retry_timeout.saturating_mul(2)) > ttl {
@@ -67,13 +67,13 @@ impl Intervals {
         Intervals { ttl, loop_wait, retry_timeout }
     }
 
-    /// The HA loop may have hung between the read of the DCS that `dcs_last_seen` reports and the
-    /// renewal after it; then the lease is the one of the previous cycle. Patroni raises intervals
-    /// that are too small, but `/config` has them as they were written. `ttl` is not raised here,
-    /// which errs to the safe side.
+    /// What these intervals say about the lease. The HA loop may have hung between the read of the
+    /// DCS that `dcs_last_seen` reports and the renewal after it; then the lease is the one of the
+    /// previous cycle. Patroni raises intervals that are too small, but `/config` has them as they
+    /// were written. `ttl` is not raised here, which errs to the safe side.
     ///
-    /// ZooKeeper ends a session after its `maxSessionTimeout`, not after `ttl`, and the DCS
-    /// is not known here: a longer `ttl` counts as that.
+    /// ZooKeeper ends a session after its `maxSessionTimeout` if `ttl` is longer. The kind of DCS
+    /// is not known here, so `ttl` is limited for all.
     pub fn bounds(self) -> LeaseBounds {
         let ttl = self.ttl.min(TTL_SECONDS_MAX);
         let loop_wait = self.loop_wait.max(LOOP_WAIT_SECONDS_MIN);
@@ -92,7 +92,7 @@ impl Default for Intervals {
 }
 
 impl LeaseBounds {
-    /// What holds whichever of the two is in force.
+    /// Bounds that hold under both.
     fn and(self, other: LeaseBounds) -> LeaseBounds {
         LeaseBounds {
             ttl_seconds: self.ttl_seconds.min(other.ttl_seconds),
@@ -103,8 +103,8 @@ impl LeaseBounds {
 }
 
 impl KnownIntervals {
-    /// Intervals were fetched. Returns whether they changed, so that what was decided by the
-    /// previous ones may be wrong.
+    /// Intervals were fetched. Returns whether they changed: decisions by the previous ones may be
+    /// wrong then.
     pub fn learn(&mut self, now: Now, intervals: Intervals) -> bool {
         let previous = self.current.replace((intervals, now.time)).map(|(previous, _)| previous);
         let Some(previous) = previous.filter(|previous| *previous != intervals) else {
@@ -131,7 +131,7 @@ impl KnownIntervals {
         Some(previous.map_or(bounds, |(previous, _)| bounds.and(previous)))
     }
 
-    /// The last ones that were fetched, however long ago.
+    /// The last intervals that were fetched, however long ago.
     pub fn last(&self) -> Option<Intervals> {
         self.current.map(|(intervals, _)| intervals)
     }
@@ -166,7 +166,7 @@ impl KnownIntervals {
         }
     }
 
-    /// Forgets them; a fetch in flight stays so.
+    /// Forgets the intervals, but not a fetch in flight.
     pub fn forget(&mut self, now: Time) {
         (self.current, self.previous) = (None, None);
         self.expire(now);
@@ -192,13 +192,13 @@ impl Default for KnownIntervals {
 
 /// Patroni's path of its dynamic configuration, which has the intervals.
 pub const INTERVALS_TARGET: &str = "/config";
-/// They are fetched again after this time, while a leader's route is asked for. Not a multiple of
-/// the usual `loop_wait` of 10 s: a fetch hides the HA loop's move of `dcs_last_seen` that falls
-/// into it, and it must not hide each.
+/// They are fetched again after this time, while clients ask for a leader route. Not a multiple of
+/// the usual `loop_wait` of 10 s: a fetch hides a move of `dcs_last_seen` by the HA loop at the
+/// same time, and must not hide each.
 const REFETCH_MS: u64 = 9_000;
 /// The same, after a fetch that failed.
 const RETRY_MS: u64 = 5_000;
-/// How long they are believed.
+/// How long fetched intervals are believed.
 const BELIEF_MS_MAX: u64 = 30_000;
 /// ZooKeeper's default `maxSessionTimeout`: 20 times its `tickTime` of 2 s.
 const TTL_SECONDS_MAX: u64 = 40;

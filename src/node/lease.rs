@@ -1,15 +1,15 @@
-//! Until when a leader's 200 may be served. Errs towards "no longer": once the lease is over
+//! Until when a leader's 200 may be served. Errs towards an earlier end: once the lease is over,
 //! another node is promoted, and the load balancer's check is the only fence.
 //!
 //! `dcs_last_seen` advances with each HA loop, but also when a client requests `/cluster`,
-//! `/history` or `/config`. We track the requests we send ([`super::dcs_reads`]); we cannot see
-//! other clients'.
+//! `/history` or `/config`. We track the requests we send ([`super::dcs_reads`]), but cannot see
+//! those of others.
 
 use super::intervals::LeaseBounds;
 use super::report::NodeReport;
 use crate::time::{Now, Time};
 
-/// A time by both clocks: over when either of them says so.
+/// A time by both clocks; over once either clock has reached it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Until {
     pub(super) time: Time,
@@ -27,20 +27,20 @@ pub struct Validity {
     pub stale_until: Option<Until>,
 }
 
-/// What an answer of a leader's route rests on.
+/// What an answer of a leader route rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Basis {
     /// The lease, within these bounds.
     Lease(Validity),
-    /// Patroni's word alone: its bound had passed before the question.
+    /// Patroni's word alone: the bound had passed before Patroni was asked.
     Word(Validity),
-    /// Nothing: its bound passed between the question and the answer.
+    /// Nothing: the bound passed between the request and the answer.
     Nothing,
     /// Nothing: the fence is on, and the HA loop hangs.
     Fenced,
 }
 
-/// A leader's 200 and the circumstances under which it came.
+/// A leader's 200, and what else decides how long it may be served.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaderAnswer<'a> {
     /// When Patroni was asked.
@@ -57,13 +57,13 @@ pub struct LeaderAnswer<'a> {
     pub is_fenced: bool,
 }
 
-/// The renewals of the leader's lease that are known, as `dcs_last_seen` of the HA loop's cycles.
+/// The known renewals of the leader's lease: the `dcs_last_seen` of two cycles of the HA loop.
 #[derive(Debug, Default)]
 pub struct Lease {
     /// Latest `dcs_last_seen` not caused by our own request.
     seen: Option<u64>,
-    /// The one before it. A leader that went on from there had renewed its lease. `None`: it is
-    /// not known, and neither is how long the HA loop may have hung.
+    /// The `dcs_last_seen` before `seen`. A leader that went on to the next cycle had renewed its
+    /// lease in this one. `None`: not known, nor how long the HA loop may have hung.
     previous_seen: Option<u64>,
 }
 
@@ -71,7 +71,7 @@ impl Until {
     /// Never over.
     pub const NEVER: Until = Until { time: Time::NEVER, unix_ms: u64::MAX };
 
-    /// Whether it has come.
+    /// Whether either clock has reached it.
     pub fn is_over(self, now: Now) -> bool {
         now.time >= self.time || now.unix_ms >= self.unix_ms
     }
@@ -100,20 +100,20 @@ impl Validity {
 }
 
 impl Lease {
-    /// The HA loop reported this `dcs_last_seen`. An earlier one than the latest is of an answer
-    /// that was overtaken.
+    /// The HA loop set this `dcs_last_seen`. One that is earlier than the latest comes from an
+    /// answer that was overtaken.
     pub fn learn(&mut self, seen: u64) {
         let previous = self.seen.replace(seen).filter(|previous| *previous < seen);
         self.previous_seen = previous.or(self.previous_seen);
     }
 
-    /// `seen` is the first after a jump of the wall clock: the one before was told by the clock
-    /// before the jump.
+    /// `seen` is the first after a jump of the wall clock: the previous one is by the clock before
+    /// the jump.
     pub fn forget_previous(&mut self) {
         self.previous_seen = None;
     }
 
-    /// Nothing is known.
+    /// Forgets all renewals.
     pub fn forget(&mut self) {
         *self = Lease::default();
     }
@@ -167,8 +167,8 @@ impl Lease {
 }
 
 impl LeaderAnswer<'_> {
-    /// When the HA loop has certainly hung, if the fence is on and says so: not in pause and in
-    /// failsafe mode, nor by a clock that is not trusted.
+    /// From when on the HA loop certainly hangs, if the fence is on. `None` in pause, in failsafe
+    /// mode, and while the clock is not trusted.
     fn fence(&self, now: Now) -> Option<Until> {
         let report = self.report.filter(|_| self.is_fenced && self.is_clock_trusted)?;
         if report.pause || report.failsafe_mode_is_active {
@@ -180,12 +180,12 @@ impl LeaderAnswer<'_> {
 
 /// How long to trust a leader's 200 without lease information: the default `cache.ttl`. Up to this
 /// age `dcs_last_seen` is accepted even if our own request moved it: Patroni has only just said
-/// that it leads.
+/// that the node leads.
 pub const ALWAYS_FRESH_MS: u64 = 1_000;
-/// How long a leader's 200 is served that rests on Patroni's word although its HA loop seems to
-/// hang, or its clock to be wrong.
+/// How long a leader's 200 is served on Patroni's word alone, while its HA loop seems to hang or
+/// its clock seems to be wrong.
 pub const WORD_MS: u64 = 250;
-/// The smallest `ttl` that Patroni accepts (4.1, `validator.py`): assumed while it is not known.
+/// The smallest `ttl` that Patroni accepts (4.1, `validator.py`); assumed while `ttl` is not known.
 const TTL_SECONDS_MIN: u64 = 20;
 
 const _: () = assert!(WORD_MS <= ALWAYS_FRESH_MS, "promise 3");

@@ -1,10 +1,11 @@
-//! What is known of the node, and until when its answers may be served. Nothing else decides that.
+//! What is known about the node, and until when its answers may be served. Only this module
+//! decides.
 //!
-//! Read in this order: [`report`], what the node says of itself; [`intervals`], how long its lease
-//! lasts; [`dcs_reads`], which moves of `dcs_last_seen` are our own doing; [`wall_clock`], whether
-//! its times can be compared with ours; [`lease`], until when a leader's 200 may be served;
-//! [`witness`], what the DCS itself says of that.
-//! [`Node::learn`] puts them together. The promises it keeps are in `docs/safety.md`.
+//! Read in this order: [`report`], what the node says about itself; [`intervals`], how long its
+//! lease lasts; [`dcs_reads`], which moves of `dcs_last_seen` we may have caused; [`wall_clock`],
+//! whether its times can be compared with ours; [`lease`], until when a leader's 200 may be served;
+//! [`witness`], what the DCS says about the lease. [`Node::learn`] combines them.
+//! `docs/safety.md` has the promises that this keeps.
 
 pub mod dcs_reads;
 pub mod intervals;
@@ -27,7 +28,7 @@ use crate::routes::{LeaderRoutes, Route};
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
-/// Everything that is known of the node.
+/// Everything that is known about the node.
 #[derive(Debug, Default)]
 pub struct Node {
     /// Whose answers these are, since the first report, and the address that gave the last one;
@@ -46,20 +47,20 @@ pub struct Node {
     changes: Changes,
     /// `cache.fence`.
     is_fenced: bool,
-    /// What the DCS said last, while it is about what Patroni said last.
+    /// The last evidence from the DCS, as long as Patroni's reports do not change.
     evidence: Option<Evidence>,
 }
 
 /// What an answer means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may be served.
+    /// The answer may be served.
     Serve {
         /// Until when.
         validity: Validity,
         /// Which answers in memory it ends.
         distrust: Vec<Distrust>,
-        /// What the log says of it.
+        /// What the log says about it.
         notice: Option<Notice>,
     },
     /// What it says may no longer be true: it has to be fetched again.
@@ -72,11 +73,11 @@ pub enum Verdict {
         /// Which answers in memory it ends.
         distrust: Vec<Distrust>,
     },
-    /// It is another node's.
+    /// The answer is another node's.
     OtherNode {
-        /// A sentence that says whose.
+        /// A sentence that says how the identity differs.
         difference: String,
-        /// Whether it was not so before.
+        /// Whether this is the first answer of another node.
         is_news: bool,
     },
 }
@@ -84,19 +85,19 @@ pub enum Verdict {
 /// Which answers in memory may no longer be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distrust {
-    /// Those requested before this time must not be served stale.
+    /// Answers requested before this time must not be served stale.
     StaleBefore(Time),
     /// No leader's 200 may be served stale.
     StaleLeaders,
     /// No 200 of these leader routes may be served.
     Leaders(LeaderRoutes),
-    /// No answer may be served, and fetches in flight may bring what is no longer true.
+    /// No answer may be served, and fetches in flight may bring outdated ones.
     Answers,
-    /// As `Answers`, and failures are forgotten as well: Patroni is another one.
+    /// As `Answers`, and failures are forgotten as well: another Patroni answers.
     Everything,
 }
 
-/// What the log says of an answer, once.
+/// What the log says about an answer, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// A leader's 200 rests on Patroni's word alone: `dcs_last_seen` is too long ago.
@@ -130,7 +131,8 @@ struct Changes {
 }
 
 impl Node {
-    /// Nothing is known. `is_fenced`: whether a leader's 200 ends when the HA loop seems to hang.
+    /// A node about which nothing is known. `is_fenced`: whether a leader's 200 ends when the HA
+    /// loop seems to hang.
     pub fn new(is_fenced: bool) -> Self {
         Node { is_fenced, ..Node::default() }
     }
@@ -200,10 +202,10 @@ impl Node {
         }
     }
 
-    /// Patroni did not answer. One that refuses or resets is gone, not frozen: its earlier answers
+    /// A fetch failed. If Patroni refuses or resets, it is gone, not frozen: its earlier answers
     /// must not be served stale.
     pub fn learn_failure(&self, now: Now, failure: Failure) -> Option<Distrust> {
-        // what is in memory was requested before the next millisecond
+        // all answers in memory were requested before the next millisecond
         (failure.culprit() == Culprit::Gone).then(|| Distrust::StaleBefore(now.time.plus_ms(1)))
     }
 
@@ -223,8 +225,8 @@ impl Node {
     }
 
     /// The fetch of Patroni's intervals has ended, with this answer if there was one. `/config`
-    /// does not say whose it is: at another address than the last report's it may be another
-    /// cluster's, with a longer `ttl`.
+    /// does not name its node: an answer from another address than the last report's is ignored,
+    /// because it may be another cluster's, with a longer `ttl`.
     pub fn learn_intervals(&mut self, now: Now, answer: Option<&Answer>) -> Option<Distrust> {
         let intervals = answer
             .filter(|answer| answer.status == 200 && self.is_of_the_node(answer))
@@ -296,7 +298,7 @@ impl Node {
         None
     }
 
-    /// The DCS is another one.
+    /// Another DCS is configured.
     pub fn forget_evidence(&mut self) {
         self.evidence = None;
     }
@@ -322,7 +324,7 @@ impl Node {
         }
     }
 
-    /// Patroni is another one: nothing that is known counts.
+    /// Another Patroni is configured: forgets everything.
     pub fn forget(&mut self, now: Time) -> Distrust {
         let mut intervals = std::mem::take(&mut self.intervals);
         intervals.forget(now);
@@ -330,7 +332,7 @@ impl Node {
         Distrust::Everything
     }
 
-    /// Forgets what another node at the same address said.
+    /// Forgets what earlier answers said about the node.
     fn forget_answers(&mut self) {
         (self.report, self.lease, self.evidence) = (None, Lease::default(), None);
         (self.denials, self.changes) = (Denials::default(), Changes::default());
@@ -370,7 +372,7 @@ impl Node {
         address.is_none_or(|address| address == answer.address)
     }
 
-    /// Whether the last report was asked for later: the later question is the newer truth.
+    /// Whether the last report was asked for later than this answer, and so is newer.
     fn is_overtaken(&self, answer: &Answer) -> bool {
         self.report.as_ref().is_some_and(|(_, asked_at)| answer.asked_at < *asked_at)
     }
@@ -470,7 +472,7 @@ impl Node {
     }
 }
 
-/// Whose report an answer is.
+/// Which node a report comes from.
 enum Identified {
     /// The first node's, as before.
     First,
@@ -478,14 +480,15 @@ enum Identified {
     Back,
     /// Another node's, at the address of the first or at one that the operator confirmed.
     Renamed,
-    /// The same, but it was asked for before the last report.
+    /// As `Renamed`, but asked for before the last report.
     Overtaken,
     /// Another node's, at another address.
     Other { difference: String, is_news: bool },
 }
 
 impl Denials {
-    /// A 503 of these routes arrived, which ends what they speak for.
+    /// The node does not lead, by these routes: their 200s that were asked for until now are
+    /// untrue.
     fn deny(&mut self, routes: LeaderRoutes, now: Time) {
         match routes {
             LeaderRoutes::Any => {
@@ -496,8 +499,7 @@ impl Denials {
         }
     }
 
-    /// Whether one that arrived since, or in the same millisecond, makes a 200 untrue that was
-    /// asked for at `asked_at`.
+    /// Whether a denial at or after `asked_at` makes a 200 untrue that was asked for then.
     fn deny_answer(self, routes: LeaderRoutes, asked_at: Time) -> bool {
         let denied_at = match routes {
             LeaderRoutes::Any => self.any,
@@ -509,7 +511,7 @@ impl Denials {
 }
 
 impl Distrust {
-    /// Whether fetches in flight may bring what is no longer true.
+    /// Whether fetches in flight may bring outdated answers.
     pub fn restarts_fetches(self) -> bool {
         matches!(self, Distrust::Answers | Distrust::Everything)
     }

@@ -1,11 +1,11 @@
-//! The node's JSON: the fields that decide anything, whose they are, and what contradicts them.
+//! The node's JSON: the fields that matter here, which node reports them, what contradicts them.
 
 use serde::Deserialize;
 
 use crate::http::json;
 
-/// What a node says of itself in the body of its status routes. Patroni leaves out fields that do
-/// not apply.
+/// What a node says about itself in the body of its status routes. Patroni leaves out fields that
+/// do not apply.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct NodeReport {
     /// `running`, `starting`, `stopped`, … (Patroni 4.1, `postgresql/misc.py`).
@@ -16,7 +16,7 @@ pub struct NodeReport {
     pub role: String,
     /// PostgreSQL's timeline; a primary and most replicas report it.
     pub timeline: Option<u64>,
-    /// Unix seconds, rounded down, at which Patroni last read the DCS. Since Patroni 2.1.2.
+    /// When Patroni last read the DCS: Unix seconds, rounded down. Since Patroni 2.1.2.
     pub dcs_last_seen: Option<u64>,
     /// Maintenance mode: no node is demoted when the lease runs out.
     #[serde(default)]
@@ -43,7 +43,7 @@ pub struct Member {
     pub scope: Option<String>,
 }
 
-/// Whose answers these are. Fields that a report lacks are not compared.
+/// Which node answers. Fields that a report lacks are not compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     name: Option<String>,
@@ -58,7 +58,7 @@ impl NodeReport {
         Some(report).filter(|report| !report.state.is_empty())
     }
 
-    /// Whether this report, after `previous`, makes answers that came before it untrue.
+    /// Whether this report, which follows `previous`, makes earlier answers untrue.
     pub fn contradicts(&self, previous: &NodeReport) -> bool {
         let timelines = self.timeline.zip(previous.timeline);
         self.role != previous.role
@@ -66,8 +66,8 @@ impl NodeReport {
             || (previous.is_running() && !self.is_running())
     }
 
-    /// Takes over from the previous report what this one does not know: the state if PostgreSQL
-    /// answered no query (`unknown`), and a timeline that is absent.
+    /// Takes from the previous report what this one lacks: the state if PostgreSQL answered no
+    /// query (`unknown`), and an absent timeline.
     pub fn complete_by(&mut self, previous: &NodeReport) {
         if self.state == STATE_UNKNOWN {
             self.state.clone_from(&previous.state);
@@ -108,7 +108,7 @@ impl NodeReport {
             && self.dcs_last_seen.is_some()
     }
 
-    /// Whose report this is.
+    /// Which node reports.
     pub fn identity(&self) -> Identity {
         Identity {
             name: self.patroni.name.clone(),
@@ -119,7 +119,7 @@ impl NodeReport {
 }
 
 impl Identity {
-    /// Whether a field that both have differs; if so, a sentence that says which.
+    /// A sentence about a field that differs; `None`: all fields that both have are equal.
     pub fn difference(&self, other: &Identity) -> Option<String> {
         let differs = |ours: &Option<String>, others: &Option<String>| {
             let both = ours.clone().zip(others.clone());

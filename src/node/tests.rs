@@ -319,14 +319,14 @@ fn a_loop_that_hung_has_to_move_on_twice() {
          10022.0 | 10020 | | 10025
          10030.0 | 10030 | | 10040",
     );
-    // nothing is known of the cycle before when it is seen for the first time
+    // the cycle before the first one seen is not known
     run(
         &mut unseen(30, 10, 10),
         "10000.0 | 9999  | | -
          10001.0 | 9999  | | -
          10010.0 | 10009 | | 10019",
     );
-    // nor when only what we moved ourselves was seen
+    // nor is it if only our own moves were seen
     run(
         &mut unseen(30, 10, 10),
         "9999.0  | 9990  |          | -

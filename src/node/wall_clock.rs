@@ -3,15 +3,15 @@
 
 use crate::time::{Now, Time};
 
-/// Our wall clock as it was seen.
+/// What is known about our wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WallClock {
-    /// Not seen yet.
+    /// Not observed yet.
     #[default]
     Unknown,
     /// It runs as the monotonic clock does.
     Steady(Offset),
-    /// It jumped, and a `dcs_last_seen` may be from before; once that moves on it is not.
+    /// It jumped, and `dcs_last_seen` may be from before the jump until it moves.
     Jumped {
         /// Since the jump.
         offset: Offset,
@@ -23,10 +23,9 @@ pub enum WallClock {
 /// How far the wall clock is ahead of the monotonic one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offset {
-    /// Milliseconds; follows a slewed clock at [`SLEW_PER_MILLE_MAX`], so that smaller steps sum
-    /// up.
+    /// Follows a slewed clock at [`SLEW_PER_MILLE_MAX`] at most: small steps add up to a jump.
     ahead_ms: i64,
-    /// When it last followed.
+    /// When `ahead_ms` last followed.
     followed_at: Time,
 }
 
@@ -38,8 +37,8 @@ pub struct PatroniClock {
 }
 
 impl WallClock {
-    /// Looks at both clocks. Returns, if the wall clock jumped, the Unix milliseconds it would show
-    /// now had it not.
+    /// Compares both clocks. If the wall clock jumped, returns the Unix milliseconds it would show
+    /// now without the jump.
     pub fn observe(&mut self, now: Now) -> Option<u64> {
         let ahead_ms = now.unix_ms as i64 - now.time.as_ms() as i64;
         let found = Offset { ahead_ms, followed_at: now.time };
@@ -59,8 +58,8 @@ impl WallClock {
         Some(before_unix_ms)
     }
 
-    /// An answer reported this `dcs_last_seen`, which a DCS read of ours may have set
-    /// (`may_be_ours`). Returns whether it is the first that is certainly of the time since a jump.
+    /// An answer reported this `dcs_last_seen`, which one of our DCS reads may have set
+    /// (`may_be_ours`). Returns whether it is the first that is certainly from after a jump.
     pub fn learn_dcs_last_seen(&mut self, seen: u64, may_be_ours: bool) -> bool {
         let WallClock::Jumped { offset, seen: before } = self else { return false };
         let moved_on = before.replace(seen).is_some_and(|before| before != seen);
@@ -71,7 +70,7 @@ impl WallClock {
         trusted
     }
 
-    /// Whether it jumped, and `dcs_last_seen` has not moved on since.
+    /// Whether it jumped, and Patroni has not moved `dcs_last_seen` on its own since.
     pub fn is_distrusted(&self) -> bool {
         matches!(self, WallClock::Jumped { .. })
     }
@@ -90,7 +89,7 @@ impl Offset {
 
 impl PatroniClock {
     /// Compares the times of an answer with ours. `asked_unix_ms` and `now` enclose the moment at
-    /// which Patroni read its clock. Returns whether it is skewed and was not before.
+    /// which Patroni read its clock. Returns whether Patroni's clock is skewed and was not before.
     pub fn observe(
         &mut self,
         now: Now,
@@ -117,14 +116,14 @@ impl PatroniClock {
     }
 }
 
-/// Smaller differences are not a jump: the scheduler may come between the reading of two clocks.
+/// Smaller differences are not a jump: the process may be preempted between reading the two clocks.
 pub const JUMP_MS_MIN: u64 = 250;
 /// How fast a clock may be slewed without counting as a jump; ntpd slews by 0.5 per mille.
 const SLEW_PER_MILLE_MAX: u64 = 1;
-/// Patroni's clock may show this much more than ours did when the turn began that read its answer.
+/// How far Patroni's times may be ahead of ours, which is read when a turn begins.
 const AHEAD_MS_MAX: u64 = 250;
-/// A skewed clock is believed again after this time without a sign of it. `Date` has whole
-/// seconds, so that a small skew shows in few answers.
+/// A skewed clock is believed again after this time without a sign of skew. `Date` has whole
+/// seconds, so a small skew shows in few answers.
 const SKEWED_MS: u64 = 60_000;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! What the DCS itself says of the lease: a second witness for the time in which Patroni is silent.
+//! What the DCS says about the lease: a second witness while Patroni is silent.
 //!
-//! Patroni's API tells how long the lease is sure to hold, and it is the API that freezes. The
-//! leader key and its lease can be read where they are kept. While Patroni is silent, its last 200
-//! of a leader route may be served until
+//! Patroni's API tells how long the lease is sure to hold, but this API can freeze. The leader key
+//! and its lease can be read from the DCS. While Patroni is silent, its last 200 of a leader route
+//! may be served until
 //!
 //! ```text
 //!     t0 + r - m      t0: just before the first request of the read was begun
@@ -12,10 +12,10 @@
 //!
 //! because no other node promotes before the leader key is gone.
 //!
-//! A [`Read`] is one linearizable transaction that only ranges over four keys, and then the time
-//! left of one lease: [`etcd`] has the requests and the answers, [`rule`] what they mean, and
-//! [`strict`] the JSON. Opens no socket: the owner of a `Read` sends [`Read::request`] to one host
-//! after the other and hands the answers to [`Read::answered`].
+//! A [`Read`] asks for four keys in one linearizable transaction, then for the time left of one
+//! lease: [`etcd`] has the requests and the answers, [`rule`] what they mean, and [`strict`] the
+//! JSON. Opens no socket: the owner of a `Read` sends [`Read::request`] to one host after the other
+//! and passes the answers to [`Read::answered`].
 
 pub mod etcd;
 pub mod rule;
@@ -32,14 +32,14 @@ use super::lease::Until;
 use crate::http::write;
 use crate::time::Now;
 
-/// How etcd is read: settings, and the token that it gave.
+/// How etcd is read: the settings, and the token that etcd gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     settings: Settings,
     token: Token,
 }
 
-/// The part of the configuration that decides anything here.
+/// The part of the configuration that matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Patroni's `namespace`.
@@ -48,7 +48,7 @@ pub struct Settings {
     pub group: Option<u32>,
     /// `None`: etcd is asked without a token.
     pub credentials: Option<Credentials>,
-    /// How long before the end of the lease evidence ends; at most [`rule::MARGIN_MS_MAX`].
+    /// How long before the lease its evidence ends; at most [`rule::MARGIN_MS_MAX`].
     pub margin_ms: u64,
 }
 
@@ -100,19 +100,20 @@ pub enum Outcome {
 /// tell such a time can be a witness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evidence {
-    /// Which routes it is of.
+    /// Which routes it covers.
     pub standing: Standing,
-    /// Until then.
+    /// When it ends.
     pub until: Until,
     /// For the log; `None`: the DCS does not tell the time left.
     pub lease: Option<LeaseTime>,
 }
 
-/// What the node is by the DCS.
+/// What the node is according to the DCS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It holds the leader key, and its member key hangs on the same lease: evidence for leader
-    /// routes, and for replica routes without parameters (`/read-only` is one of a leader as well).
+    /// It holds the leader key, and its member key is attached to the same lease: evidence for
+    /// leader routes, and for replica routes without parameters (a leader answers 200 to
+    /// `/read-only` as well).
     Leader,
     /// Its member key has a living lease: evidence for replica routes without parameters only.
     Replica,
@@ -127,24 +128,24 @@ pub struct LeaseTime {
     pub granted_seconds: u64,
 }
 
-/// Whether etcd gave a token. It ends 300 s after its last use, by etcd's default.
+/// Whether etcd gave a token. By etcd's default, a token ends 300 s after its last use.
 #[derive(Clone, PartialEq, Eq)]
 enum Token {
-    /// None was asked for yet, or etcd refused the last one.
+    /// No token was asked for yet, or etcd refused the last one.
     Unknown,
     Given(String),
     /// etcd knows no users.
     NotEnabled,
 }
 
-/// The request that a token is for.
+/// What is asked with the token, if one is needed.
 #[derive(Clone, Copy, Debug)]
 enum Question {
     Keys,
     TimeLeft(Holding),
 }
 
-/// The request for a token: at most one in a read.
+/// The state of the request for a token: a read has at most one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SignIn {
     NotYet,
@@ -172,9 +173,9 @@ impl Access {
 }
 
 impl Read {
-    /// A read begins. `now` must not be later than the begin of its first connection: evidence
-    /// counts from here. It is about what Patroni's last answer said; after an answer that says
-    /// something else ([`Subject`] differs) it has to be dropped.
+    /// Begins a read. `now` must not be later than the start of its first connection: evidence
+    /// counts from `now`. The read is about Patroni's last answer, and has to be dropped after an
+    /// answer whose [`Subject`] differs.
     pub fn begin(now: Now, subject: Subject, access: &Access) -> Read {
         let Settings { namespace, group, margin_ms, credentials } = &access.settings;
         let wants_token = credentials.is_some() && access.token == Token::Unknown;
@@ -188,7 +189,7 @@ impl Read {
         }
     }
 
-    /// The request to be sent next, to `host` as in a `Host` field. Each may be sent again.
+    /// The next request to send; `host` is for its `Host` field. Each may be sent again.
     pub fn request(&self, access: &Access, host: &str) -> Rc<[u8]> {
         let credentials = &access.settings.credentials;
         if let (SignIn::Asked, Some(credentials)) = (self.sign_in, credentials) {
@@ -201,7 +202,7 @@ impl Read {
         write::post(path, host, access.token(), &body)
     }
 
-    /// What it is about.
+    /// What the read is about.
     pub fn subject(&self) -> &Subject {
         &self.subject
     }

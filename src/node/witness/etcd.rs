@@ -1,8 +1,9 @@
-//! etcd v3 through its JSON gateway, as Patroni's own `etcd3` speaks it: requests, answers, errors.
+//! etcd v3 through its JSON gateway, as Patroni's `etcd3` module uses it: requests, answers,
+//! errors.
 //!
 //! As seen on the wire (3.4.23 and 3.5.1): keys and values are base64, an int64 is a JSON string, a
-//! field with its default value is left out, and a key that does not exist has no `kvs`. An answer
-//! that is not exactly so is no answer.
+//! field with its default value is left out, and a key that does not exist has no `kvs`. Any other
+//! answer is rejected.
 
 use std::fmt;
 
@@ -48,7 +49,7 @@ pub enum Refusal {
     AuthOff,
     /// 503 or 504, code 14 or 4: no quorum, or no leader at the moment.
     Unavailable,
-    /// 404: not etcd, or one older than 3.4.
+    /// 404: not etcd, or etcd older than 3.4.
     Path,
     /// etcd's words for plain HTTP on its TLS port.
     TlsExpected,
@@ -56,7 +57,7 @@ pub enum Refusal {
     Status(u16),
 }
 
-/// Why a read failed. A failed read says nothing of the lease.
+/// Why a read failed. A failed read says nothing about the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadFailure {
     /// No answer at all.
@@ -97,9 +98,8 @@ impl Keys {
         Keys(["leader", &member, "config", "initialize"].map(|key| format!("{base}/{key}")))
     }
 
-    /// The body of a transaction that only ranges over them. Ranges are linearizable unless they
-    /// ask to be `serializable`: a serializable one returns stale data at once if there is no
-    /// quorum.
+    /// The body of a transaction that only reads these keys. Its range requests are linearizable,
+    /// the default: without a quorum a `serializable` one returns stale data at once.
     pub fn txn(&self) -> Vec<u8> {
         let ranges = self.0.each_ref().map(|key| {
             let key = STANDARD.encode(key);
@@ -169,7 +169,7 @@ pub fn refusal(status: u16, body: &[u8]) -> Refusal {
     }
 }
 
-/// The object of an answer, which has a header.
+/// The JSON object of an answer; every answer has a `header`.
 fn answer(body: &[u8]) -> Option<Object> {
     Object::from_slice(body).filter(|answer| matches!(answer.get("header"), Some(Json::Object(_))))
 }
@@ -199,8 +199,8 @@ fn decoded(pair: &Object, name: &str) -> Result<Vec<u8>, Unexpected> {
 }
 
 impl TimeLeft {
-    /// The time that may be counted with. For a moment after an election etcd tells 9223372036 s
-    /// (until 3.4.32 and 3.5.14), so that more than was granted is no time.
+    /// The time left, if it is credible: for a moment after an election etcd reports 9223372036 s
+    /// (until 3.4.32 and 3.5.14), which is more than was granted.
     pub fn lease_time(self) -> Option<LeaseTime> {
         let is_time = 0 <= self.left && self.left <= self.granted;
         let is_time = is_time && (1..=GRANTED_SECONDS_MAX).contains(&self.granted);
@@ -228,7 +228,7 @@ impl ReadFailure {
         }
     }
 
-    /// The outcome of a read that ended with it.
+    /// The outcome of a read that ended with this failure.
     pub fn outcome(self) -> Outcome {
         Outcome::Nothing(Why::Failed(self))
     }
@@ -269,9 +269,9 @@ impl fmt::Display for ReadFailure {
     }
 }
 
-/// etcd's simple tokens have some 20 bytes, its JWT some hundred.
+/// etcd's simple tokens have about 20 bytes, its JWTs a few hundred.
 const TOKEN_BYTES_MAX: usize = 4_096;
 /// A lease of more than a day is not Patroni's.
 const GRANTED_SECONDS_MAX: i64 = 86_400;
-/// The begin of what Go's HTTP server answers to plain HTTP on a TLS port.
+/// The beginning of the answer of Go's HTTP server to plain HTTP on a TLS port.
 const TLS_EXPECTED: &[u8] = b"Client sent an HTTP request to an HTTPS server";

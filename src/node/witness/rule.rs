@@ -1,5 +1,5 @@
-//! What the keys of the DCS mean next to Patroni's last answer: whether it still holds, whether the
-//! DCS says otherwise, or neither.
+//! What the keys of the DCS say about Patroni's last answer: that it still holds, the contrary, or
+//! neither.
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ pub struct Subject {
     system_identifier: String,
     role: Role,
     timeline: Option<u64>,
-    /// The last ones known, for a `config` key whose intervals cannot be read.
+    /// The last known intervals, for a `config` key whose intervals cannot be read.
     intervals: Option<Intervals>,
 }
 
@@ -42,7 +42,7 @@ pub enum Role {
 pub struct Found {
     /// The leader's name.
     pub leader: Option<Key>,
-    /// What the member published of itself.
+    /// What the member published about itself.
     pub member: Option<Key>,
     /// The dynamic configuration.
     pub config: Option<Key>,
@@ -55,7 +55,7 @@ pub struct Found {
 pub struct Key {
     /// Its value.
     pub value: Vec<u8>,
-    /// The lease that it hangs on.
+    /// The lease that it is attached to.
     pub lease: Option<i64>,
 }
 
@@ -70,7 +70,7 @@ pub struct Holding {
     pub intervals: Intervals,
 }
 
-/// Why a read is no evidence, as the rest of a sentence for the log.
+/// Why a read is no evidence; its text is the rest of a log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
     /// The read failed.
@@ -80,7 +80,7 @@ pub enum Why {
     /// Patroni's own answer does not rest on the lease: pause, failsafe mode, no leader, or
     /// PostgreSQL does not run.
     NotUnderLease,
-    /// Patroni's own answer has a role that no lease is for.
+    /// Patroni's own answer has an unknown role.
     UnknownRole(String),
     /// `initialize` has another system identifier: the keys are another cluster's.
     OtherCluster {
@@ -91,7 +91,7 @@ pub enum Why {
     },
     /// There is no leader key.
     NoLeader {
-        /// There is no `initialize` key either.
+        /// Whether the `initialize` key is missing as well.
         nothing_there: bool,
     },
     /// The leader key names another member.
@@ -100,9 +100,9 @@ pub enum Why {
     KeyMissing(&'static str),
     /// This key is not what Patroni writes.
     KeyUnreadable(&'static str),
-    /// This key hangs on no lease.
+    /// This key is not attached to a lease.
     KeyWithoutLease(&'static str),
-    /// The member key hangs on another lease than the leader key: Patroni changes leases in two
+    /// Member key and leader key are attached to different leases: Patroni changes leases in two
     /// steps.
     OtherLease,
     /// The cluster is in maintenance mode.
@@ -128,7 +128,7 @@ pub enum Why {
 }
 
 impl Subject {
-    /// The subject of a read by Patroni's last answer. The error says why the DCS cannot confirm
+    /// The subject of a read, from Patroni's last answer. The error says why the DCS cannot confirm
     /// that answer.
     pub fn new(report: &NodeReport, intervals: Option<Intervals>) -> Result<Subject, Why> {
         let known = |field: &Option<String>, name| {
@@ -197,15 +197,16 @@ pub fn outcome(t0: Now, margin_ms: u64, holding: Holding, time: TimeLeft) -> Out
     Outcome::Evidence(Evidence { standing: holding.standing, until, lease: Some(lease) })
 }
 
-/// More margin than this a healthy leader cannot keep: just before a renewal its lease has no more
-/// left. Counted with the intervals in force; `/config` has them as they were written.
+/// The time that a healthy leader's lease still has just before a renewal: with a larger margin its
+/// evidence would end. Uses the intervals in force; the `config` key has them as written.
 fn margin_ms_max(lease: LeaseTime, intervals: Intervals) -> u64 {
     let Intervals { loop_wait, retry_timeout, .. } = intervals.lowered_to(lease.granted_seconds);
     let spare = lease.granted_seconds.saturating_sub(loop_wait).saturating_sub(retry_timeout);
     spare.saturating_mul(1_000).min(MARGIN_MS_MAX)
 }
 
-/// Two clusters with one scope in two namespaces are common; their system identifiers differ.
+/// Clusters with the same scope in different namespaces are common; their system identifiers
+/// differ.
 fn check_cluster(subject: &Subject, found: &Found) -> Result<(), Outcome> {
     let ours = &subject.system_identifier;
     match &found.initialize {
@@ -289,7 +290,7 @@ fn object(key: &Option<Key>, name: &'static str) -> Result<Object, Outcome> {
     object.ok_or_else(|| nothing(Why::KeyUnreadable(name)))
 }
 
-/// `pause` as in `GlobalConfig.check_mode`, but what is neither true nor false counts as true.
+/// `pause` as in `GlobalConfig.check_mode`, but any truthy value counts as true: the safe side.
 fn is_paused(object: &Object) -> bool {
     object.get("pause").is_some_and(Json::is_truthy)
 }
@@ -301,7 +302,7 @@ fn is_standby_cluster(config: &Object) -> bool {
     ["host", "port", "restore_command"].into_iter().any(is_set)
 }
 
-/// The intervals as written. `None`: one is no whole number.
+/// The intervals as written. `None`: one is not a whole number.
 fn intervals(config: &Object) -> Option<Intervals> {
     let seconds = |name: &str, default: u64| match config.get(name) {
         None => Some(default),
@@ -324,7 +325,7 @@ fn nothing(why: Why) -> Outcome {
     Outcome::Nothing(why)
 }
 
-/// Bytes of the DCS for a log line.
+/// A value of the DCS, shortened and escaped for a log line.
 fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let text: String = text.chars().take(SHOWN_CHARS_MAX).collect();

@@ -1,5 +1,5 @@
-//! JSON as etcd and Patroni write it, read strictly: a name twice in one object is an error at any
-//! depth, an array is never taken for an object, a number never for a string.
+//! JSON as etcd and Patroni write it, read strictly: a repeated name in an object is an error at
+//! any depth, an array is never taken for an object, a number never for a string.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ pub struct Object(Vec<(String, Json)>);
 pub struct Unexpected;
 
 impl Object {
-    /// Reads a whole document. `None`: it is not one, or not an object.
+    /// Parses a whole document. `None`: it is not valid, or not an object.
     pub fn from_slice(bytes: &[u8]) -> Option<Object> {
         match serde_json::from_slice(bytes).ok()? {
             Json::Object(object) => Some(object),
@@ -42,12 +42,12 @@ impl Object {
         }
     }
 
-    /// The value of a name.
+    /// The value with this name.
     pub fn get(&self, name: &str) -> Option<&Json> {
         self.0.iter().find(|(its, _)| its == name).map(|(_, value)| value)
     }
 
-    /// Its only value, if that is of this name.
+    /// The value with this name, if the object has no other.
     pub fn only(&self, name: &str) -> Option<&Json> {
         self.get(name).filter(|_| self.0.len() == 1)
     }
@@ -75,7 +75,7 @@ impl Object {
         let Some(value) = self.get(name) else { return Ok(0) };
         let Json::Text(text) = value else { return Err(Unexpected) };
         let number = text.parse::<i64>().map_err(|_| Unexpected)?;
-        // no sign or zero in front that etcd would not write
+        // no leading sign or zero that etcd would not write
         if number.to_string() == *text { Ok(number) } else { Err(Unexpected) }
     }
 
@@ -165,8 +165,8 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 }
 
-/// Maximum names of one object, which are compared with each other: `postgresql.parameters` in
-/// Patroni's configuration may have some hundred.
+/// Maximum names of one object; the cost is quadratic. `postgresql.parameters` in Patroni's
+/// configuration may have a few hundred.
 const NAMES_MAX: usize = 1_024;
 
 #[cfg(test)]
