@@ -1,4 +1,4 @@
-//! Requests on the checks' port: what is asked, what is answered, which client makes room.
+//! Health checks: their requests and responses, and which client is closed to make room.
 
 use super::{Asked, Connection, Engine, Peer, Record};
 use crate::answer::{CacheStatus, Form};
@@ -31,8 +31,8 @@ impl Engine {
         self.reschedule(id);
     }
 
-    /// The hot path: one lookup, and with a fresh answer nothing else, unless its refresh is
-    /// overdue because no client had asked before.
+    /// The hot path: one lookup. With a fresh answer that is all, unless a refresh is overdue
+    /// because no client had asked before.
     fn ask(&mut self, now: Now, id: ConnId, request: Request) {
         if self.settings.records {
             self.remember(now, id, request);
@@ -61,7 +61,7 @@ impl Engine {
         }
     }
 
-    /// The entry of a request, or the response of our own.
+    /// The entry of a request, or a local reply.
     fn entry_for(&mut self, now: Now, request: Request) -> Result<EntryId, LocalReply> {
         match request.method {
             Method::Unknown => return Err(LocalReply::UNKNOWN_METHOD),
@@ -88,7 +88,7 @@ impl Engine {
         self.draining && route.family().is_drained()
     }
 
-    /// Gives a client the entry's answer. A waiter that disconnected is not an error.
+    /// Sends a client the entry's answer. A waiter that disconnected is not an error.
     pub(super) fn answer(
         &mut self,
         now: Now,
@@ -147,7 +147,7 @@ impl Engine {
         self.record(now, id, status);
     }
 
-    /// The client, if its request waits for an answer. During shutdown it is the last one.
+    /// The client, if its request waits for an answer. During shutdown this request is its last.
     fn waiting_client(&mut self, id: ConnId) -> Option<(&mut Frontend, Request)> {
         let is_last = self.is_shutting_down();
         let connection = self.connections.get_mut(id)?;
@@ -183,7 +183,7 @@ impl Engine {
     }
 
     /// The client to close when there is no room. The longest idle are found in batches: one walk
-    /// over all connections serves [`IDLEST_BATCH`] new clients.
+    /// over all connections makes room for [`IDLEST_BATCH`] new clients.
     pub(super) fn longest_idle(&mut self, now: Time) -> Option<ConnId> {
         if let Some(id) = self.next_idlest(now) {
             return Some(id);
@@ -202,7 +202,7 @@ impl Engine {
         self.next_idlest(now)
     }
 
-    /// The next of those found before that is still idle.
+    /// The next client of the last batch that is still idle.
     fn next_idlest(&mut self, now: Time) -> Option<ConnId> {
         while let Some((since, id)) = self.idlest.pop() {
             let connection = self.connections.get(id);
@@ -226,5 +226,5 @@ impl Engine {
     }
 }
 
-/// Idle clients that one walk finds, at most.
+/// Maximum idle clients in a batch.
 const IDLEST_BATCH: usize = 64;

@@ -1,4 +1,4 @@
-//! Fetches from an upstream: which wait, which are in flight, and when the next one begins.
+//! Fetches from Patroni: which wait, which are in flight, and when the next one begins.
 
 use std::collections::VecDeque;
 
@@ -22,7 +22,7 @@ pub(super) struct Fetches {
     in_flight: Vec<InFlight>,
     /// When the upstream last answered, or failed otherwise than by silence.
     heard_at: Option<Time>,
-    /// Whether a fetch timed out since.
+    /// Whether a fetch has timed out since `heard_at`.
     timed_out: bool,
 }
 
@@ -48,12 +48,12 @@ struct InFlight {
 /// In which order fetches begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
-    /// First.
+    /// Begins first.
     Plain,
-    /// After plain ones, but at most [`PARAMETERS_WAIT_MS_MAX`] after them.
+    /// After plain ones, but before them once it has waited for [`PARAMETERS_WAIT_MS_MAX`].
     Parameters,
-    /// Patroni cannot answer it without the DCS, which may be away: one at a time, and never with
-    /// the last free connection.
+    /// Patroni cannot answer it without the DCS, which may be unreachable: one at a time, and
+    /// never with the last free connection, unless `backend.connections` is 1.
     Dcs,
 }
 
@@ -68,8 +68,8 @@ impl Fetches {
         self.queue.len()
     }
 
-    /// Takes the fetch that is to begin, if one may. One whose time is over is left to its timer:
-    /// Patroni would be connected to for nothing.
+    /// Takes the next fetch to begin, if one may. A fetch past its deadline is left to its timer: a
+    /// connection for it would be wasted.
     fn next(&mut self, now: Time, limit: usize) -> Option<ConnId> {
         let free = limit.saturating_sub(self.in_flight.len());
         if free == 0 {
@@ -106,7 +106,7 @@ impl Fetches {
         self.in_flight.len() < before
     }
 
-    /// Panics if these are not the fetches that there are, with whether each is queued.
+    /// Panics if `fetches`, each with whether it is queued, are not the fetches in these lists.
     pub(super) fn check_invariants(&self, fetches: &[(ConnId, bool)]) {
         assert_eq!(fetches.len(), self.queue.len() + self.in_flight.len(), "fetches");
         for (id, is_queued) in fetches {
@@ -130,7 +130,7 @@ impl Fetches {
         }
     }
 
-    /// Whether a fetch is queued, and the upstream was heard while it was.
+    /// Whether a fetch is still queued although the upstream was heard meanwhile.
     fn waits_for_others(&self, id: ConnId) -> bool {
         let waiting = self.queue.iter().find(|waiting| waiting.id == id);
         waiting.is_some_and(|waiting| self.heard_at > Some(waiting.queued_at))
@@ -151,7 +151,7 @@ impl Fetches {
 }
 
 impl Engine {
-    /// The connection of a fetch; an input for one that has ended is counted.
+    /// The fetch of a connection; if it has ended, the input is counted as stale.
     pub(super) fn fetch(&mut self, id: ConnId) -> Option<&mut Fetch> {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
             Some(Peer::Upstream(fetch)) => Some(fetch),
@@ -170,9 +170,8 @@ impl Engine {
         self.dispatch(now);
     }
 
-    /// Fetches Patroni's intervals, if they are due and decide anything: a leader's answer is
-    /// served on the strength of the lease only if it may get older than
-    /// [`ALWAYS_FRESH_MS`], and the fence ends with them.
+    /// Fetches Patroni's intervals, if they are due and needed: for the lease, if a leader's answer
+    /// may get older than [`ALWAYS_FRESH_MS`], and for the fence.
     pub(super) fn fetch_intervals(&mut self, now: Now) {
         let CacheSettings { ttl_ms, grace_ms, .. } = self.settings.cache;
         let matter = grace_ms > 0 || ttl_ms > ALWAYS_FRESH_MS || self.settings.fence;
@@ -207,14 +206,14 @@ impl Engine {
         let fetch = Fetch::new(now.time, purpose, expected, request, deadline);
         let peer = Peer::Upstream(Box::new(fetch));
         let id = self.connections.insert(Connection { peer, scheduled: Time::NEVER });
-        // a fetch that begins again goes on waiting since its first begin
+        // a restarted fetch keeps its place by the time of its first start
         let timeout_ms = self.settings.timeout_ms;
         let queued_at = Time::from_ms(deadline.as_ms().saturating_sub(timeout_ms));
         self.fetches.queue.push_back(Waiting { id, class, queued_at, deadline });
         self.unscheduled.push(id);
     }
 
-    /// Begins fetches as far as there are connections for them.
+    /// Begins fetches while there are connections for them.
     pub(super) fn dispatch(&mut self, now: Now) {
         while let Some(id) = self.fetches.next(now.time, self.settings.fetches_max) {
             let Some(fetch) = self.fetch(id) else { continue };
@@ -230,7 +229,7 @@ impl Engine {
         }
     }
 
-    /// A fetch has ended, or goes on.
+    /// A fetch has ended, if there is an outcome.
     pub(super) fn fetch_step(&mut self, now: Now, id: ConnId, outcome: Outcome) {
         let Some(mut outcome) = outcome else { return };
         let Some(Connection { peer: Peer::Upstream(fetch), .. }) = self.connections.remove(id)
@@ -254,8 +253,8 @@ impl Engine {
         self.dispatch(now);
     }
 
-    /// Takes a fetch out of the queue, or closes its connection. `outcome`: `None` if it is not
-    /// awaited any longer. Returns whether it had a connection.
+    /// Takes a fetch out of the queue, or closes its connection. `outcome`: `None` if it is no
+    /// longer awaited. Returns whether it had a connection.
     fn remove_fetch(
         &mut self,
         now: Now,
@@ -275,7 +274,7 @@ impl Engine {
         true
     }
 
-    /// Begins these fetches again, in the time they have left. Their waiters go on waiting.
+    /// Queues these fetches again, with their deadlines. Their waiters go on waiting.
     pub(super) fn restart(&mut self, now: Now, is_restarted: impl Fn(&Fetch) -> bool) {
         let fetches = self.connections.iter().filter_map(|(id, connection)| {
             let Peer::Upstream(fetch) = &connection.peer else { return None };
@@ -307,5 +306,5 @@ impl Engine {
     }
 }
 
-/// How much longer a fetch with parameters waits than a plain one, at most.
+/// After this time in the queue a fetch with parameters begins before plain ones.
 const PARAMETERS_WAIT_MS_MAX: u64 = 1_000;

@@ -1,10 +1,10 @@
-//! An answer arrived, or did not: the one place where that changes what is in memory.
+//! The end of a fetch: the only place where it changes what is in memory.
 //!
-//! The order is the safety argument. The clock first: after a jump of the wall clock the answer's
-//! times mean something else. Then the node's verdict, from everything known before. Then distrust,
-//! before the answer is stored: it ends what was requested earlier. Then the waiters get the
-//! answer itself; waiters of restarted fetches go on waiting. Last what is fetched next, so that
-//! it is decided by what is known now.
+//! Safety rests on the order. First the clock: after a jump of the wall clock the answer's times
+//! mean something else. Then the node's verdict, from everything known before. Then distrust,
+//! before the answer is stored: it ends earlier answers only. Then the waiters get the answer;
+//! waiters of restarted fetches go on waiting. Last the decision what to fetch next, with the new
+//! knowledge.
 
 use super::{Engine, Phase, Timer};
 use crate::answer::{AddressId, Answer, CacheStatus};
@@ -24,7 +24,7 @@ impl Engine {
     pub(super) fn learn(&mut self, now: Now, entry: EntryId, answer: Answer, deadline: Time) {
         self.journal.answered(self.cache.target(entry));
         if self.has_jumped(now) {
-            self.queue_fetch(now, Purpose::Entry(entry), deadline); // it was asked for before
+            self.queue_fetch(now, Purpose::Entry(entry), deadline); // asked for before the jump
             return;
         }
         let route = self.cache.route(entry);
@@ -62,7 +62,7 @@ impl Engine {
         }
         self.answer_waiters(now, entry, waiters, [CacheStatus::Miss, CacheStatus::Collapsed]);
         self.schedule_sweep(now.time);
-        self.follow_transition(now); // which the time of the refresh depends on
+        self.follow_transition(now); // before the refresh, whose time depends on it
         self.schedule_refresh(now, entry);
         self.rehearse(now);
         if route.family() == Family::Leader && self.phase != Phase::Starting {
@@ -85,7 +85,7 @@ impl Engine {
         }
         let answer = unavailable(&failure.to_string(), asked_at);
         let waiters = self.cache.fail(entry, answer, failure.culprit(), was_asked);
-        // with a timeout shorter than PATIENCE_MS
+        // stale: only with a timeout shorter than PATIENCE_MS
         let is_stale = failure.culprit() == Culprit::Silent && self.serves_stale(now, entry);
         let cache_status = if is_stale { CacheStatus::Stale } else { CacheStatus::Failed };
         self.answer_waiters(now, entry, waiters, [cache_status, cache_status]);
@@ -115,8 +115,8 @@ impl Engine {
         }
     }
 
-    /// Whether the wall clock jumped. Leaves the dispatch of restarted fetches to the caller, which
-    /// may have one more to queue: the order of their classes is over all of them.
+    /// Whether the wall clock jumped. The caller dispatches the restarted fetches: it may have one
+    /// more to queue, and their order depends on all of them.
     fn has_jumped(&mut self, now: Now) -> bool {
         let distrust = self.node.observe_clock(now);
         if let Some(distrust) = distrust {
@@ -126,7 +126,7 @@ impl Engine {
         distrust.is_some()
     }
 
-    /// Patroni is another one from now on.
+    /// Another Patroni is configured: forgets everything about the previous one.
     pub(super) fn forget_patroni(&mut self, now: Now) {
         let distrust = self.node.forget(now.time);
         self.drop_read();
@@ -139,7 +139,7 @@ impl Engine {
         }
     }
 
-    /// Ends answers, and restarts fetches that may bring what is no longer true.
+    /// Ends answers, and restarts fetches that may bring outdated ones.
     pub(super) fn distrust(&mut self, now: Now, distrust: Distrust) {
         self.cache.distrust(distrust);
         if distrust.restarts_fetches() {
@@ -150,7 +150,7 @@ impl Engine {
         }
     }
 
-    /// While the node is in transition, every route in use is fetched again and again.
+    /// When a transition begins, schedules a refresh of every entry in use.
     fn follow_transition(&mut self, now: Now) {
         let until = self.node.in_transition_until();
         self.cache.set_in_transition_until(until);
@@ -174,7 +174,7 @@ impl Engine {
 /// Why a leader's 200 is not passed on.
 const FENCED: &str = "Patroni's HA loop has not read the DCS for loop_wait + retry_timeout";
 
-/// The 503 that stands for an answer.
+/// The 503 in place of an answer.
 fn unavailable(reason: &str, asked_at: Time) -> Answer {
     Answer {
         status: 503,

@@ -1,7 +1,7 @@
-//! The joint of connections, cache, node and wheel: inputs in, actions out. Decides nothing itself.
+//! Joins connections, cache, node and wheel: inputs in, actions out. Decides nothing itself.
 //!
-//! The only module that knows both sides. The shell reports what happened, with the connection's
-//! [`ConnId`] and the time; after every input it carries out all actions that
+//! The only module that knows clients and upstreams. The shell reports each event, with the
+//! connection's [`ConnId`] and the time; after every input it carries out all actions that
 //! [`Engine::poll_action`] returns. The same inputs lead to the same actions.
 
 mod clients;
@@ -52,7 +52,7 @@ pub struct Engine {
     canonical: String,
     /// Clients that may make room for new ones, the longest idle last.
     idlest: Vec<(Time, ConnId)>,
-    /// How many connections are clients'.
+    /// The number of clients.
     clients: usize,
     /// [`Node::in_transition_until`] after the last answer.
     in_transition_until: Time,
@@ -113,14 +113,14 @@ enum Phase {
     ShuttingDown,
 }
 
-/// What the shell is to do.
+/// What the shell has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Connect to the upstream, then report `connected_to`, `progress` or `connect_failed`.
     Connect(ConnId, UpstreamId),
-    /// The connection has output, or wants input again, without an input of its own.
+    /// The connection has output, or wants input again, because of another input.
     Wake(ConnId),
-    /// Everything is sent: close_notify, flush, shut down writing; reading goes on.
+    /// Everything is sent: send close_notify, flush, shut down writing; continue reading.
     ShutdownWrite(ConnId),
     /// Close the connection, and forget its id.
     Close(ConnId),
@@ -182,23 +182,23 @@ struct Asked {
 #[derive(Clone, Copy, Debug)]
 enum Timer {
     Connection(ConnId),
-    /// The last fetch failed: the next one is due.
+    /// The last fetch of the entry failed: the next one is due.
     Retry(EntryId),
     /// The answer is about to expire: the next fetch is due.
     Refresh(EntryId),
-    /// The entry's fetch has lasted for `PATIENCE_MS`.
+    /// The patience of the entry's waiters may have ended.
     Patience(EntryId),
     Sweep,
     /// A rehearsal of the witness is due.
     Rehearsal,
-    /// The next request of a read of the DCS may begin.
+    /// The next request of the read of the DCS may begin.
     NextRead,
-    /// The last clients are closed.
+    /// Time to close the last clients.
     ShutdownDeadline,
 }
 
 impl Engine {
-    /// No connection, and nothing known.
+    /// An engine without connections, before [`Engine::start`].
     pub fn new(settings: Settings) -> Self {
         let mut engine = Engine {
             cache: Cache::new(settings.cache),
@@ -265,7 +265,7 @@ impl Engine {
         }
     }
 
-    /// A `Connect` has come this far.
+    /// A `Connect` has reached this state.
     pub fn progress(&mut self, id: ConnId, progress: Progress) {
         if let Some(fetch) = self.fetch(id) {
             fetch.progress(progress);
@@ -306,7 +306,7 @@ impl Engine {
         }
     }
 
-    /// The peer has ended in an orderly way: FIN, or close_notify.
+    /// The peer sent its last byte: FIN, or close_notify.
     pub fn eof(&mut self, now: Now, id: ConnId) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
             Some(Peer::Client(frontend, _)) => {
@@ -333,7 +333,7 @@ impl Engine {
         }
     }
 
-    /// Time has passed. Handles all timers that are due.
+    /// Handles all timers that are due.
     pub fn tick(&mut self, now: Now) {
         self.observe_clock(now);
         while let Some(timer) = self.wheel.pop(now.time) {
@@ -355,8 +355,8 @@ impl Engine {
         }
     }
 
-    /// Changes the settings. Fetches in flight end under the previous ones, unless Patroni has
-    /// another address now: then they are restarted, and everything that is known is forgotten.
+    /// Changes the settings. Fetches in flight end under the previous ones. If Patroni has another
+    /// address now, they are restarted instead, and all answers are forgotten.
     pub fn configure(&mut self, now: Now, settings: Settings) {
         self.cache.configure(settings.cache);
         self.node.set_fenced(settings.fence);
@@ -374,7 +374,7 @@ impl Engine {
         self.dispatch(now);
     }
 
-    /// Drains the node, or ends that: while it is drained the leader and replica routes answer 503.
+    /// Begins or ends the drain: during it the leader and replica routes answer 503.
     pub fn drain(&mut self, draining: bool) {
         self.draining = draining;
     }
@@ -408,7 +408,7 @@ impl Engine {
         self.records.pop_front()
     }
 
-    /// What is to be sent on this connection.
+    /// The bytes to send on this connection.
     pub fn output(&self, id: ConnId) -> &[u8] {
         match self.connections.get(id).map(|connection| &connection.peer) {
             Some(Peer::Client(frontend, _)) => frontend.output(),
@@ -434,8 +434,8 @@ impl Engine {
         }
     }
 
-    /// When to call [`Engine::tick`] next, if no input comes earlier. To be called once, at the
-    /// end of a turn.
+    /// When to call [`Engine::tick`] next, if no input comes earlier. To be called once, at the end
+    /// of a turn.
     pub fn next_deadline(&mut self) -> Option<Time> {
         while let Some(id) = self.unscheduled.pop() {
             let Some(connection) = self.connections.get_mut(id) else { continue };

@@ -1,8 +1,8 @@
 //! Reads of the DCS for the lease witness: when one begins, and what its outcome changes.
 //!
-//! A read begins when a check waits for a silent Patroni, and then once a second as long as clients
-//! ask and Patroni stays silent. A rehearsal at the start and each minute shows a wrong password or
-//! address before it matters. At most one read runs at a time, and at most two requests begin in a
+//! A read begins when a check waits for a silent Patroni, and then once a second while clients ask
+//! and Patroni stays silent. A rehearsal at the start and every minute shows a wrong password or
+//! address before it matters. At most one read runs at a time, and at most two requests begin per
 //! second.
 
 use super::{Action, Connection, Engine, Peer, Timer, UpstreamId};
@@ -14,14 +14,14 @@ use crate::node::witness::{Access, Outcome, Read, ReadFailure, Settings as Witne
 use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
-/// The settings of the second upstream.
+/// The settings of the DCS as an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DcsSettings {
     /// How its keys are read.
     pub witness: WitnessSettings,
     /// For `Host`.
     pub host: Box<str>,
-    /// How many hosts there are to try.
+    /// The number of hosts.
     pub hosts: usize,
 }
 
@@ -37,11 +37,11 @@ pub(super) struct Witness {
     rehearsal_at: Time,
 }
 
-/// A read that runs.
+/// The read in progress.
 #[derive(Debug)]
 struct Reading {
     read: Read,
-    /// `None`: its next request waits for its time.
+    /// `None`: the next request may not begin yet.
     fetch: Option<ConnId>,
     hosts_left: usize,
     is_rehearsal: bool,
@@ -65,7 +65,7 @@ impl Witness {
 }
 
 impl Engine {
-    /// A client waits for an answer, or gets a stale one, because Patroni is silent.
+    /// Begins a read if it is due: Patroni is silent, and a client waits or gets a stale answer.
     pub(super) fn call_witness(&mut self, now: Now, entry: EntryId) {
         if self.witness.is_none() || !self.cache.is_witnessed(entry) {
             return;
@@ -80,7 +80,7 @@ impl Engine {
         }
     }
 
-    /// A rehearsal, if it is due. Before the node's first report there is nothing to ask for.
+    /// Begins a rehearsal if it is due. Before the node's first report there is nothing to ask for.
     pub(super) fn rehearse(&mut self, now: Now) {
         let Some(witness) = &mut self.witness else { return };
         let is_due = now.time >= witness.rehearsal_at && witness.reading.is_none();
@@ -109,7 +109,7 @@ impl Engine {
         self.continue_read(now);
     }
 
-    /// Sends the next request of the read, or waits until it may.
+    /// Sends the next request of the read, or schedules it.
     pub(super) fn continue_read(&mut self, now: Now) {
         let (Some(witness), Some(dcs)) = (&mut self.witness, &self.settings.dcs) else { return };
         let next_at = witness.next_request_at();
@@ -197,7 +197,7 @@ impl Engine {
 
 /// While Patroni is silent, a read begins at most this often.
 const READ_MS: u64 = 1_000;
-/// How often a read is rehearsed.
+/// The interval of rehearsals.
 const REHEARSAL_MS: u64 = 60_000;
 /// The time of one request; then the next host is asked.
 pub const DCS_REQUEST_MS_MAX: u64 = 1_000;
