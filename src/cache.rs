@@ -1,5 +1,5 @@
-//! Answers under their targets, and the clients that wait for them. Pure data; touches no
-//! connection and decides nothing about the node.
+//! Answers by their targets, and the clients that wait for them. Pure data: touches no connection
+//! and decides nothing about the node.
 //!
 //! Routes without parameters have their entries for good. Targets with parameters share a limited
 //! number of entries, and a limited number of new ones per second.
@@ -16,9 +16,8 @@ use crate::time::{Now, Time};
 use crate::wheel::TICK_MS;
 
 /// An entry's index, not a stable key: [`Cache::find`] may reuse it unless the entry is being
-/// fetched. Timers must re-check the entry. A generation would cost a comparison per lookup and
-/// save nothing: a timer of the previous target finds the next one in a state that it would have
-/// to re-check anyway.
+/// fetched. Timers must check the entry's state. A generation would save nothing: timers would
+/// have to check the state even then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId(usize);
 
@@ -43,14 +42,14 @@ pub struct Cache {
     variants: BTreeMap<Box<str>, EntryId>,
     /// Entries of variants that were removed.
     unused: Vec<EntryId>,
-    /// When the last new variants were admitted, at most `variants_max` of them.
+    /// When the new variants of the last second were admitted; at most `variants_max`.
     admitted: VecDeque<Time>,
     /// Answers requested before this time must not be served stale: Patroni has been unreachable
     /// since.
     stale_since: Time,
-    /// Until then the node changes, and answers are kept for [`TRANSITION_TTL_MS`].
+    /// Until then the node is in transition, and answers are kept for [`TRANSITION_TTL_MS`].
     in_transition_until: Time,
-    /// Whether the DCS can confirm what Patroni said last, however long ago.
+    /// Whether the DCS can confirm Patroni's last answer, however long ago.
     has_witness: bool,
 }
 
@@ -73,13 +72,13 @@ struct Entry {
     is_timed: bool,
 }
 
-/// The last fetch failed. Its 503 is served until the next fetch has ended, which begins at
-/// `retry_at` if clients still ask; otherwise this is forgotten then.
+/// The last fetch failed. Its 503 is served until the next fetch has ended. That begins at
+/// `retry_at` if clients still ask; if not, the failure is forgotten.
 #[derive(Debug)]
 struct Failing {
     rendered: Rendered,
     retry_at: Time,
-    /// What that says of Patroni.
+    /// What the failure says about Patroni.
     silence: Silence,
 }
 
@@ -95,7 +94,7 @@ struct Fetching {
 pub enum Lookup {
     /// Serve the answer in memory.
     Fresh,
-    /// Serve the last failure, which is in memory.
+    /// Serve the failure in memory.
     Failing,
     /// Wait for the fetch that is queued or in flight.
     Fetching,
@@ -108,18 +107,18 @@ pub enum Lookup {
 pub enum Retry {
     /// Clients still ask: begin a fetch.
     Fetch,
-    /// Not yet: look again then.
+    /// Not yet: check again at this time.
     Later(Time),
-    /// No client asks, or it no longer fails.
+    /// No client asks, or the entry no longer fails.
     Forgotten,
 }
 
 /// Why a target with parameters has no entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoEntry {
-    /// All entries of such targets are being fetched.
+    /// All such entries are being fetched.
     Full,
-    /// `variants_max` new targets came within the last second.
+    /// `variants_max` new targets were admitted within the last second.
     TooManyNew,
 }
 
@@ -153,9 +152,8 @@ impl Cache {
         self.has_witness = has_witness;
     }
 
-    /// The entry of `target`. A new target with parameters takes an entry that is not being
-    /// fetched, of a target that was asked for once rather than of one in steady use, and of the
-    /// one asked for the longest time ago.
+    /// The entry of `target`. At the limit a new target with parameters replaces one that is not
+    /// being fetched: first those not in steady use, of these the least recently asked.
     pub fn find(&mut self, now: Time, route: Route, target: &str) -> Result<EntryId, NoEntry> {
         if !route.has_parameters {
             return Ok(EntryId(route.index));
@@ -187,8 +185,8 @@ impl Cache {
         Ok(id)
     }
 
-    /// What to do with a client's request for an entry, apart from a stale answer that may be
-    /// served.
+    /// What to do with a client's request for an entry. Whether a stale answer may be served is
+    /// another question: [`Cache::may_serve_stale`].
     pub fn lookup(&mut self, now: Now, id: EntryId) -> Lookup {
         let ttl_ms = self.ttl_ms(now.time);
         let entry = &mut self.entries[id.0];
@@ -212,8 +210,8 @@ impl Cache {
             && validity.stale_until.is_some_and(|until| !until.is_over(now))
     }
 
-    /// Whether the witness can confirm the answer in memory: it is a 200 of a leader's route, or of
-    /// a replica's without parameters, and Patroni has not been unreachable since.
+    /// Whether the witness can confirm the answer in memory: a 200 of a leader or replica route
+    /// without parameters, and Patroni has not been unreachable since.
     pub fn is_witnessed(&self, id: EntryId) -> bool {
         let Entry { route, answer: Some((rendered, _)), .. } = &self.entries[id.0] else {
             return false;
@@ -232,7 +230,7 @@ impl Cache {
         awaited.map(|(index, _)| EntryId(index)).collect()
     }
 
-    /// What an entry's wait says of Patroni.
+    /// What the state of an entry says about Patroni.
     pub fn silence(&self, now: Time, id: EntryId) -> Silence {
         match &self.entries[id.0] {
             Entry { failure: Some(failing), .. } => failing.silence,
@@ -292,8 +290,8 @@ impl Cache {
         }
     }
 
-    /// If clients wait and no timer is set that ends their patience, one is to be set now: returns
-    /// the earliest time for it.
+    /// If clients wait and no timer for their patience is set, returns the earliest time for one.
+    /// The caller sets it.
     pub fn begin_patience(&mut self, id: EntryId) -> Option<Time> {
         let entry = &mut self.entries[id.0];
         let fetch = entry.fetch.as_ref().filter(|fetch| !fetch.waiters.is_empty())?;
@@ -304,12 +302,12 @@ impl Cache {
         Some(fetch.begun_at.plus_ms(PATIENCE_MS))
     }
 
-    /// That timer has fired.
+    /// The timer for the patience of the waiters has fired.
     pub fn end_patience(&mut self, id: EntryId) {
         self.entries[id.0].is_timed = false;
     }
 
-    /// Takes the waiters out, to be served the stale answer.
+    /// Takes the waiters out, to serve them the stale answer.
     pub fn take_waiters(&mut self, id: EntryId) -> Vec<ConnId> {
         let fetch = self.entries[id.0].fetch.as_mut();
         fetch.map_or_else(Vec::new, |fetch| std::mem::take(&mut fetch.waiters))
@@ -352,7 +350,7 @@ impl Cache {
     pub fn retry(&mut self, now: Time, id: EntryId) -> Retry {
         let entry = &mut self.entries[id.0];
         match &entry.failure {
-            _ if entry.fetch.is_some() => return Retry::Forgotten, // its end decides
+            _ if entry.fetch.is_some() => return Retry::Forgotten, // the end of the fetch decides
             Some(failing) if now < failing.retry_at => return Retry::Later(failing.retry_at),
             Some(_) if entry.is_in_use(now) => return Retry::Fetch,
             _ => entry.failure = None,
@@ -369,9 +367,9 @@ impl Cache {
         (ttl_ms >= REFRESH_TTL_MS_MIN).then(|| rendered.answer().asked_at.plus_ms(ahead_ms))
     }
 
-    /// Whether a refresh is due: no fetch is queued or in flight, and a client asked for it since
-    /// the fetch of the answer began (the request that started it counts). In transition it is
-    /// enough that the entry is in use.
+    /// Whether a refresh is due: no fetch is queued or in flight, and a client has asked since the
+    /// fetch of the answer began (the request that started it counts). In transition the entry only
+    /// has to be in use.
     pub fn wants_refresh(&self, now: Time, id: EntryId) -> bool {
         let entry = &self.entries[id.0];
         let Some((rendered, _)) = &entry.answer else {
@@ -385,8 +383,8 @@ impl Cache {
             && self.refresh_at(now, id).is_some_and(|at| at <= now)
     }
 
-    /// The entries that clients asked for not long ago and that are not being fetched, and when
-    /// each is to be fetched again.
+    /// The entries in use that are not being fetched and do not fail, and when each is to be
+    /// fetched again.
     pub fn in_use(&self, now: Time) -> Vec<(EntryId, Time)> {
         let entries = self.entries.iter().enumerate();
         let in_use = entries.filter(|(_, entry)| {
@@ -397,8 +395,8 @@ impl Cache {
             .collect()
     }
 
-    /// Frees the memory of answers that will not be served again, and of variants that are not in
-    /// use. Returns how many have to be looked at again.
+    /// Frees answers that will not be served again, and variants that are not in use. Returns how
+    /// many entries a later sweep may free.
     pub fn sweep(&mut self, now: Now) -> usize {
         let mut left = 0;
         for index in 0..self.entries.len() {
@@ -419,7 +417,7 @@ impl Cache {
         self.entries[id.0].answer.as_mut().map(|(rendered, _)| rendered)
     }
 
-    /// The 503 for its absence.
+    /// The 503 of the last failed fetch.
     pub fn failure(&mut self, id: EntryId) -> Option<&mut Rendered> {
         self.entries[id.0].failure.as_mut().map(|failing| &mut failing.rendered)
     }
@@ -445,8 +443,8 @@ impl Cache {
         fetching.map(|fetch| fetch.waiters.len()).sum()
     }
 
-    /// Panics if an entry is in a state that cannot be. `fetches`: the entries of all fetches that
-    /// are queued or in flight.
+    /// Panics if an entry is in an impossible state. `fetches`: the entries of all fetches that are
+    /// queued or in flight.
     pub fn check_invariants(&self, fetches: &[EntryId]) {
         for (index, entry) in self.entries.iter().enumerate() {
             let of_entry = fetches.iter().filter(|id| id.0 == index).count();
@@ -484,8 +482,8 @@ impl Cache {
         self.admitted.len() < self.settings.variants_max
     }
 
-    /// The variant that may be removed first. Linear in the number of variants: only new targets
-    /// beyond the limit cost it, and their rate is limited.
+    /// The variant to remove first. Linear in the number of variants, but called only for new
+    /// targets beyond the limit, and their rate is limited.
     fn most_dispensable(&self, now: Time) -> Option<EntryId> {
         let idle = self.variants.values().filter(|id| self.entries[id.0].fetch.is_none());
         let steady = |entry: &Entry| entry.wanted_again && entry.is_in_use(now);
@@ -496,7 +494,8 @@ impl Cache {
         .copied()
     }
 
-    /// Whether the entry is a variant; one that is empty and not in use is removed.
+    /// Removes an empty variant that is not in use. Returns whether the entry is a variant and
+    /// stays.
     fn keep_variant(&mut self, now: Time, id: EntryId) -> bool {
         let entry = &self.entries[id.0];
         if !entry.route.has_parameters || !self.variants.contains_key(&entry.target) {
@@ -518,13 +517,13 @@ impl Cache {
     }
 }
 
-/// What an entry's wait says of Patroni.
+/// What the state of an entry says about Patroni.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
     /// Patroni let the last fetch time out.
     Certain,
-    /// The present fetch has lasted for [`PATIENCE_MS`], queueing included, or the last one was
-    /// given up in the queue.
+    /// The fetch has lasted for [`PATIENCE_MS`], queueing included, or the last one was given up in
+    /// the queue.
     IfUpstreamIsSilent,
     /// Nothing.
     None,
@@ -553,8 +552,8 @@ impl Entry {
             .filter(|(rendered, _)| is_spoken_for && rendered.answer().status == 200)
     }
 
-    /// Whether the answer is young enough: its age is below the ttl, not equal, because both times
-    /// are rounded down and together may be wrong by a millisecond.
+    /// Whether the answer is fresh. Its age must be less than the ttl, not equal: both times are
+    /// rounded down, so the age may be a millisecond more.
     fn is_fresh(&self, now: Now, ttl_ms: u64) -> bool {
         let Some((rendered, validity)) = &self.answer else { return false };
         let age_ms = now.time.ms_since(rendered.answer().asked_at);
@@ -567,7 +566,7 @@ impl Entry {
         self.answer.is_none() && self.failure.is_none() && self.fetch.is_none()
     }
 
-    /// Whether a client asked not long ago.
+    /// Whether a client asked within [`WANTED_MS`].
     fn is_in_use(&self, now: Time) -> bool {
         self.wanted_at.is_some_and(|at| now.ms_since(at) <= WANTED_MS)
     }
@@ -576,13 +575,13 @@ impl Entry {
 /// How long a client waits for a fresh answer when a stale one may be served: 250 ms with the
 /// wheel's tick.
 pub const PATIENCE_MS: u64 = 240;
-/// How long answers are kept while the node is in transition: a switchover as a load balancer sees
-/// it is then not later than with Patroni asked directly.
+/// How long answers are kept while the node is in transition: load balancers then see a switchover
+/// no later than with direct checks of Patroni.
 pub const TRANSITION_TTL_MS: u64 = 100;
 /// Below this ttl nothing is fetched ahead: a quarter of it would be less than a tick.
 const REFRESH_TTL_MS_MIN: u64 = 40;
-/// A failed fetch is tried again after the ttl, but within this range: with a long `ttl` at least
-/// every second, with `ttl: 0` not as fast as the loop can turn.
+/// A failed fetch is tried again after the ttl, but within this range: at least every second with
+/// a long `ttl`, and not in every turn with `ttl: 0`.
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 1_000;
 /// How long after a request a target counts as in use: longer than the usual `inter` of a load
@@ -590,7 +589,7 @@ const RETRY_MS_MAX: u64 = 1_000;
 const WANTED_MS: u64 = 10_000;
 /// The span of the limit on new variants.
 const ADMITTED_MS: u64 = 1_000;
-/// Capacity that is kept for the times of new variants.
+/// Capacity that is kept for the times in `admitted`.
 const ADMITTED_KEPT: usize = 64;
 
 const _: () = assert!(PATIENCE_MS + TICK_MS <= 250, "promise 4");
@@ -801,7 +800,7 @@ mod tests {
         fetched(&mut cache, "/replica?lag=2", 1_600);
     }
 
-    /// Old until five seconds after the beginning, aging until `aging_ms`.
+    /// May be served stale for 5 s, and at a greater age than a second until `aging_ms`.
     fn validity(aging_ms: u64) -> Validity {
         let until = |ms| Until::after_ms(now(0), ms);
         Validity {

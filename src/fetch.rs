@@ -4,9 +4,9 @@
 //!  Queued ── Connecting ── Handshaking ── Sending ── Head ── Body ── Done
 //! ```
 //!
-//! Patroni's answers have no length, and end with the connection. An answer complete in itself is
-//! complete all the same: a JSON body ends with its top-level object or array, and a bare status
-//! line with its empty line. What follows does not matter, nor whether the end ever comes.
+//! Patroni's answers have no length, and end with the connection. An answer may be complete before:
+//! a JSON body ends with its top-level object or array, and a bare status line with its empty line.
+//! Later bytes do not matter, nor whether the connection ends.
 
 use std::mem;
 use std::rc::Rc;
@@ -27,7 +27,7 @@ pub struct Fetch {
     expected: Expected,
     /// The whole fetch ends by then, queueing included.
     deadline: Time,
-    /// Just before the connection was begun; until then, when the fetch was queued.
+    /// Just before the connection was begun; while queued, when the fetch was queued.
     asked_at: Time,
     /// The address that accepted the connection.
     address: AddressId,
@@ -45,7 +45,7 @@ pub enum Purpose {
     Dcs,
 }
 
-/// What is known of the answer beforehand.
+/// What is known about the answer beforehand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Maximum bytes of its body.
@@ -82,7 +82,7 @@ enum State {
         request: Rc<[u8]>,
         sent: usize,
     },
-    /// `input` is less than a head.
+    /// `input` is an incomplete head.
     Head {
         input: Vec<u8>,
         interim_count: u32,
@@ -93,11 +93,11 @@ enum State {
 
 #[derive(Debug)]
 struct Body {
-    /// The answer, still without its body.
+    /// The answer, without its body.
     answer: Answer,
     bytes: Vec<u8>,
     decoder: BodyDecoder,
-    /// For JSON that ends with the connection.
+    /// Finds the end of JSON without a length.
     json: Option<JsonScanner>,
 }
 
@@ -115,7 +115,7 @@ impl Fetch {
         Fetch { purpose, expected, deadline, asked_at: now, address, state }
     }
 
-    /// Its turn has come: a connection is being made. The answer's age counts from here.
+    /// A connection is being made. The answer's age counts from here.
     pub fn connect(&mut self, now: Time) {
         if let State::Queued { request } = &self.state {
             self.state = State::Connecting { request: Rc::clone(request) };
@@ -123,12 +123,12 @@ impl Fetch {
         }
     }
 
-    /// The address that accepted its connection.
+    /// This address accepted the connection.
     pub fn connected_to(&mut self, address: AddressId) {
         self.address = address;
     }
 
-    /// Its connection has come this far.
+    /// The connection has reached this state.
     pub fn progress(&mut self, progress: Progress) {
         let (State::Connecting { request } | State::Handshaking { request }) = &self.state else {
             return;
@@ -150,7 +150,7 @@ impl Fetch {
         }
     }
 
-    /// Bytes of the answer came.
+    /// Bytes of the answer arrived.
     pub fn receive(&mut self, bytes: &[u8]) -> Outcome {
         match &mut self.state {
             State::Head { input, .. } => {
@@ -162,7 +162,7 @@ impl Fetch {
         }
     }
 
-    /// The upstream has ended: most of its bodies end so.
+    /// The upstream has sent its last byte: this ends most of its bodies.
     pub fn eof(&mut self) -> Outcome {
         match &mut self.state {
             State::Head { input, .. } if !input.is_empty() => self.fail(Failure::Cut),
@@ -183,7 +183,7 @@ impl Fetch {
         }
     }
 
-    /// The fetch has ended without an answer. A reset after part of the answer is a cut.
+    /// The fetch has failed. A reset after part of the answer is a cut.
     pub fn fail(&mut self, failure: Failure) -> Outcome {
         let has_begun = match &self.state {
             State::Head { input, .. } => !input.is_empty(),
@@ -197,12 +197,12 @@ impl Fetch {
         }
     }
 
-    /// What is fetched.
+    /// What the fetch is for.
     pub fn purpose(&self) -> Purpose {
         self.purpose
     }
 
-    /// When it has failed.
+    /// When the fetch times out.
     pub fn deadline(&self) -> Time {
         self.deadline
     }
@@ -217,7 +217,7 @@ impl Fetch {
         self.asked_at
     }
 
-    /// What is to be sent.
+    /// The bytes to send.
     pub fn output(&self) -> &[u8] {
         match &self.state {
             State::Sending { request, sent, .. } => &request[*sent..],

@@ -54,7 +54,7 @@ pub enum Step {
 enum State {
     /// Between requests, or with part of a head in `input`. `kept`: after a response.
     Head { kept: bool },
-    /// A head is complete, its body is being received and discarded.
+    /// A head is complete; its body is being received and discarded.
     Body(Box<Body>),
     /// A request waits for its response. Without a deadline: the fetch it waits for has one.
     Waiting(Request),
@@ -87,8 +87,8 @@ impl Frontend {
         Frontend { state: State::Head { kept: false }, input: Vec::new(), since: now }
     }
 
-    /// Bytes were received. The result does not depend on how they are split. Writes a complete
-    /// request's target to `target`.
+    /// Processes received bytes. The result does not depend on how they are split. Writes the
+    /// target of a complete request to `target`.
     pub fn receive(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
         match &mut self.state {
             State::Head { .. } => self.parse_head(now, bytes, target),
@@ -202,7 +202,7 @@ impl Frontend {
         }
     }
 
-    /// When the response was decided on of which no byte has been sent yet.
+    /// When the response was decided on, if no byte of it has been sent yet.
     pub fn unsent_since(&self) -> Option<Time> {
         matches!(self.state, State::Responding { sent: 0, .. }).then_some(self.since)
     }
@@ -267,8 +267,8 @@ impl Frontend {
         self.head_complete(now, request, framing, target)
     }
 
-    /// Keeps the first bytes of a head. Its time begins with them; that of a connection's first
-    /// head began with the connection.
+    /// Keeps the first bytes of a head. Its time begins with them, except that the time of the
+    /// first head begins with the connection.
     fn first_bytes(&mut self, now: Time, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -347,7 +347,7 @@ impl Frontend {
     }
 }
 
-/// Maximum time for a head, and again for its body.
+/// Maximum time for a head, and for a body.
 pub const REQUEST_MS_MAX: u64 = 5_000;
 /// Maximum idle time of a kept connection.
 pub const IDLE_MS_MAX: u64 = 30_000;
@@ -359,8 +359,8 @@ pub const LINGER_MS_MAX: u64 = 1_000;
 const DISCARD_BYTES_MAX: u32 = 256 * 1024;
 /// Maximum input after a request without a response yet: more than the shell receives at once.
 pub const UNREAD_BYTES_MAX: usize = 64 * 1024;
-/// How long a new client must have sent nothing to count as idle. The requests of load balancers
-/// follow their connections at once.
+/// How long a new client must have sent nothing to count as idle. Load balancers send their
+/// requests at once.
 const SILENT_MS_MIN: u64 = 1_000;
 
 const _: () = assert!(SILENT_MS_MIN < REQUEST_MS_MAX && REQUEST_MS_MAX < IDLE_MS_MAX);

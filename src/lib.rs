@@ -9,16 +9,16 @@
 //!  engine       connections, inputs, actions: joins all modules below, decides nothing itself
 //!  logformat    the line per request
 //!  frontend     one client: bytes to requests, responses to bytes
-//!  journal      what is logged: each change once, each repeated failure once a second
+//!  journal      what is logged: each change once, a repeated failure once a second
 //!  fetch        one fetch: a request to an upstream, bytes to an answer or a failure
 //!  cache        an entry per target: its answer, its failure, its waiting clients
-//!  node         what is known of the node, and until when its answers may be served
+//!  node         what is known about the node, and until when its answers may be served
 //!  answer       an upstream's answer, and the responses rendered from it
-//!  reply        responses of our own: 404, 405, 503 while draining
+//!  reply        local responses: 404, 405, 503 while draining
 //!  failure      why a fetch brought no answer
 //!  routes       the routes clients may request, their parameters, the policy of each family
 //!  http         heads and bodies: parsed in both directions, written in one place
-//!  slots        connection ids; a reused slot has another id
+//!  slots        connection ids; a reused slot gets a new id
 //!  wheel        timers
 //!  shrink       one rule for giving memory back
 //!  time         time as a number
@@ -26,8 +26,8 @@
 //!
 //! A module uses only modules further down; `tests/tidy.rs` holds the exact table. The loop is
 //! [`shell`]; everything below it is pure: no socket, file or clock, and the same inputs lead to
-//! the same actions. So tests run it with a virtual clock and a scripted network, and a failure is
-//! a number that replays it.
+//! the same actions. Tests run it with a virtual clock and a scripted network, and a number replays
+//! a failure.
 //!
 //! | inputs of [`engine::Engine`] | |
 //! |---|---|
@@ -43,11 +43,11 @@
 //! |---|---|
 //! | `Connect` | connect to an upstream; report `connected_to`, `progress` or `connect_failed` |
 //! | `Wake` | the connection has output, or wants input again |
-//! | `ShutdownWrite` | all output is sent: shut down writing, go on reading |
+//! | `ShutdownWrite` | all output is sent: shut down writing, continue reading |
 //! | `Close` | close the connection and forget its id |
 //! | `NextAddress` | connect to the upstream's next address from now on |
 //!
-//! A hit is one read, [`engine::Engine::receive`], one lookup, one write. On a miss the client
+//! A hit is one read, one [`engine::Engine::receive`], one lookup, one write. On a miss the client
 //! waits in the entry; when the fetch ends, all waiting clients are answered in the same turn.
 //!
 //! The promises, each with its tests in `docs/safety.md`:
