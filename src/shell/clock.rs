@@ -1,5 +1,5 @@
-//! The clocks: read once per turn; all other code gets the time as an argument. Only before a
-//! response is sent the steady clock is read again.
+//! The clocks: read once per turn; all other code gets the time as an argument. The steady clock is
+//! read again only before a response is sent.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

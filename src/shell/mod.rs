@@ -12,11 +12,11 @@
 //! | connect | continues the connections to upstreams that are being made |
 //! | serve | reads and writes queued streams until neither side has more to do |
 //! | signals | after the I/O of the same poll: requests received before a signal are answered |
-//! | tick | fires timers; streams that they, or signals, woke are served next |
+//! | tick | fires timers; streams that timers or signals woke are served next |
 //! | handshakes | continues a few: a step takes as long as a hundred requests |
 //! | accept | last, so that connections that are open come before new ones |
 //!
-//! Readiness is edge-triggered, which asks for these rules:
+//! Readiness is edge-triggered, which requires these rules:
 //!
 //! * A socket is registered once, for both directions. An event is only a hint that sets a bit;
 //!   the bit is cleared when the socket itself has no more (see stream.rs).
@@ -29,8 +29,8 @@
 //! After each input to the engine its actions are performed, to the last one.
 //!
 //! The process may be stopped in the middle of a turn (SIGSTOP, a frozen cgroup, a hypervisor) and
-//! go on with the turn's time long past. So a response is sent only if it was decided on less than
-//! `UNSENT_MS_MAX` (serve.rs) ago.
+//! continue when the turn's time is long past. So a response is sent only if it was decided on less
+//! than `UNSENT_MS_MAX` (serve.rs) ago.
 
 mod clock;
 mod connector;
@@ -115,7 +115,7 @@ enum Phase {
     ShuttingDown,
 }
 
-/// What the command line says.
+/// The options of the command line.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The configuration file, read again on SIGHUP.

@@ -48,7 +48,7 @@ impl Resolver {
         resolver
     }
 
-    /// Sets host and port. A name is resolved again, also if it is the same.
+    /// Sets host and port. A name is resolved again, even if it is the same.
     pub fn set_host(&mut self, host: &str, port: u16) {
         if (&*self.host, self.port) != (host, port) {
             (self.host, self.port) = (host.into(), port);
@@ -91,7 +91,7 @@ impl Resolver {
         }
     }
 
-    /// The name, or the address it is instead.
+    /// The host: a name or an address.
     pub fn host(&self) -> &Rc<str> {
         &self.host
     }

@@ -34,7 +34,7 @@ impl Daemon {
         self.postponed.push(id);
     }
 
-    /// Serves the queue, and the streams that this queues in turn, [`QUEUE_ROUNDS_MAX`] times.
+    /// Serves the queue, then the streams that this has queued, in [`QUEUE_ROUNDS_MAX`] rounds.
     pub(super) fn serve_queue(&mut self, now: Now) {
         for _ in 0..QUEUE_ROUNDS_MAX {
             if self.queue.is_empty() {
@@ -44,7 +44,7 @@ impl Daemon {
             for id in queue.drain(..) {
                 let Some(stream) = self.streams.get_mut(id) else { continue };
                 if stream.handshake_goes_on() && !stream.is_upstream() {
-                    // it takes as long as a hundred requests: limited for each turn
+                    // a step takes as long as a hundred requests: limited for each turn
                     self.handshakes.push_back(id);
                     continue;
                 }
@@ -154,8 +154,7 @@ impl Daemon {
         Some(count)
     }
 
-    /// The response to a client rests on a time long past, and there is no other: the client tries
-    /// again.
+    /// Closes a client whose response rests on a time long past. The client tries again.
     fn close_outdated(&mut self, now: Now, id: ConnId, unsent_ms: u64) {
         if let Some(times) = self.outdated_responses.count(self.clock.time()) {
             warn!("the process stood still for {unsent_ms} ms: clients closed ({times} times)");
@@ -258,7 +257,7 @@ impl Daemon {
         }
     }
 
-    /// Serves a new client at once: its request has mostly arrived with it.
+    /// Serves a new client at once: its request has usually arrived already.
     pub(super) fn add_client(&mut self, now: Now, socket: TcpStream, port: Port) {
         let session = match self.tls.server.as_ref().map(Session::server).transpose() {
             Ok(session) => session,
@@ -275,16 +274,16 @@ impl Daemon {
     }
 }
 
-/// Maximum time from the decision on a response to its first byte, so that a leader's 200 is late
-/// by no more. A debug build answers 19,000 waiting clients within it, on a machine busy with
-/// other work. Closes a client that pipelines and reads nothing for as long, too.
+/// Maximum time from the decision on a response to its first byte: a leader's 200 is late by no
+/// more. A debug build answers 19,000 waiting clients within it, on a machine busy with other work.
+/// A client that pipelines and reads nothing for this time is closed as well.
 pub(super) const UNSENT_MS_MAX: u64 = 500;
 /// Reads and writes of one stream before the others are served.
 const SERVE_ROUNDS_MAX: u32 = 16;
 /// Bytes written to one stream before the others are served: the kernel copies them in about
 /// 30 µs.
 const SERVE_BYTES_MAX: usize = 64 * 1024;
-/// How often the streams that a turn's work queued are served in the same turn.
+/// Maximum rounds in one turn of serving the streams that the previous round queued.
 const QUEUE_ROUNDS_MAX: u32 = 4;
 /// New connections in one turn and port; the others stay in the backlog, where they cost nothing.
 const ACCEPTS_PER_TURN_MAX: u32 = 64;

@@ -1,9 +1,9 @@
-//! One socket, its TLS session if it has one, and two bits: whether to try a read, a write.
+//! One socket, its TLS session if it has one, and two bits: whether to try a read, and a write.
 //!
-//! Readiness is edge-triggered: an event reports a change, once. So the bits keep it until the
+//! Readiness is edge-triggered: an event reports a change, once. So the bits stay set until the
 //! socket itself returns WouldBlock, and a socket is registered once, for both directions. A read
-//! that does not fill the buffer has emptied the socket too, which saves the read that would
-//! block; unless the peer has closed its half, since no event would follow.
+//! that does not fill the buffer has emptied the socket too, which saves a read that would block.
+//! If the peer has closed its half, reading continues, since no event would follow.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown};
@@ -100,8 +100,8 @@ struct Socket<S> {
 
 struct Secured {
     session: Session,
-    /// Bytes of the engine's that are encrypted, but not all in the socket yet. They count as sent
-    /// only then, so that the connection is not closed before.
+    /// Bytes of the engine that are encrypted, but not all in the socket yet. They count as sent
+    /// only once they are, so that the connection is not closed before.
     encrypted_bytes: usize,
     /// TLS failed after complete records, whose data is returned first.
     failed: Option<TlsError>,
@@ -353,7 +353,7 @@ impl Stream<TcpStream> {
 
     /// Makes the kernel acknowledge the next segments without delay. Patroni's TLS 1.3 sends two
     /// session tickets and then the answer as small writes under Nagle's algorithm, so each waits
-    /// for the acknowledgement of the previous one: with delayed ones 41 ms of every fetch. The
+    /// for the acknowledgement of the previous one, which would delay every fetch by 41 ms. The
     /// kernel leaves this mode by itself, so it is set again after each read and write (tcp(7)).
     pub fn acknowledge_at_once(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -27,7 +27,7 @@ impl StreamTable {
         self.count += 1;
     }
 
-    /// The stream under `id`; `None` if it was removed, also if another has the slot.
+    /// The stream under `id`; `None` if it was removed, even if another has the slot.
     pub fn get_mut(&mut self, id: ConnId) -> Option<&mut Stream<TcpStream>> {
         match self.by_slot.get_mut(id.slot as usize) {
             Some(Some((generation, stream))) if *generation == id.generation => Some(stream),

@@ -154,8 +154,8 @@ impl Daemon {
         self.enqueue(id);
     }
 
-    /// Reports to the engine that a fetch's TLS handshake has completed. Returns whether it has
-    /// just now.
+    /// If a fetch's TLS handshake has just completed, reports it to the engine. Returns whether it
+    /// has.
     pub(super) fn report_opened(&mut self, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
         let opened = stream.has_just_opened() && stream.is_upstream();

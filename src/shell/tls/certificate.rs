@@ -189,7 +189,7 @@ impl Signature {
     }
 }
 
-/// A time as log lines have it.
+/// A time as log lines show it.
 pub(super) fn date(unix_seconds: u64) -> String {
     // httpdate has no years over 9999
     let shown = unix_seconds.min(LAST_SECOND);

@@ -1,4 +1,4 @@
-//! Builds rustls' configurations from ours and from the PEM files that it names.
+//! Builds rustls' configurations from our configuration and the PEM files that it names.
 
 use std::fs;
 use std::sync::Arc;
@@ -95,8 +95,7 @@ impl ClientSide {
         Ok(ClientSide { config, name, kept_since: Time::ZERO })
     }
 
-    /// The name that the certificate of this host must contain; `None`: the host is not one that
-    /// was configured.
+    /// The name that the certificate of this host must contain; `None`: the host is not configured.
     pub(super) fn name(&self, host: &str) -> Option<ServerName<'static>> {
         self.name.clone().or_else(|| server_name(host))
     }
@@ -190,8 +189,8 @@ fn client(
     }
 }
 
-/// A certificate with its key. rustls would check that they belong together by webpki, which cannot
-/// read X.509 version 1; nginx and Go serve such a certificate, and so does this.
+/// A certificate with its key. rustls would use webpki to check that they belong together, but
+/// webpki cannot read X.509 version 1. nginx and Go serve such a certificate, and so do we.
 fn certified_key(
     section: &'static str,
     identity: &Identity,
@@ -224,7 +223,7 @@ fn certified_key(
     Ok(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
 }
 
-/// Warnings of certificates that are not valid now, or not for long.
+/// Warnings about certificates that are not valid now, or not for long.
 fn warnings_of_dates(chain: &[CertificateDer<'_>], now: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     for (at, der) in chain.iter().enumerate() {
@@ -247,7 +246,7 @@ fn warnings_of_dates(chain: &[CertificateDer<'_>], now: u64) -> Vec<String> {
     warnings
 }
 
-/// Warnings of a file of CA certificates by which nothing can be verified.
+/// Warnings about a file of CA certificates that can verify nothing.
 fn warnings_of_roots(roots: &[CertificateDer<'_>], now: u64) -> Vec<String> {
     let roots: Vec<Certificate<'_>> =
         roots.iter().filter_map(|root| Certificate::read(root)).collect();
@@ -267,7 +266,7 @@ fn warnings_of_roots(roots: &[CertificateDer<'_>], now: u64) -> Vec<String> {
 }
 
 /// ring's cipher suites, limited to those in `tls-ciphers`. Without a TLS 1.3 suite in the list
-/// all three of TLS 1.3 are enabled: Go does not let them be configured, so lists lack them.
+/// all three of TLS 1.3 are enabled: in Go they cannot be configured, so lists lack them.
 fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvider, WrongValue> {
     let mut provider = ring::default_provider();
     if tls.ciphers.is_empty() {
