@@ -38,12 +38,12 @@ pub struct Rendered {
     forms: Vec<(Form, Rc<[u8]>)>,
 }
 
-/// In what the responses to different clients differ.
+/// How the responses to different clients may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
     /// GET, HEAD or OPTIONS.
     pub method: Method,
-    /// What becomes of the client's connection.
+    /// Whether the client's connection stays open.
     pub persistence: Persistence,
     /// What the cache did for this client.
     pub cache_status: CacheStatus,

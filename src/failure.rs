@@ -1,5 +1,5 @@
-//! Why a fetch brought no answer, by whose fault it is, and the sentence that clients and the log
-//! get of it.
+//! Why a fetch brought no answer, whose fault it is, and the sentence about it for clients and the
+//! log.
 
 use std::fmt;
 
@@ -78,16 +78,16 @@ pub enum TlsFailure {
     Other,
 }
 
-/// Whose fault a failure is, and so what it says of answers in memory.
+/// Whose fault a failure is, and so what it means for answers in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Culprit {
     /// Patroni is silent: it may only be frozen, and stale answers may be served.
     Silent,
     /// Patroni is gone: nothing it said before may be served stale.
     Gone,
-    /// Patroni answered, but not usably: this ends what it said before of the same target.
+    /// Patroni answered, but not usably: this ends the answer in memory to the same target.
     Broken,
-    /// We could not ask: nothing is known of Patroni.
+    /// We could not ask: nothing is known about Patroni.
     Ours,
 }
 

@@ -105,7 +105,7 @@ impl Journal {
         }
     }
 
-    /// An answer of `target` had something to it.
+    /// The node's verdict on an answer of `target` has a notice.
     pub fn notice(&mut self, now: Time, target: &str, notice: Notice) {
         match notice {
             Notice::LeaseBoundPassed if !self.on_word.insert(now, target) => {}
@@ -166,7 +166,7 @@ impl Journal {
         }
     }
 
-    /// A leader's 200 was not passed on, because Patroni's HA loop hangs: logged once a target.
+    /// A leader's 200 was not passed on, because Patroni's HA loop hangs: logged once per target.
     pub fn fenced(&mut self, now: Time, target: &str) {
         if self.fenced.insert(now, target) {
             warn!("{target}: patroni's HA loop hangs: answering 503 (cache.fence)");
@@ -210,8 +210,8 @@ impl Patroni {
 }
 
 impl Repeats {
-    /// Counts an event. Returns, if it is to be logged now, how many there were since the last one
-    /// that was.
+    /// Counts an event. If it is to be logged now, returns how many there were since the last one
+    /// that was logged.
     pub fn count(&mut self, now: Time) -> Option<u64> {
         self.unlogged += 1;
         if self.logged_at.is_some_and(|logged_at| now.ms_since(logged_at) < QUIET_MS) {

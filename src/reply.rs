@@ -1,4 +1,4 @@
-//! Responses of our own: requests that Patroni is not asked for, and refusals.
+//! Local responses: to requests that Patroni is not asked for, and refusals.
 
 use std::rc::Rc;
 

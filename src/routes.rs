@@ -39,7 +39,7 @@ pub enum Family {
     Metrics,
 }
 
-/// Leader routes that say the same of the lease.
+/// Leader routes that say the same about the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaderRoutes {
     /// `/leader`: 503 means that the node holds no lease at all.
@@ -80,7 +80,7 @@ impl Route {
         ROUTES[self.index].1
     }
 
-    /// The leader routes that its 503 speaks for; `None`: it is not a leader's.
+    /// The leader routes that its 503 speaks for; `None`: it is not a leader route.
     pub fn leader_routes(self) -> Option<LeaderRoutes> {
         match (self.family(), self.path()) {
             (Family::Leader, "/leader") => Some(LeaderRoutes::Any),
@@ -176,7 +176,7 @@ fn find(path: &str) -> Option<usize> {
 }
 
 /// Collects name and `name=value` of the parameters that Patroni evaluates, sorted by name. Of
-/// two with the same name it evaluates the first; one without a value it ignores (Python's
+/// two with the same name Patroni evaluates the first; it ignores one without a value (Python's
 /// `parse_qs`).
 fn known_parameters<'a>(
     family: Family,

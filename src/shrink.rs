@@ -2,8 +2,8 @@
 
 /// Whether so little of `capacity` is in use that the rest is to be given back.
 ///
-/// A walk over the whole then costs nothing for each item: at least seven eighths of the capacity
-/// came and went since the last one.
+/// A walk over the whole is then cheap per item: at least seven eighths of the capacity came and
+/// went since the last one.
 pub fn is_sparse(used: usize, capacity: usize) -> bool {
     capacity > CAPACITY_KEPT && used < capacity / SPARSE
 }

@@ -38,7 +38,7 @@ impl<T> Slots<T> {
         }
     }
 
-    /// The value under `id`; `None` if it was removed, also if another has the slot.
+    /// The value under `id`; `None` if it was removed, even if another has the slot.
     pub fn get(&self, id: ConnId) -> Option<&T> {
         match self.slab.get(id.slot as usize) {
             Some((generation, value)) if *generation == id.generation => Some(value),

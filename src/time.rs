@@ -10,7 +10,7 @@ pub struct Time(u64);
 pub struct Now {
     /// For everything that is measured.
     pub time: Time,
-    /// The wall clock, Unix milliseconds: for what is told to others and what others told.
+    /// The wall clock in Unix milliseconds: for times sent to others and received from them.
     pub unix_ms: u64,
 }
 

@@ -48,7 +48,7 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
-    /// Has [`Wheel::pop`] return `item` within [`TICK_MS`] after `at`, never before.
+    /// Makes [`Wheel::pop`] return `item` within [`TICK_MS`] after `at`, never before.
     pub fn schedule(&mut self, at: Time, item: T) {
         let horizon_tick = self.cursor_tick + (SLOTS as u64 - 1);
         let tick = at.as_ms().div_ceil(TICK_MS).clamp(self.cursor_tick, horizon_tick);

@@ -258,7 +258,7 @@ impl fmt::Display for ReadFailure {
             }
             ReadFailure::NoQuorum => "etcd has no quorum, or no leader at the moment",
             ReadFailure::NoGateway => {
-                "this is no etcd 3.4 or newer: it does not know the paths below /v3"
+                "this is not etcd 3.4 or newer: it does not know the paths below /v3"
             }
             ReadFailure::TlsExpected => "etcd speaks TLS on this port; set dcs.scheme: https",
             ReadFailure::Status(status) => return write!(f, "etcd answered with status {status}"),

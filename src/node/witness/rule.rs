@@ -357,7 +357,7 @@ impl fmt::Display for Why {
             Why::OtherLease => f.write_str("member key and leader key have different leases"),
             Why::Paused => f.write_str("the cluster is paused"),
             Why::StandbyCluster(true) => f.write_str("the cluster is a standby cluster"),
-            Why::StandbyCluster(false) => f.write_str("the cluster is no standby cluster"),
+            Why::StandbyCluster(false) => f.write_str("the cluster is not a standby cluster"),
             Why::OtherRole(role) => write!(f, "the role is {role}"),
             Why::OtherState(state) => write!(f, "the state is {state}"),
             Why::OtherTimeline { found, ours } => write!(f, "the timeline is {found}, not {ours}"),
