@@ -56,7 +56,7 @@
 //! 2. Never too old: no answer is served more than `ttl` after Patroni was asked, except by 3.
 //! 3. Never past the lease: no leader's 200 older than 1 s outlives the lease it rests on.
 //! 4. Bounded wait: every complete request is answered within `backend.timeout`.
-//! 5. No contradiction: an answer that says less ends what is in memory at once.
+//! 5. No contradiction: an answer that contradicts those in memory ends them at once.
 //! 6. Read only: only GET of known routes reaches Patroni.
 //! 7. Nobody waits for a silent peer: it costs a slot and a timer.
 //! 8. Bounded memory and load: every buffer, list and rate has a limit.
