@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn head_and_options_are_made_of_the_get() {
+    fn head_and_options_are_derived_from_the_get() {
         let mut rendered = rendered();
         let mut text = |method| {
             let bytes = rendered.form(NOW, Form { method, ..get() });

@@ -729,7 +729,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_ttl_of_nothing_nothing_is_served_twice() {
+    fn with_a_ttl_of_0_nothing_is_served_twice() {
         let mut cache = Cache::new(CacheSettings { ttl_ms: 0, ..SETTINGS });
         let id = fetched(&mut cache, "/primary", 5);
         assert_eq!(cache.lookup(now(5), id), Lookup::Absent);
@@ -775,7 +775,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_fetched_cannot_leave() {
+    fn a_variant_being_fetched_is_not_replaced() {
         let mut cache = Cache::new(SETTINGS);
         for target in ["/replica?lag=1", "/replica?lag=2"] {
             let id = find(&mut cache, target).expect(target);
@@ -823,7 +823,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_answer_has_its_grace_and_not_a_millisecond_more() {
+    fn a_stale_answer_is_served_within_its_grace_only() {
         let mut cache = Cache::new(SETTINGS);
         let id = find(&mut cache, "/primary").expect("a place");
         cache.begin(at(0), id);

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_named() {
+    fn each_unusable_answer_has_its_failure() {
         let endless = format!("HTTP/1.0 200 OK\r\n{}", "A: b\r\n".repeat(100));
         let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(INTERIM_RESPONSES_MAX as usize + 1);
         let table = [
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_interim_responses_come_first_as_may() {
+    fn interim_responses_are_accepted_up_to_the_limit() {
         let interim = "HTTP/1.1 100 Continue\r\n\r\n".repeat(INTERIM_RESPONSES_MAX as usize);
         let text = format!("{interim}HTTP/1.0 200 OK\r\n\r\nbody");
         assert_eq!(outcome(&text), Ok((200, "body".to_owned())));
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_in_vain_is_silence_too_and_named() {
+    fn a_handshake_timeout_is_silence_with_its_own_name() {
         let begin = || {
             let at_3_s = Time::from_ms(3_000);
             let mut fetch =

@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repeated_failure_is_said_once_a_second_with_its_count() {
+    fn a_repeated_failure_is_logged_once_a_second_with_its_count() {
         let mut repeats = Repeats::default();
         let said: Vec<Option<u64>> =
             (0..25).map(|tenth| repeats.count(Time::from_ms(tenth * 100))).collect();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_always_fails_does_not_make_patroni_come_and_go() {
+    fn a_failing_target_is_not_logged_as_an_outage_of_patroni() {
         let mut journal = Journal::default();
         let mut said = Vec::new();
         for second in 0..40 {

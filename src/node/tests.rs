@@ -154,7 +154,7 @@ fn a_200_that_rests_on_no_lease_is_never_stale() {
 }
 
 #[test]
-fn other_routes_risk_only_errors_and_some_are_never_stale() {
+fn only_some_of_the_other_routes_are_served_stale() {
     let stale = [Family::Leader, Family::Replica, Family::Health];
     for (path, family) in crate::routes::ROUTES {
         for status in [200, 503] {
@@ -184,7 +184,7 @@ fn a_fresh_200_older_than_a_second_ends_with_the_sure_lease() {
 }
 
 #[test]
-fn a_200_asked_for_after_its_bound_rests_on_its_word() {
+fn a_200_asked_for_after_its_bound_rests_on_patronis_word() {
     let word = |node: &mut Node, asked: f64, fields: &str| {
         let (asked, now) = (now_at(asked), now_at(10_050.5));
         let answer = answer(asked.time, 200, &body(10_000, fields));
@@ -245,7 +245,7 @@ fn a_future_dcs_last_seen_is_not_remembered() {
 }
 
 #[test]
-fn a_move_that_may_be_our_own_doing_is_no_renewal() {
+fn a_move_that_we_may_have_caused_is_no_renewal() {
     run(
         &mut usual(),
         "9995.0  | 9994  |                | 10004
@@ -511,7 +511,7 @@ fn an_unlocked_cluster_ends_all_leader_answers_once() {
 }
 
 #[test]
-fn the_later_question_wins_over_the_later_answer() {
+fn the_later_request_wins_over_the_later_answer() {
     let mut node = Node::default();
     let (first, second, now) = (now_at(10_000.0), now_at(10_000.1), now_at(10_000.5));
     let primary = answer(second.time, 200, &body(9_999, ""));
@@ -687,7 +687,7 @@ fn intervals_in_force_fulfil_patronis_rule() {
 }
 
 #[test]
-fn evidence_is_about_what_patroni_said_last() {
+fn evidence_is_about_patronis_last_report() {
     let member = r#""timeline": 2, "database_system_identifier": "77",
         "patroni": {"name": "pg1", "scope": "main"}"#;
     let evidence = Evidence {

@@ -608,7 +608,7 @@ mod tests {
 
     #[test]
     #[rustfmt::skip]
-    fn refused_by_the_address_that_answered_last_is_refused() {
+    fn a_refusal_by_the_address_that_answered_last_decides() {
         let refused = |ms| (Err(Failure::Refused), ms);
         for (others, came) in [
             (vec![], refused(1)),
@@ -725,7 +725,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_servers_one_that_refuses_is_passed_over() {
+    fn with_several_servers_one_that_refuses_is_passed_over() {
         let peers = [ConnectsAfter(1), Swallows, ConnectsAfter(REFUSED_MS + 1)];
         let mut scene = Scene::with_servers(TIMEOUT_MS, &peers, &["0", "1", "2"]);
         assert_eq!(scene.fetch(TIMEOUT_MS), (Ok(0), 1));

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_arrives_while_connecting_is_reported_again() {
+    fn bytes_that_arrive_while_connecting_are_reported_again() {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
         let address = listener.local_addr().expect("its address");
         let (mut poll, mut events) = (Poll::new().expect("a poll"), Events::with_capacity(8));

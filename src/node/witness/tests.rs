@@ -576,7 +576,7 @@ const ERRORS: [(u16, &str, ReadFailure); 12] = [
 ];
 
 #[test]
-fn a_failed_read_says_nothing_and_why() {
+fn a_failed_read_is_no_evidence_and_has_a_reason() {
     for (status, body, expected) in ERRORS {
         for asked_before in [false, true] {
             let mut access = Access::new(settings(None, 10_000));
@@ -672,7 +672,7 @@ fn an_answer_that_is_not_understood_goes_to_the_next_host() {
 }
 
 #[test]
-fn no_failure_of_etcd_is_told_of_patroni() {
+fn failures_of_etcd_do_not_name_patroni() {
     let tls = [
         TlsFailure::CertificateExpired,
         TlsFailure::CertificateName,
