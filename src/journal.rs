@@ -137,7 +137,7 @@ impl Journal {
                 info!("dcs: {text}, {lease}");
             }
             Outcome::Evidence(_) => info!("dcs: {text}"),
-            Outcome::Contradiction(_) => warn!("dcs: it contradicts patroni: {text}"),
+            Outcome::Contradiction(_) => warn!("dcs: the keys contradict patroni: {text}"),
             Outcome::Nothing(_) => warn!("dcs: no witness of the lease: {text}"),
         }
         self.rehearsed = Some(text);

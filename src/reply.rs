@@ -29,7 +29,7 @@ impl LocalReply {
     /// `OPTIONS *` (RFC 9110, section 9.3.7).
     pub const SERVER_OPTIONS: Self = LocalReply { allow: true, ..Self::new(200, "") };
     /// The deadline of a request passed before it was complete.
-    pub const TOO_SLOW: Self = Self::new(408, "the request did not come in time");
+    pub const TOO_SLOW: Self = Self::new(408, "the request was not complete in time");
     /// The operator drains the node.
     pub const DRAINING: Self = Self::new(503, "draining");
     /// Every entry for targets with parameters is being fetched.

@@ -71,7 +71,7 @@ impl Engine {
             return;
         }
         if self.evidence(now, entry).is_none() {
-            self.journal.witness_ended("its evidence is over");
+            self.journal.witness_ended("the evidence is over");
         }
         let Some(witness) = &self.witness else { return };
         let is_due = witness.read_at.is_none_or(|at| now.time.ms_since(at) >= READ_MS);
