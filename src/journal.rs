@@ -250,7 +250,7 @@ const QUIET_MS: u64 = 1_000;
 /// How long a target is remembered: longer than the time between two failures of one that clients
 /// ask for, which is the longest usual timeout and a second.
 const REMEMBERED_MS: u64 = 15_000;
-/// As many as there are routes, and some with parameters.
+/// Enough for all routes, and some targets with parameters.
 const TARGETS_MAX: usize = 64;
 
 const _: () = assert!(ROUTES.len() < TARGETS_MAX);

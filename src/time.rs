@@ -8,7 +8,7 @@ pub struct Time(u64);
 /// The two clocks, read once per turn of the loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// For everything that is measured.
+    /// The monotonic clock: for everything that is measured.
     pub time: Time,
     /// The wall clock in Unix milliseconds: for times sent to others and received from them.
     pub unix_ms: u64,

@@ -206,7 +206,7 @@ impl Engine {
         let fetch = Fetch::new(now.time, purpose, expected, request, deadline);
         let peer = Peer::Upstream(Box::new(fetch));
         let id = self.connections.insert(Connection { peer, scheduled: Time::NEVER });
-        // a restarted fetch keeps its place by the time of its first start
+        // a restarted fetch counts as waiting since it was first queued
         let timeout_ms = self.settings.timeout_ms;
         let queued_at = Time::from_ms(deadline.as_ms().saturating_sub(timeout_ms));
         self.fetches.queue.push_back(Waiting { id, class, queued_at, deadline });

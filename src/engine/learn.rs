@@ -1,9 +1,9 @@
-//! The end of a fetch: the only place where it changes what is in memory.
+//! The end of a fetch: the only place where an answer or a failure changes what is in memory.
 //!
 //! Safety rests on the order. First the clock: after a jump of the wall clock the answer's times
 //! mean something else. Then the node's verdict, from everything known before. Then distrust,
 //! before the answer is stored: it ends earlier answers only. Then the waiters get the answer;
-//! waiters of restarted fetches go on waiting. Last the decision what to fetch next, with the new
+//! waiters of restarted fetches go on waiting. Last, the next fetches are decided with the new
 //! knowledge.
 
 use super::{Engine, Phase, Timer};

@@ -356,7 +356,7 @@ impl Engine {
     }
 
     /// Changes the settings. Fetches in flight end under the previous ones. If Patroni has another
-    /// address now, they are restarted instead, and all answers are forgotten.
+    /// address now, they are restarted instead, and everything known about Patroni is forgotten.
     pub fn configure(&mut self, now: Now, settings: Settings) {
         self.cache.configure(settings.cache);
         self.node.set_fenced(settings.fence);

@@ -19,7 +19,7 @@ use crate::time::{Now, Time};
 pub struct DcsSettings {
     /// How its keys are read.
     pub witness: WitnessSettings,
-    /// For `Host`.
+    /// The name or address for `Host`.
     pub host: Box<str>,
     /// The number of hosts.
     pub hosts: usize,

@@ -94,7 +94,7 @@ impl Until {
 }
 
 impl Validity {
-    /// Of an answer that does not rest on a lease and is never served stale.
+    /// The validity of an answer that does not rest on a lease and is never served stale.
     pub const FRESH_ONLY: Validity =
         Validity { fresh_until: Until::NEVER, aging_until: Until::NEVER, stale_until: None };
 }

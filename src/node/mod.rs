@@ -1,5 +1,5 @@
-//! What is known about the node, and until when its answers may be served. Only this module
-//! decides.
+//! What is known about the node, and until when its answers may be served. No other module decides
+//! that.
 //!
 //! Read in this order: [`report`], what the node says about itself; [`intervals`], how long its
 //! lease lasts; [`dcs_reads`], which moves of `dcs_last_seen` we may have caused; [`wall_clock`],
@@ -113,11 +113,11 @@ pub enum Notice {
 /// When a leader route, or the DCS, last said that the node does not lead.
 #[derive(Clone, Copy, Debug, Default)]
 struct Denials {
-    /// For `/leader`.
+    /// By `/leader`.
     any: Option<Time>,
-    /// For `/primary` and the routes that mean the same.
+    /// By `/primary` and the routes that mean the same.
     primary: Option<Time>,
-    /// For `/standby-leader`.
+    /// By `/standby-leader`.
     standby_leader: Option<Time>,
     /// A 200 that was asked for before may be Patroni's word, but is never served stale by D.
     by_dcs: Option<Time>,

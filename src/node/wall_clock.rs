@@ -120,7 +120,7 @@ impl PatroniClock {
 pub const JUMP_MS_MIN: u64 = 250;
 /// How fast a clock may be slewed without counting as a jump; ntpd slews by 0.5 per mille.
 const SLEW_PER_MILLE_MAX: u64 = 1;
-/// How far Patroni's times may be ahead of ours, which is read when a turn begins.
+/// How far Patroni's times may be ahead of our clock, which is read when a turn begins.
 const AHEAD_MS_MAX: u64 = 250;
 /// A skewed clock is believed again after this time without a sign of skew. `Date` has whole
 /// seconds, so a small skew shows in few answers.

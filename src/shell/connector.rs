@@ -30,7 +30,8 @@ pub struct Connector<D: Dial> {
     /// One for each host.
     resolvers: Vec<Resolver>,
     delays: Delays,
-    /// The address that connected last, or the one after it. It counts only while a name has it.
+    /// The address that connected last, or the one after it. Ignored unless a host has this
+    /// address.
     preferred: Option<SocketAddr>,
     attempts: Vec<Attempt<D::Socket>>,
     ids: AddressIds,
@@ -104,16 +105,16 @@ struct Race<S> {
     next_at: Time,
     /// When `decisive` refused.
     refused_at: Option<Time>,
-    /// Of the last address that failed.
+    /// The failure of the last address that failed.
     failure: Failure,
 }
 
 /// How long the race waits; less than usual if the fetch's timeout is short.
 #[derive(Clone, Copy)]
 struct Delays {
-    /// For an address before the next one is tried as well.
+    /// The wait for an address before the next one is tried as well.
     next_ms: u64,
-    /// For the other addresses after the preferred one has refused.
+    /// The wait for the other addresses after the preferred one has refused.
     refused_ms: u64,
 }
 
@@ -383,9 +384,9 @@ impl AddressIds {
 
 /// RFC 8305, section 5: the recommended Connection Attempt Delay.
 const NEXT_ADDRESS_MS: u64 = 250;
-/// A node's other addresses are on the same network: a SYN is answered in far less than this.
+/// Enough for a node's other addresses, which are on the same network and answer a SYN sooner.
 const REFUSED_MS: u64 = 200;
-/// A name that changes its addresses for ever must not fill memory.
+/// A limit, because a name may change its addresses for ever.
 const ADDRESS_IDS_MAX: usize = 64;
 
 const _: () = assert!(REFUSED_MS < PATIENCE_MS, "else a stale answer is served as if silent");

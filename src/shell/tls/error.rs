@@ -274,7 +274,7 @@ fn words(name: &str) -> String {
 /// First bytes of requests and responses. A TLS record's head has five bytes, so no more are sure
 /// to be there.
 const PLAIN_HTTP: &[&[u8]] = &[b"GET ", b"HEAD ", b"OPTIO", b"POST ", b"PUT ", b"HTTP/"];
-/// Of both versions of the PROXY protocol.
+/// First bytes of both versions of the PROXY protocol.
 const PROXY_HEADERS: &[&[u8]] = &[b"PROXY", b"\r\n\r\n\0"];
 const NAMES_MAX: usize = 4;
 const NAME_CHARS_MAX: usize = 100;
