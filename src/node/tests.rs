@@ -602,11 +602,13 @@ fn intervals_of_another_address_are_not_learned() {
 fn a_renamed_node_has_no_lease_of_the_previous_one() {
     let named = |seen, name| body(seen, &format!(r#""patroni": {{"name": "{name}"}}"#));
     let mut node = usual();
-    let mut until =
-        |seconds, seen, name| stale_until(&mut node, now_at(seconds), &named(seen, name));
-    assert_eq!(until(10_000.0, 9_999, "pg1"), Some(10_009));
-    assert_eq!(until(10_001.0, 10_000, "pg2"), None);
-    assert_eq!(until(10_010.0, 10_009, "pg2"), Some(10_019));
+    let until = |node: &mut Node, seconds, seen, name| {
+        stale_until(node, now_at(seconds), &named(seen, name))
+    };
+    assert_eq!(until(&mut node, 10_000.0, 9_999, "pg1"), Some(10_009));
+    assert_eq!(until(&mut node, 10_001.0, 10_000, "pg2"), None);
+    node.intervals.learn(now_at(10_001.0), Intervals::default());
+    assert_eq!(until(&mut node, 10_010.0, 10_009, "pg2"), Some(10_019));
 }
 
 #[test]
