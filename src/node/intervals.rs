@@ -34,6 +34,8 @@ pub struct LeaseBounds {
 pub struct KnownIntervals {
     /// The last ones, and when they were fetched.
     current: Option<(Intervals, Time)>,
+    /// The last ones that were fetched before the node got another name, until others are fetched.
+    doubted: Option<Intervals>,
     /// Bounds under the previous intervals, kept while a lease granted under them may still be
     /// running.
     previous: Option<(LeaseBounds, Time)>,
@@ -106,19 +108,25 @@ impl KnownIntervals {
     /// Intervals were fetched. Returns whether they changed: decisions by the previous ones may be
     /// wrong then.
     pub fn learn(&mut self, now: Now, intervals: Intervals) -> bool {
-        let previous = self.current.replace((intervals, now.time)).map(|(previous, _)| previous);
+        let current = self.current.replace((intervals, now.time)).map(|(previous, _)| previous);
+        let previous = self.doubted.take().or(current);
         let Some(previous) = previous.filter(|previous| *previous != intervals) else {
             return false;
         };
-        self.retire(now.time, previous);
+        let earlier = self.previous.filter(|(_, until)| now.time < *until);
+        let bounds =
+            earlier.map_or(previous.bounds(), |(earlier, _)| earlier.and(previous.bounds()));
+        // the leader renews its lease under the new intervals within the previous lease's time
+        let until = now.time.plus_ms(previous.ttl.saturating_mul(1_000));
+        self.previous = Some((bounds, until));
         true
     }
 
     /// The node may be of another cluster now: nothing rests on them until they are fetched again.
-    /// If it is not, they may have changed, and count as the previous ones.
+    /// If it is not, and they have changed by then, they count as the previous ones.
     pub fn doubt(&mut self, now: Time) {
-        if let Some((previous, _)) = self.current.take() {
-            self.retire(now, previous);
+        if let Some((doubted, _)) = self.current.take() {
+            self.doubted = Some(doubted);
         }
         self.expire(now);
     }
@@ -168,25 +176,15 @@ impl KnownIntervals {
 
     /// Forgets the intervals, but not a fetch in flight.
     pub fn forget(&mut self, now: Time) {
-        (self.current, self.previous) = (None, None);
+        (self.current, self.doubted, self.previous) = (None, None, None);
         self.expire(now);
-    }
-
-    /// These are the previous ones from now on.
-    fn retire(&mut self, now: Time, previous: Intervals) {
-        let earlier = self.previous.filter(|(_, until)| now < *until);
-        let bounds =
-            earlier.map_or(previous.bounds(), |(earlier, _)| earlier.and(previous.bounds()));
-        // the leader renews its lease under the new intervals within the previous lease's time
-        let until = now.plus_ms(previous.ttl.saturating_mul(1_000));
-        self.previous = Some((bounds, until));
     }
 }
 
 impl Default for KnownIntervals {
     fn default() -> Self {
         let fetch = IntervalsFetch::DueAt(Time::ZERO);
-        KnownIntervals { current: None, previous: None, fetch }
+        KnownIntervals { current: None, doubted: None, previous: None, fetch }
     }
 }
 

@@ -569,7 +569,7 @@ fn another_node_at_another_address_is_not_believed() {
     let Verdict::Serve { notice, distrust: ends, .. } = learn("pg3", 2) else { panic!("renamed") };
     assert_eq!((notice, &ends[..]), (Some(Notice::Renamed), &[Distrust::Everything][..]));
     assert_eq!(node.intervals.last(), None, "it may be of another cluster");
-    let now = now_at(10_000.0);
+    let now = now_at(10_100.0); // they may have changed just now
     node.intervals.learn(now, Intervals { ttl: 40, loop_wait: 5, retry_timeout: 5 });
     let bounds = node.intervals.bounds(now).map(|bounds| (bounds.ttl_seconds, bounds.sure_seconds));
     assert_eq!(bounds, Some((30, 10)), "or of the same, under the previous ones");
