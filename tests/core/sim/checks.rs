@@ -22,6 +22,8 @@ pub struct Memory {
     stale_forbidden_ms: Option<u64>,
     /// Patroni's intervals as last read, and when.
     intervals: Option<(Intervals, u64)>,
+    /// The node got another name since. `false`: the engine may not have learned it.
+    intervals_doubted: Option<bool>,
     /// The `ttl` of earlier intervals, and until when a lease may still rest on it.
     previous_ttl: Option<(u64, u64)>,
     /// The name of the node whose answers these are, and whether another address gave the last.
@@ -78,6 +80,8 @@ pub struct Brought {
     pub intervals: Option<Intervals>,
     /// The shortest `ttl` that may have been in force then.
     pub ttl_ms: u64,
+    /// The shortest that the engine may take it for.
+    pub ttl_ms_min: u64,
     /// Whether it is of another node than the first, and so never stale.
     pub is_anothers: bool,
 }
@@ -114,6 +118,7 @@ impl Memory {
             is_silent: false,
             stale_forbidden_ms: None,
             intervals: None,
+            intervals_doubted: None,
             previous_ttl: None,
             identity: None,
             is_identity_sure: false,
@@ -135,6 +140,9 @@ impl Memory {
     pub fn fetched(&mut self, mut brought: Brought) -> bool {
         let (ms, step) = (brought.done.ms, brought.done_step);
         self.is_silent = false;
+        if shows_another_clock(&brought) {
+            self.restarted = Some((step, ms)); // leaders' 200s in memory end
+        }
         if brought.said.target == "/config" {
             let intervals = brought.said.intervals.filter(|_| brought.said.status == 200);
             let changed = intervals.is_some() && intervals != self.intervals.map(|known| known.0);
@@ -148,27 +156,30 @@ impl Memory {
                 self.restarted = Some((step, ms));
             }
             self.intervals = intervals.map(|intervals| (intervals, ms)).or(self.intervals);
+            self.intervals_doubted = self.intervals_doubted.filter(|_| intervals.is_none());
             return false;
         }
-        let known = self.intervals.filter(|(_, read_ms)| ms - read_ms < INTERVALS_MS_MAX);
-        brought.intervals = known.map(|(intervals, _)| intervals);
-        let previous = self.previous_ttl.filter(|(_, until_ms)| ms < *until_ms);
-        let current_ms = ttl_ms(brought.intervals);
-        let both = known.and(previous).map_or(current_ms, |(previous, _)| current_ms.min(previous));
-        brought.ttl_ms = both;
+        // whether the engine has learned the previous report and learns this one
+        let is_sure = !self.is_unsure && !brought.moved;
         self.doubt(&brought);
         if let Some(name) = brought.said.node.as_ref().and_then(|node| node.name)
-            && self.is_of_another_node(name, &brought)
+            && self.is_of_another_node(name, &brought, is_sure)
         {
             return self.refused(brought, name);
         }
         if self.is_overtaken(&brought) {
             self.restarted = Some((step, ms));
-            return false;
+            if is_sure {
+                return false;
+            }
         }
+        self.measure_ttl(&mut brought, is_sure);
         // what it says of the node counts all the same
         let is_fetched_again = (self.is_leader_ended(&brought) && !self.is_renamed_by(&brought))
             || bound_passed(&brought, brought.done.unix_ms);
+        if self.is_renamed_by(&brought) {
+            self.leaders_ended = [None; 3]; // they were the previous node's
+        }
         let asked_ms = brought.asked_ms;
         let was_unlocked = self.previous.as_ref().is_some_and(|(node, _)| is_unlocked(node));
         let contradicts = match brought.said.node.clone() {
@@ -176,12 +187,16 @@ impl Memory {
             None => false,
         };
         if contradicts {
-            self.contradicted_step = step;
             self.restarted = Some((step, ms));
         }
+        if contradicts && is_sure {
+            self.contradicted_step = step;
+        }
         if let Some(ended) = ended_leaders(&brought.said, was_unlocked) {
-            self.leaders_ended[ended] = Some((ms, step));
             self.restarted = Some((step, ms));
+            if !brought.moved {
+                self.leaders_ended[ended] = Some((ms, step));
+            }
         }
         let lapsed = |node: &Node| !node.is_under_lease() && node.state != "unknown";
         if brought.said.node.as_ref().is_some_and(lapsed) {
@@ -196,6 +211,24 @@ impl Memory {
         known.latest = Some(brought);
         known.holds = false;
         contradicts
+    }
+
+    /// Finds the `ttl` that bounds the lease of an answer. After another name the intervals are not
+    /// known until they are fetched again.
+    fn measure_ttl(&mut self, brought: &mut Brought, is_sure: bool) {
+        let ms = brought.done.ms;
+        if self.is_renamed_by(brought) {
+            self.intervals_doubted = Some(is_sure || self.intervals_doubted == Some(true));
+        }
+        let known = self.intervals.filter(|(_, read_ms)| ms - read_ms < INTERVALS_MS_MAX);
+        let known = known.filter(|_| self.intervals_doubted != Some(true));
+        brought.intervals = known.map(|(intervals, _)| intervals);
+        let previous = self.previous_ttl.filter(|(_, until_ms)| ms < *until_ms);
+        let current_ms = ttl_ms(brought.intervals);
+        let both = known.and(previous).map_or(current_ms, |(previous, _)| current_ms.min(previous));
+        brought.ttl_ms = both;
+        let doubted_ms = self.intervals_doubted.map_or(both, |_| both.min(ttl_ms(None)));
+        brought.ttl_ms_min = doubted_ms;
     }
 
     /// An answer that comes together with a jump of the wall clock is fetched again, and what it
@@ -239,7 +272,7 @@ impl Memory {
     }
 
     /// Whether another name comes from another address.
-    fn is_of_another_node(&mut self, name: &'static str, brought: &Brought) -> bool {
+    fn is_of_another_node(&mut self, name: &'static str, brought: &Brought, is_sure: bool) -> bool {
         let address = brought.said.is_other;
         self.is_identity_sure |= !brought.moved;
         let Some((known, known_address)) = self.identity else {
@@ -256,7 +289,9 @@ impl Memory {
         let is_back = std::mem::replace(&mut self.is_other, false);
         let is_renamed_meanwhile = known != name && self.previous.is_none();
         if is_back || is_renamed_meanwhile {
-            self.contradicted_step = brought.done_step;
+            if is_sure {
+                self.contradicted_step = brought.done_step;
+            }
             self.restarted = Some((brought.done_step, brought.done.ms));
             self.forget_failures();
         }
@@ -302,8 +337,11 @@ impl Memory {
             node.state = previous.state; // PostgreSQL that answers no query has no other state
         }
         let contradicts = renamed || contradict(&previous, &node);
-        if asked_ms < previous_asked_ms && node.state == "running" {
-            node.state = previous.state; // the later question was answered first
+        if asked_ms < previous_asked_ms {
+            // the later question was answered first: what it brought against the lease counts
+            let later = &previous;
+            node.state = if node.state == "running" { later.state } else { node.state };
+            (0..node.flags.len()).for_each(|flag| node.flags[flag] |= later.flags[flag]);
         }
         if previous.state != "running" {
             self.moving_ms = Some(ms);
@@ -617,7 +655,7 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
             );
         }
         Some(seen) if over(seen * 1_000 + ttl_ms) => {
-            let was_over = brought.asked_unix_ms >= seen * 1_000 + ttl_ms;
+            let was_over = brought.asked_unix_ms >= seen * 1_000 + brought.ttl_ms_min;
             if !was_over || age_ms >= shortly_kept_ms(brought) {
                 return Err("promise 3: the ttl since dcs_last_seen is over".into());
             }

@@ -530,6 +530,7 @@ impl World {
                     moved: self.moved_ms.is_some_and(|ms| ms >= fetch.connect_ms),
                     intervals: None,
                     ttl_ms: 0,
+                    ttl_ms_min: 0,
                     is_anothers: false,
                 };
                 let contradicts = self.memory.fetched(brought);
