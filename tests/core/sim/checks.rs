@@ -144,19 +144,7 @@ impl Memory {
             self.restarted = Some((step, ms)); // leaders' 200s in memory end
         }
         if brought.said.target == "/config" {
-            let intervals = brought.said.intervals.filter(|_| brought.said.status == 200);
-            let changed = intervals.is_some() && intervals != self.intervals.map(|known| known.0);
-            if let Some((previous, _)) = self.intervals.filter(|_| changed) {
-                let earlier = self.previous_ttl.filter(|(_, until_ms)| ms < *until_ms);
-                let ttl_ms = ttl_ms(Some(previous));
-                let ttl_ms = earlier.map_or(ttl_ms, |(earlier, _)| ttl_ms.min(earlier));
-                self.previous_ttl = Some((ttl_ms, ms + previous.ttl * 1_000));
-            }
-            if changed {
-                self.restarted = Some((step, ms));
-            }
-            self.intervals = intervals.map(|intervals| (intervals, ms)).or(self.intervals);
-            self.intervals_doubted = self.intervals_doubted.filter(|_| intervals.is_none());
+            self.intervals_fetched(&brought);
             return false;
         }
         // whether the engine has learned the previous report and learns this one
@@ -211,6 +199,24 @@ impl Memory {
         known.latest = Some(brought);
         known.holds = false;
         contradicts
+    }
+
+    /// Records the answer of a fetch of `/config`.
+    fn intervals_fetched(&mut self, brought: &Brought) {
+        let (ms, step) = (brought.done.ms, brought.done_step);
+        let intervals = brought.said.intervals.filter(|_| brought.said.status == 200);
+        let changed = intervals.is_some() && intervals != self.intervals.map(|known| known.0);
+        if let Some((previous, _)) = self.intervals.filter(|_| changed) {
+            let earlier = self.previous_ttl.filter(|(_, until_ms)| ms < *until_ms);
+            let ttl_ms = ttl_ms(Some(previous));
+            let ttl_ms = earlier.map_or(ttl_ms, |(earlier, _)| ttl_ms.min(earlier));
+            self.previous_ttl = Some((ttl_ms, ms + previous.ttl * 1_000));
+        }
+        if changed {
+            self.restarted = Some((step, ms));
+        }
+        self.intervals = intervals.map(|intervals| (intervals, ms)).or(self.intervals);
+        self.intervals_doubted = self.intervals_doubted.filter(|_| intervals.is_none());
     }
 
     /// Finds the `ttl` that bounds the lease of an answer. After another name the intervals are not
