@@ -82,11 +82,12 @@ impl Engine {
 
     /// Begins a rehearsal if it is due. Before the node's first report there is nothing to ask for.
     pub(super) fn rehearse(&mut self, now: Now) {
-        let Some(witness) = &mut self.witness else { return };
+        let Some(witness) = &self.witness else { return };
         let is_due = now.time >= witness.rehearsal_at && witness.reading.is_none();
-        if !is_due || self.node.report().is_none() {
+        if !is_due || self.node.report().is_none() || self.is_shutting_down() {
             return;
         }
+        let Some(witness) = &mut self.witness else { return };
         witness.rehearsal_at = now.time.plus_ms(REHEARSAL_MS);
         self.wheel.schedule(now.time.plus_ms(REHEARSAL_MS), Timer::Rehearsal);
         self.begin_read(now, true);

@@ -261,7 +261,9 @@ impl Read {
                 access.token = Token::Unknown;
                 ReadFailure::TokenRefused
             }
+            (Refusal::Permission, _) if !has_credentials => ReadFailure::CredentialsMissing,
             (Refusal::Permission, _) => ReadFailure::NoPermission,
+            (Refusal::CommonName, _) => ReadFailure::CommonName,
             (Refusal::Unavailable, _) => ReadFailure::NoQuorum,
             (Refusal::Path, _) => ReadFailure::NoGateway,
             (Refusal::TlsExpected, _) => ReadFailure::TlsExpected,

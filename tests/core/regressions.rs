@@ -1,9 +1,10 @@
 //! Bugs that the simulator and mutants found, each as a small story.
 
 use patroniglue::cache::CacheSettings;
-use patroniglue::engine::{Action, Engine, Port, Settings};
+use patroniglue::engine::{Action, DcsSettings, Engine, Port, Settings, UpstreamId};
 use patroniglue::failure::Failure;
 use patroniglue::fetch::Progress;
+use patroniglue::node::witness;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
@@ -239,6 +240,32 @@ fn a_request_is_sent_once_the_connection_is_open() {
     let answer = story.engine.output(client).len();
     story.take(client, answer);
     assert!(story.engine.is_shut_down());
+}
+
+/// The first report began a rehearsal of the DCS read although the daemon was shutting down.
+#[test]
+fn in_a_shutdown_no_rehearsal_begins() {
+    for shutting_down in [false, true] {
+        let witness = witness::Settings {
+            namespace: "service".into(),
+            group: None,
+            credentials: None,
+            margin_ms: 10_000,
+        };
+        let dcs = DcsSettings { witness, host: "etcd:2379".into(), hosts: 1 };
+        let mut story = Story::with(Settings { dcs: Some(dcs), ..settings(LIMITS, 10) });
+        story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+        let actions = story.actions();
+        let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
+        if shutting_down {
+            story.engine.begin_shutdown(story.now());
+        }
+        let report = r#"{"role": "primary", "state": "running", "dcs_last_seen": 1699999999,
+            "database_system_identifier": "77", "patroni": {"name": "pg1", "scope": "main"}}"#;
+        story.answer(fetch, report);
+        let is_dcs = |action: &Action| matches!(action, Action::Connect(_, UpstreamId::Dcs));
+        assert_eq!(story.actions().iter().any(is_dcs), !shutting_down);
+    }
 }
 
 /// No test failed when a failing route was fetched again during the shutdown.

@@ -53,6 +53,8 @@ pub enum Refusal {
     Path,
     /// etcd's words for plain HTTP on its TLS port.
     TlsExpected,
+    /// etcd's words for a client certificate with a common name, while it has users.
+    CommonName,
     /// Any other status.
     Status(u16),
 }
@@ -76,6 +78,8 @@ pub enum ReadFailure {
     NoGateway,
     /// `scheme` is http, and etcd's port speaks TLS.
     TlsExpected,
+    /// etcd has users, and the client certificate has a common name.
+    CommonName,
     /// Any other status.
     Status(u16),
     /// The answer to this request is not as expected.
@@ -165,6 +169,7 @@ pub fn refusal(status: u16, body: &[u8]) -> Refusal {
         (503 | 504, _) => Refusal::Unavailable,
         (404, _) => Refusal::Path,
         (400, None) if body.starts_with(TLS_EXPECTED) => Refusal::TlsExpected,
+        (400, None) if body.starts_with(COMMON_NAME) => Refusal::CommonName,
         _ => Refusal::Status(status),
     }
 }
@@ -224,6 +229,7 @@ impl ReadFailure {
             | ReadFailure::NotUnderstood(_) => true,
             ReadFailure::WrongPassword
             | ReadFailure::CredentialsMissing
+            | ReadFailure::CommonName
             | ReadFailure::NoPermission => false,
         }
     }
@@ -240,6 +246,9 @@ impl fmt::Display for ReadFailure {
             ReadFailure::Unreached(Failure::NoRoom) => "no connection was free to ask etcd",
             ReadFailure::Unreached(Failure::Patroniglue) => {
                 "this is patroniglue itself; write etcd's addresses under dcs.hosts"
+            }
+            ReadFailure::Unreached(Failure::Closed) => {
+                "etcd closed the connection without an answer; is dcs.scheme right?"
             }
             ReadFailure::Unreached(failure) => {
                 let text = failure.to_string();
@@ -261,6 +270,10 @@ impl fmt::Display for ReadFailure {
                 "this is not etcd 3.4 or newer: it does not know the paths below /v3"
             }
             ReadFailure::TlsExpected => "etcd speaks TLS on this port; set dcs.scheme: https",
+            ReadFailure::CommonName => {
+                "etcd has users, and its JSON gateway then refuses a client certificate with a \
+                 common name; set dcs.certfile to one without"
+            }
             ReadFailure::Status(status) => return write!(f, "etcd answered with status {status}"),
             ReadFailure::NotUnderstood(request) => {
                 return write!(f, "etcd's answer to {request} is not as expected");
@@ -275,3 +288,5 @@ const TOKEN_BYTES_MAX: usize = 4_096;
 const GRANTED_SECONDS_MAX: i64 = 86_400;
 /// The beginning of the answer of Go's HTTP server to plain HTTP on a TLS port.
 const TLS_EXPECTED: &[u8] = b"Client sent an HTTP request to an HTTPS server";
+/// The beginning of the answer of etcd's gateway (`wrapMux`, seen with 3.4.23).
+const COMMON_NAME: &[u8] = b"CommonName of client sending a request against gateway";

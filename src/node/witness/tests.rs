@@ -548,7 +548,7 @@ fn a_lease_answer_is_read_only_for_the_lease_asked_for() {
     }
 }
 
-const ERRORS: [(u16, &str, ReadFailure); 12] = [
+const ERRORS: [(u16, &str, ReadFailure); 13] = [
     (
         400,
         r#"{"error":"etcdserver: user name is empty","code":3}"#,
@@ -559,8 +559,14 @@ const ERRORS: [(u16, &str, ReadFailure); 12] = [
         r#"{"error":"etcdserver: invalid auth token","code":16}"#,
         ReadFailure::CredentialsMissing,
     ),
-    (403, r#"{"error":"etcdserver: permission denied","code":7}"#, ReadFailure::NoPermission),
-    (403, "", ReadFailure::NoPermission),
+    (403, r#"{"error":"etcdserver: permission denied","code":7}"#, ReadFailure::CredentialsMissing),
+    (403, "", ReadFailure::CredentialsMissing),
+    (
+        400,
+        "CommonName of client sending a request against gateway will be ignored and not used as \
+         expected\n",
+        ReadFailure::CommonName,
+    ),
     (
         412,
         r#"{"error":"etcdserver: authentication is not enabled","code":9}"#,
