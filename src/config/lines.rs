@@ -18,7 +18,8 @@ pub fn line_of(text: &str, path: &[&str], previous_count: usize) -> Option<usize
 /// the mapping the key is in.
 pub fn line_of_duplicate(message: &str, text: &str) -> Option<usize> {
     let (above, key) = message.split_once("duplicate field `")?;
-    let path = above.split_terminator(": ").chain([key.trim_end_matches('`')]);
+    let key = key.split('`').next().unwrap_or_default();
+    let path = above.split_terminator(": ").chain([key]);
     line_of(text, &path.collect::<Vec<_>>(), 1)
 }
 

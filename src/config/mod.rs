@@ -5,6 +5,7 @@
 //! again. Opens no file and no socket.
 
 mod dcs;
+mod hints;
 mod lines;
 mod raw;
 
@@ -268,13 +269,11 @@ impl fmt::Display for WrongValue {
 }
 
 impl ConfigError {
-    /// Takes the position off the end of serde_yaml's message: ours comes first.
     fn from_reader(error: &serde_yaml::Error, text: &str) -> ConfigError {
-        let whole = error.to_string();
-        let place = whole.rfind(" at line ").unwrap_or(whole.len());
-        let message = whole[..place].replace('\n', " ");
-        let line = error.location().map(|location| location.line());
-        ConfigError { line: line_of_duplicate(&message, text).or(line), message }
+        let (whole, line) = (error.to_string(), error.location().map(|place| place.line()));
+        let line = line_of_duplicate(&whole, text).or(line);
+        let (line, message) = hints::explain(&whole, line, text);
+        ConfigError { line, message }
     }
 }
 

@@ -421,7 +421,7 @@ pub(super) enum Scalar<'a> {
     Integer(i128),
     Float(f64),
     Text(&'a str),
-    /// A sequence or a mapping.
+    /// A list or a section.
     Collection,
 }
 
@@ -456,7 +456,7 @@ impl fmt::Display for Scalar<'_> {
             Scalar::Integer(integer) => write!(f, "{integer}"),
             Scalar::Float(float) => write!(f, "{float:?}"),
             Scalar::Text(text) => write!(f, "{text:?}"),
-            Scalar::Collection => f.write_str("a list or a mapping"),
+            Scalar::Collection => f.write_str("a list or a section"),
         }
     }
 }
@@ -629,8 +629,8 @@ mod tests {
     fn an_error_names_its_line_and_key() {
         #[rustfmt::skip]
         let table = [
-            ("frontend:\n  prot: 1", 2, "frontend: unknown field `prot`"),
-            ("fronted:\n  port: 1", 1, "unknown field `fronted`"),
+            ("frontend:\n  prot: 1", 2, "frontend.prot is not a key; did you mean frontend.port?"),
+            ("fronted:\n  port: 1", 1, "fronted is not a section; did you mean frontend?"),
             ("frontend:\n  host: x\n  port: x", 3, "frontend.port: \"x\" is not a whole number"),
             ("frontend:\n  port: 65536", 2, "frontend.port: 65536 is not a whole number from 0 to 65535"),
             ("frontend:\n  port: -1", 2, "frontend.port: -1 is not"),
@@ -643,7 +643,7 @@ mod tests {
             ("frontend:\n  port: -9223372036854775809", 2, "frontend.port: -9223372036854775809 is not"),
             ("frontend:\n  port: 0xffffffffffffffffffffffffffffffff", 2, "frontend.port: 3.402823669209385e38 is not"),
             ("cache:\n  ttl: 18446744073709551616", 2, "cache.ttl: 18446744073709551616 is not a number of seconds"),
-            ("frontend:\n  port: [80]", 2, "frontend.port: a list or a mapping is not"),
+            ("frontend:\n  port: [80]", 2, "frontend.port: a list or a section is not"),
             ("frontend:\n  host: a b", 2, "frontend.host: \"a b\" is neither"),
             ("frontend:\n  host: \"[::1]:80\"", 2, "frontend.host: \"[::1]:80\" is neither a name nor an address; write the port"),
             ("frontend:\n  host: \"[]\"", 2, "frontend.host: \"[]\" is neither"),
@@ -661,13 +661,13 @@ mod tests {
             ("backend:\n  connections: 0", 2, "backend.connections: 0 is not"),
             ("cache:\n\n  ttl: -1", 3, "cache.ttl: -1 is not"),
             ("cache:\n  ttl: .nan", 2, "cache.ttl: NaN is not"),
-            ("cache:\n  ttl: 1\n  ttl: 2", 3, "cache: duplicate field `ttl`"),
-            ("cache: {ttl: 1,\n  grace: 1, \"ttl\": 2}", 2, "cache: duplicate field `ttl`"),
-            ("frontend:\n  host: x\nbackend:\n  host: y\n  port: 1\n  host: z", 6, "backend: duplicate field `host`"),
-            ("frontend:\n  port: 1\ncache:\nfrontend:\n  port: 2", 4, "duplicate field `frontend`"),
+            ("cache:\n  ttl: 1\n  ttl: 2", 3, "cache.ttl is written twice"),
+            ("cache: {ttl: 1,\n  grace: 1, \"ttl\": 2}", 2, "cache.ttl is written twice"),
+            ("frontend:\n  host: x\nbackend:\n  host: y\n  port: 1\n  host: z", 6, "backend.host is written twice"),
+            ("frontend:\n  port: 1\ncache:\nfrontend:\n  port: 2", 4, "frontend is written twice"),
             ("cache:\n  ttl: 1\n---\ncache:\n  ttl: 2", 4, "a second YAML document"),
             ("cache:\n---\n---\n- 1", 4, "a second YAML document"),
-            ("cache:\n...\n}", 3, "did not find expected"),
+            ("cache:\n...\n}", 3, "a bracket is closed that was not opened"),
             ("cache:\n  ttl: \"one\"", 2, "cache.ttl: \"one\" is not"),
             ("frontend:\n  port: 1\n  certfile: x", 3, "frontend.certfile: keyfile is missing"),
             ("backend:\n  keyfile: x", 2, "backend.keyfile: certfile is missing"),
@@ -675,14 +675,14 @@ mod tests {
             ("frontend:\n  cafile: x", 2, "frontend.cafile: client certificates need TLS"),
             ("frontend:\n  tls-min-version: TLSv9", 2, "frontend.tls-min-version: \"TLSv9\" is not"),
             ("frontend:\n  certfile: 1", 2, "frontend.certfile: 1 is not a string"),
-            ("cache: 1", 1, "cache: invalid type: integer `1`, expected a mapping of keys to values"),
-            ("cache:\nfrontend: [host]", 2, "frontend: invalid type: sequence, expected a mapping of keys to values"),
-            ("backend: https", 1, "backend: invalid type: string \"https\", expected a mapping of keys to values"),
-            ("admin: true", 1, "admin: invalid type: boolean `true`, expected a mapping of keys to values"),
-            ("- cache", 1, "invalid type: sequence, expected a mapping of sections"),
+            ("cache: 1", 1, "cache: a section has keys below it, not 1"),
+            ("cache:\nfrontend: [host]", 2, "frontend: a section has keys below it, not a list"),
+            ("backend: https", 1, "backend: a section has keys below it, not \"https\""),
+            ("admin: true", 1, "admin: a section has keys below it, not true"),
+            ("- cache", 1, "a configuration has sections, such as frontend: and backend:, not a list"),
             ("cache:\n  ttl: !!foo 1", 2, "cache.ttl: \"1\" is not"),
-            ("cache:\n  ttl: !foo 1", 2, "cache.ttl: invalid type: enum, expected a value without a tag"),
-            ("frontend: }", 1, "did not find expected"),
+            ("cache:\n  ttl: !foo 1", 2, "cache.ttl: a tag that begins with ! has no meaning here"),
+            ("frontend: }", 1, "a bracket, comma or other sign"),
         ];
         for (text, line, message) in table {
             let error = Config::from_yaml(text).expect_err(text);

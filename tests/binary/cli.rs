@@ -92,7 +92,7 @@ fn quiet_overrides_debug_and_verbose() {
 #[test]
 fn a_wrong_configuration_is_one_line_and_exit_code_1() {
     let table = [
-        ("frontend:\n  prot: 80\n", ":2: frontend: unknown field `prot`"),
+        ("frontend:\n  prot: 80\n", ":2: frontend.prot is not a key; did you mean frontend.port?"),
         ("cache:\n  ttl: soon\n", ":2: cache.ttl: \"soon\" is not a number of seconds"),
         ("frontend:\n  port: 1\n  certfile: x\n", ":3: frontend.certfile: keyfile is missing"),
         ("backend:\n  scheme: https\n  cafile: nowhere.pem\n", ":3: backend.cafile: nowhere.pem: "),

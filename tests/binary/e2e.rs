@@ -490,7 +490,7 @@ fn a_reload_applies_a_valid_file_and_ignores_a_broken_one() {
     std::fs::write(&glue.config, "cache:\n  ttl: 1\n  tlt: 2\n").expect("written");
     glue.signal("HUP");
     let line = glue.wait_for_line("not reloaded");
-    assert!(line.contains(".yml:3: cache: unknown field `tlt`"), "{line}");
+    assert!(line.contains(".yml:3: cache.tlt is not a key; did you mean cache.ttl?"), "{line}");
     assert_eq!(glue.get("/primary").0, 200);
     assert_eq!(patroni.requests().len(), 1, "the previous ttl is in force");
     std::fs::write(&glue.config, good.replace("ttl: 60", "ttl: 0")).expect("written");

@@ -1,5 +1,7 @@
-//! The core without a socket, a file or a clock: stories, simulator, regressions, recorded answers.
+//! The core without a socket, a file or a clock: stories, simulator, regressions, recorded answers,
+//! wrong configurations.
 
+mod config_errors;
 mod recorded;
 mod regressions;
 mod seeds;

@@ -279,7 +279,7 @@ fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvi
             warnings.push(format!("frontend.tls-ciphers: {name} is not a cipher suite"));
             continue;
         }
-        let suite = suite(name).ok_or_else(|| wrong(format!("unknown cipher suite {name}")))?;
+        let suite = suite(name).ok_or_else(|| wrong(unknown_suite(name)))?;
         if provider.cipher_suites.iter().any(|spoken| spoken.suite() == suite) {
             named.push(suite);
         } else {
@@ -296,6 +296,30 @@ fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvi
         named.contains(&suite) || (!names_13 && is_13(&suite))
     });
     Ok(provider)
+}
+
+/// Says what to write instead of a name that is not one of IANA's: OpenSSL has its own.
+fn unknown_suite(name: &str) -> String {
+    if name.contains(':') {
+        return format!("{name} is OpenSSL's form of a list; write [NAME, NAME] with IANA's names");
+    }
+    let rest = name.strip_prefix("ECDHE-").and_then(|rest| rest.split_once('-'));
+    let cipher = match rest.map(|(_, cipher)| cipher) {
+        Some("AES128-GCM-SHA256") => Some("AES_128_GCM_SHA256"),
+        Some("AES256-GCM-SHA384") => Some("AES_256_GCM_SHA384"),
+        Some("CHACHA20-POLY1305") => Some("CHACHA20_POLY1305_SHA256"),
+        _ => None,
+    };
+    match (rest, cipher) {
+        (Some((key @ ("RSA" | "ECDSA"), _)), Some(cipher)) => {
+            format!("unknown cipher suite {name}; did you mean TLS_ECDHE_{key}_WITH_{cipher}?")
+        }
+        _ if name.contains('-') => format!(
+            "unknown cipher suite {name}; write IANA's name, such as \
+             TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
+        ),
+        _ => format!("unknown cipher suite {name}"),
+    }
 }
 
 /// The suite with this IANA name, or with one of Go's two shorter names.
