@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use log::LevelFilter;
 use patroniglue::VERSION;
+use patroniglue::shell::systemd::Supervisor;
 use patroniglue::shell::{Daemon, Options, files, logger};
 
 fn main() -> ExitCode {
@@ -47,7 +48,7 @@ fn run(flags: Flags) -> Result<(), String> {
     }
     logger::start(flags.level).map_err(|error| format!("log: {error}"))?;
     let options = Options { config_file: Some(config_file), verbose: flags.verbose, signals: true };
-    let outcome = Daemon::with_loaded(loaded, options)?.run();
+    let outcome = Daemon::with_loaded(loaded, options, Supervisor::from_environment())?.run();
     log::logger().flush();
     outcome.map_err(|error| error.to_string())
 }

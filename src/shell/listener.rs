@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use log::warn;
 use mio::net::{TcpListener, TcpStream};
@@ -108,6 +109,12 @@ impl Listener {
             }
         }
         Accepted::Blocked
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -45,6 +45,7 @@ mod signals;
 mod sockets;
 mod stream;
 mod stream_table;
+pub mod systemd;
 pub mod tls;
 mod trim;
 mod upstream;
@@ -66,6 +67,7 @@ use self::resolver::lookup_in_thread;
 use self::signals::Signals;
 use self::stream::Buffers;
 use self::stream_table::StreamTable;
+use self::systemd::Supervisor;
 use self::tls::Tls;
 use self::trim::MemoryTrim;
 use self::upstream::Connectors;
@@ -83,6 +85,7 @@ pub struct Daemon {
     clock: Clock,
     engine: Engine,
     phase: Phase,
+    supervisor: Supervisor,
     /// Empty during shutdown.
     listeners: Vec<Listener>,
     connectors: Connectors,
@@ -131,11 +134,15 @@ impl Daemon {
     pub fn new(mut config: Config, options: Options) -> Result<Daemon, String> {
         let tls = files::read_password(&mut config).and_then(|()| Tls::read(&config));
         let tls = tls.map_err(|wrong| wrong.to_string())?;
-        Daemon::with_loaded(Loaded { config, tls }, options)
+        Daemon::with_loaded(Loaded { config, tls }, options, Supervisor::default())
     }
 
-    /// As [`Daemon::new`], with certificates that have been read already.
-    pub fn with_loaded(loaded: Loaded, options: Options) -> Result<Daemon, String> {
+    /// As [`Daemon::new`], with certificates that have been read already, and under a supervisor.
+    pub fn with_loaded(
+        loaded: Loaded,
+        options: Options,
+        supervisor: Supervisor,
+    ) -> Result<Daemon, String> {
         loaded.log_warnings();
         let Loaded { config, tls } = loaded;
         let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
@@ -144,6 +151,7 @@ impl Daemon {
         let waker = Waker::new(&registry, RESOLVER).map_err(|error| format!("waker: {error}"))?;
         let token = Token(LISTENERS_START);
         let checks = Listener::new(Port::Checks, &config.frontend, &registry, token)?;
+        supervisor.keep(&checks);
         let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
         let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;
         let lookup = lookup_in_thread(Arc::new(waker));
@@ -151,6 +159,7 @@ impl Daemon {
         Ok(Daemon {
             engine: Engine::new(settings),
             phase: Phase::Serving,
+            supervisor,
             listeners: vec![checks],
             connectors,
             clock: Clock::new(),
@@ -184,6 +193,7 @@ impl Daemon {
         if let Some(address) = self.address() {
             let backend = self.config.backend.authority();
             info!("listening on {address}, asking Patroni at {backend}");
+            self.supervisor.ready(&format!("listening on {address}"));
         }
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
         let mut now = self.clock.now();

@@ -1,6 +1,8 @@
 //! The operator's requests: signals, reload, drain, shutdown.
 
-use log::{error, info, warn};
+use std::path::Path;
+
+use log::{Level, info, log, warn};
 
 use super::files::Loaded;
 use super::signals::Event as SignalEvent;
@@ -22,7 +24,7 @@ impl Daemon {
         for event in events {
             match event {
                 SignalEvent::Shutdown => self.begin_shutdown(now),
-                SignalEvent::Reload => self.reload(now),
+                SignalEvent::Reload => self.handle_reload(now),
                 SignalEvent::Drain(draining) => {
                     info!("{}", if draining { "draining" } else { "no longer draining" });
                     self.engine.drain(draining);
@@ -41,19 +43,29 @@ impl Daemon {
             listener.mark_readable();
         }
         self.accept(now, 0);
-        info!("shutting down: {} clients left", self.engine.counts().clients);
+        let line = format!("shutting down: {} clients left", self.engine.counts().clients);
+        info!("{line}");
+        self.supervisor.stopping(&line);
         self.listeners.clear();
         self.engine.begin_shutdown(now);
         self.perform_actions(now);
     }
 
-    fn reload(&mut self, now: Now) {
+    fn handle_reload(&mut self, now: Now) {
         info!("status: {}", self.engine.counts());
         let Some(path) = self.options.config_file.clone() else { return };
-        let loaded = match files::read_config(&path) {
-            Ok(loaded) => loaded,
-            Err(error) => return error!("not reloaded: {error}"),
+        self.supervisor.reloading();
+        let outcome = self.reload(now, &path);
+        let line = match &outcome {
+            Ok(()) => format!("reloaded {}", path.display()),
+            Err(error) => format!("not reloaded: {error}"),
         };
+        log!(if outcome.is_ok() { Level::Info } else { Level::Error }, "{line}");
+        self.supervisor.ready(&line);
+    }
+
+    fn reload(&mut self, now: Now, path: &Path) -> Result<(), String> {
+        let loaded = files::read_config(path)?;
         if self.listeners.iter().any(|listener| !listener.is_bound_to(&loaded.config.frontend)) {
             warn!("frontend.host and frontend.port change only with a restart");
         }
@@ -65,7 +77,7 @@ impl Daemon {
         (self.config, self.tls) = (config, tls);
         self.engine.configure(now, settings);
         self.perform_actions(now);
-        info!("reloaded {}", path.display());
+        Ok(())
     }
 }
 

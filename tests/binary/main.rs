@@ -8,6 +8,7 @@ mod common;
 mod e2e;
 mod etcd;
 mod standstill;
+mod systemd;
 mod tls_e2e;
 mod tls_hostile;
 mod tls_support;

@@ -8,6 +8,7 @@ pub mod strace;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -57,8 +58,22 @@ impl Glue {
                 command
             }
         };
-        command.arg("-config").arg(&config).args(flags);
-        let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(flags).stdin(Stdio::null());
+        Glue::spawn(command, config, fate)
+    }
+
+    /// Starts it under a supervisor: with a socket as descriptor 3, after a shell command.
+    pub fn start_supervised(text: &str, handed: Option<OwnedFd>, shell: &str) -> Glue {
+        let mut command = Command::new("sh");
+        let script = format!("exec 3<&0 0</dev/null; {shell}; exec \"$0\" \"$@\"");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_patroniglue")]);
+        command.stdin(handed.map_or(Stdio::null(), Stdio::from));
+        Glue::spawn(command, config_file(text), Stderr::Read)
+    }
+
+    fn spawn(mut command: Command, config: PathBuf, fate: Stderr) -> Glue {
+        let command = command.arg("-config").arg(&config);
+        let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = child.stderr.take().expect("a pipe");
