@@ -32,6 +32,8 @@ impl LocalReply {
     pub const TOO_SLOW: Self = Self::new(408, "the request was not complete in time");
     /// The operator drains the node.
     pub const DRAINING: Self = Self::new(503, "draining");
+    /// The daemon ends before the fetch does.
+    pub const SHUTTING_DOWN: Self = Self::new(503, "patroniglue is shutting down");
     /// Every entry for targets with parameters is being fetched.
     pub const TOO_MANY_TARGETS: Self =
         Self::new(503, "too many different parameters are asked for");

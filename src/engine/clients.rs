@@ -1,6 +1,6 @@
 //! Health checks: their requests and responses, and which client is closed to make room.
 
-use super::{Asked, Connection, Engine, Peer, Record};
+use super::{Asked, Connection, Engine, Peer, Phase, Record};
 use crate::answer::{CacheStatus, Form};
 use crate::cache::{EntryId, Lookup, NoEntry};
 use crate::engine::Action;
@@ -53,6 +53,9 @@ impl Engine {
             }
             _ if self.serves_stale(now, entry) => self.answer(now, id, entry, CacheStatus::Stale),
             Lookup::Failing => self.answer(now, id, entry, CacheStatus::FailedHit),
+            _ if self.phase == Phase::Closing => {
+                self.answer_locally(now, id, LocalReply::SHUTTING_DOWN);
+            }
             Lookup::Fetching => self.wait(now, entry, id),
             Lookup::Absent => {
                 self.begin_fetch(now, entry);
@@ -123,7 +126,7 @@ impl Engine {
         self.record(now, id, status);
     }
 
-    fn answer_locally(&mut self, now: Now, id: ConnId, reply: LocalReply) {
+    pub(super) fn answer_locally(&mut self, now: Now, id: ConnId, reply: LocalReply) {
         let Some((frontend, request)) = self.waiting_client(id) else { return };
         let (head_only, status) = (request.method == Method::Head, reply.status);
         frontend.respond(now.time, reply.response(now, request.persistence, head_only));

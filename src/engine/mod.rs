@@ -8,12 +8,14 @@ mod clients;
 mod fetches;
 mod learn;
 mod patience;
+mod shutdown;
 mod witness;
 
 use std::collections::VecDeque;
 use std::fmt;
 
 use self::fetches::Fetches;
+pub use self::shutdown::SHUTDOWN_MS_MAX;
 use self::witness::Witness;
 pub use self::witness::{DCS_REQUEST_MS_MAX, DcsSettings};
 use crate::answer::AddressId;
@@ -111,6 +113,8 @@ enum Phase {
     Serving,
     /// Since [`Engine::begin_shutdown`]: no new clients, no fetches ahead of demand.
     ShuttingDown,
+    /// The last part of the shutdown: as before, and no client waits for a fetch.
+    Closing,
 }
 
 /// What the shell has to do.
@@ -193,6 +197,8 @@ enum Timer {
     Rehearsal,
     /// The next request of the read of the DCS may begin.
     NextRead,
+    /// Time to answer the clients that still wait for a fetch.
+    ShutdownAnswer,
     /// Time to close the last clients.
     ShutdownDeadline,
 }
@@ -350,6 +356,7 @@ impl Engine {
                 }
                 Timer::Rehearsal => self.rehearse(now),
                 Timer::NextRead => self.continue_read(now),
+                Timer::ShutdownAnswer => self.end_waits(now),
                 Timer::ShutdownDeadline => self.close_clients(|_| true),
             }
         }
@@ -377,15 +384,6 @@ impl Engine {
     /// Begins or ends the drain: during it the leader and replica routes answer 503.
     pub fn drain(&mut self, draining: bool) {
         self.draining = draining;
-    }
-
-    /// Begins shutdown: accepts no more clients, closes idle ones now, the rest after their
-    /// response, and all of them after [`SHUTDOWN_MS_MAX`].
-    pub fn begin_shutdown(&mut self, now: Now) {
-        self.phase = Phase::ShuttingDown;
-        self.drop_read();
-        self.close_clients(|frontend| frontend.is_idle());
-        self.wheel.schedule(now.time.plus_ms(SHUTDOWN_MS_MAX), Timer::ShutdownDeadline);
     }
 
     // ---- outputs
@@ -448,11 +446,6 @@ impl Engine {
         self.wheel.next()
     }
 
-    /// Whether shutdown has begun and the last client is closed.
-    pub fn is_shut_down(&self) -> bool {
-        self.is_shutting_down() && self.clients == 0
-    }
-
     /// How many there are of everything.
     pub fn counts(&self) -> Counts {
         Counts {
@@ -501,10 +494,6 @@ impl Engine {
     fn set_witness(&mut self) {
         self.witness = self.settings.dcs.as_ref().map(Witness::new);
         self.cache.set_has_witness(self.witness.is_some());
-    }
-
-    fn is_shutting_down(&self) -> bool {
-        self.phase == Phase::ShuttingDown
     }
 
     // ---- time
@@ -576,7 +565,5 @@ impl Connection {
     }
 }
 
-/// How long requests in flight may take after [`Engine::begin_shutdown`].
-pub const SHUTDOWN_MS_MAX: u64 = 5_000;
 /// With more connections the invariants are not checked after each input.
 const CONNECTIONS_CHECKED_MAX: usize = 64;

@@ -35,7 +35,9 @@ impl Daemon {
 
     fn begin_shutdown(&mut self, now: Now) {
         if self.phase == Phase::ShuttingDown {
-            return;
+            info!("shutting down at once");
+            self.engine.begin_shutdown(now);
+            return self.perform_actions(now);
         }
         self.phase = Phase::ShuttingDown;
         // connections in the backlog may already have sent a request: accept them before closing

@@ -458,6 +458,37 @@ fn after_sigterm_or_sigint_waiting_clients_are_answered() {
 }
 
 #[test]
+fn after_sigterm_nobody_delays_the_end() {
+    let patroni = StandIn::start(Mood::Silent);
+    let mut glue = Glue::start(patroni.address, &[("backend", "timeout: 20")]);
+    let mut waiting = glue.connect();
+    waiting.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
+    let mut half = glue.connect();
+    half.write_all(b"GET /primary HTT").expect("it reads");
+    wait_for("the fetch", || (!patroni.requests().is_empty()).then_some(()));
+    glue.signal("TERM");
+    let text = read_to_end(&mut waiting);
+    assert_eq!((status_of(&text), header(&text, "Connection")), (503, Some("close")));
+    assert_eq!(body(&text), "{\"error\":\"patroniglue is shutting down\"}\n");
+    assert_eq!(read_to_end(&mut half), "");
+    assert_eq!(glue.wait().code(), Some(0), "long before the timeout");
+}
+
+#[test]
+fn a_second_signal_ends_the_daemon_at_once() {
+    let patroni = StandIn::start(Mood::Silent);
+    let mut glue = Glue::start(patroni.address, &[]);
+    let mut waiting = glue.connect();
+    waiting.write_all(b"GET /primary HTTP/1.1\r\n\r\n").expect("it reads");
+    wait_for("the fetch", || (!patroni.requests().is_empty()).then_some(()));
+    glue.signal("TERM");
+    glue.wait_for_line("shutting down: 1 clients left");
+    glue.signal("TERM");
+    assert_eq!(read_to_end(&mut waiting), "");
+    assert_eq!(glue.wait().code(), Some(0));
+}
+
+#[test]
 fn requests_that_arrive_with_sigterm_are_answered() {
     let patroni = StandIn::start(at_once(primary()));
     let mut glue = Glue::start(patroni.address, &[("cache", "ttl: 60")]);

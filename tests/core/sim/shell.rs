@@ -636,6 +636,9 @@ impl World {
             super::client::is_leader_family(target) || super::client::is_replica_family(target);
         let drained = of_a_role && self.is_draining;
         if answer.cache.is_none() != drained {
+            if answer.status == 503 && self.is_closing() {
+                return Ok(());
+            }
             let full = target.contains('?') && answer.cache.is_none() && answer.status == 503;
             let why = if drained {
                 "not 503, although the node is drained"
@@ -676,6 +679,11 @@ impl World {
             busy,
         };
         self.memory.check(&given)
+    }
+
+    /// Whether the shutdown lets no client wait for a fetch.
+    fn is_closing(&self) -> bool {
+        self.shutdown_ms.is_some_and(|ms| self.is_over(ms + SHUTDOWN_WAIT_MS_MAX))
     }
 
     /// Whether a fetch has been in flight since `ms` without an answer.
@@ -815,6 +823,9 @@ impl World {
         if self.is_over(asked_ms + self.settings.timeout_ms) {
             return Err(format!("promise 4: client {at} waits for {target} past the timeout"));
         }
+        if self.is_closing() {
+            return Err(format!("client {at} waits at the end of the shutdown"));
+        }
         if self.clients[at].is_hopeless && !target.contains('?') {
             return Err(format!("client {at} waits for {target}, which fails"));
         }
@@ -856,7 +867,8 @@ const REQUEST_MS_MAX: u64 = 5_000;
 const IDLE_MS_MAX: u64 = 30_000;
 const RESPONSE_MS_MAX: u64 = 5_000;
 const LINGER_MS_MAX: u64 = 1_000;
-pub const SHUTDOWN_MS_MAX: u64 = 5_000;
+pub const SHUTDOWN_MS_MAX: u64 = 1_000;
+pub const SHUTDOWN_WAIT_MS_MAX: u64 = 900;
 const PATIENCE_MS: u64 = 240;
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 1_000;

@@ -7,13 +7,14 @@ use patroniglue::engine::{Action, Counts, Engine, Port, Settings};
 use patroniglue::failure::Failure;
 use patroniglue::slots::ConnId;
 use patroniglue::time::Time;
+use patroniglue::wheel::TICK_MS;
 
 use super::checks::{Memory, Outcome};
 use super::client::{Expected, Message, Palette, ROUTES, plain, unfinished};
 use super::faults::{Fault, Faults, settings};
 use super::patroni::{Clock, Freeze, Happening, Patroni, Said, needs_dcs};
 use super::random::{Hash, Random};
-use super::shell::{Cause, Input, SHUTDOWN_MS_MAX};
+use super::shell::{Cause, Input, SHUTDOWN_MS_MAX, SHUTDOWN_WAIT_MS_MAX};
 use super::wire::{INTERIM, thrown, wire};
 
 pub struct World {
@@ -248,7 +249,9 @@ impl World {
         self.act(Cause::Other)?;
         self.pass(duration_ms)?;
         if self.shutdown_ms.is_some() {
-            self.pass(SHUTDOWN_MS_MAX + 20)?;
+            for ms in [SHUTDOWN_WAIT_MS_MAX, SHUTDOWN_MS_MAX - SHUTDOWN_WAIT_MS_MAX] {
+                self.pass(ms + TICK_MS + LATE_MS_MAX)?; // each of its timers may come late
+            }
             return if self.engine.is_shut_down() {
                 Ok(())
             } else {
@@ -503,7 +506,7 @@ impl World {
                 return Ok(());
             }
             let late = self.faults.hit(&mut self.random, Fault::Late);
-            let late_ms = if late { self.random.skewed(300) } else { 0 };
+            let late_ms = if late { self.random.skewed(LATE_MS_MAX) } else { 0 };
             let late_ms = late_ms + std::mem::take(&mut self.sleep_ms);
             self.overslept_ms = late_ms;
             turns_at_once = if next_ms + late_ms == self.now_ms { turns_at_once + 1 } else { 0 };
@@ -659,7 +662,7 @@ impl World {
             self.palette.messages(&mut self.random, &self.faults)
         };
         let slow = self.faults.hit(&mut self.random, Fault::SlowTakers);
-        let window = if slow { self.random.skewed(300) as usize } else { usize::MAX };
+        let window = if slow { self.random.skewed(LATE_MS_MAX) as usize } else { usize::MAX };
         let Some(at) = self.arrive(messages, window)? else { return Ok(()) };
         if slow && self.random.chance(700) {
             let (delay_ms, id) = (self.random.skewed(6_000), self.clients[at].id);
@@ -1074,5 +1077,7 @@ const PROBES: [&str; 3] = ["/primary", "/replica", "/health"];
 const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
 const QUIET_MS: u64 = 130_000;
 const QUEUE_ROUNDS: u32 = 8;
+/// How late a turn may come.
+const LATE_MS_MAX: u64 = 300;
 const TURNS_AT_ONCE_MAX: u32 = 200;
 const EVENTS_MAX: usize = 500;
