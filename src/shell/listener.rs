@@ -10,17 +10,18 @@ use mio::{Interest, Registry, Token};
 
 use super::descriptors::is_no_descriptor;
 use super::sockets;
-use crate::config::Frontend;
 use crate::engine::Port;
 use crate::journal::Repeats;
 use crate::time::Time;
+
+/// A host, `None` for all addresses, and a port, as in the configuration.
+pub type BoundTo = (Option<String>, u16);
 
 /// A listening socket.
 pub struct Listener {
     socket: TcpListener,
     port: Port,
-    /// `frontend.host` and `frontend.port`, as they were at the start.
-    bound_to: (Option<String>, u16),
+    bound_to: BoundTo,
     /// Cleared only when the backlog is empty: the poll reports it once.
     readable: bool,
     /// Accepting is paused until then, for lack of descriptors.
@@ -39,32 +40,39 @@ pub enum Accepted {
 }
 
 impl Listener {
-    /// Listens as configured. Blocks while a name is resolved, so only at start.
+    /// Listens as configured. Blocks while a name is resolved. The error is for the operator; its
+    /// kind is that of the failed call.
     pub fn new(
         port: Port,
-        frontend: &Frontend,
+        bound_to: BoundTo,
         registry: &Registry,
         token: Token,
-    ) -> Result<Listener, String> {
-        let named = frontend.host.as_deref().unwrap_or("*");
-        let named = format!("frontend.host {named}, frontend.port {}", frontend.port);
-        let socket = sockets::listen(frontend.host.as_deref(), frontend.port);
-        let mut socket = socket.map_err(|error| format!("cannot listen on {named}: {error}"))?;
-        let registered = registry.register(&mut socket, token, Interest::READABLE);
-        registered.map_err(|error| format!("listener: {error}"))?;
+    ) -> io::Result<Listener> {
+        let (host, number) = (bound_to.0.as_deref(), bound_to.1);
+        let mut socket = sockets::listen(host, number).map_err(|error| {
+            let named = host.unwrap_or("*");
+            let named = format!("frontend.host {named}, frontend.port {number}");
+            io::Error::new(error.kind(), format!("cannot listen on {named}: {error}"))
+        })?;
+        registry.register(&mut socket, token, Interest::READABLE)?;
         Ok(Listener {
             socket,
             port,
-            bound_to: (frontend.host.clone(), frontend.port),
+            bound_to,
             readable: true,
             paused_until: Time::ZERO,
             shortages: Repeats::default(),
         })
     }
 
-    /// Whether it was bound to this host and port.
-    pub fn is_bound_to(&self, frontend: &Frontend) -> bool {
-        (&self.bound_to.0, self.bound_to.1) == (&frontend.host, frontend.port)
+    /// The host and port it was bound to, as configured.
+    pub fn bound_to(&self) -> &BoundTo {
+        &self.bound_to
+    }
+
+    /// Closes the socket. The poll would know it as long as another process holds it, too.
+    pub fn close(mut self, registry: &Registry) {
+        let _ = registry.deregister(&mut self.socket);
     }
 
     /// The address it listens on.

@@ -150,7 +150,9 @@ impl Daemon {
         let settings = operate::engine_settings(&config, options.verbose);
         let waker = Waker::new(&registry, RESOLVER).map_err(|error| format!("waker: {error}"))?;
         let token = Token(LISTENERS_START);
-        let checks = Listener::new(Port::Checks, &config.frontend, &registry, token)?;
+        let bound_to = (config.frontend.host.clone(), config.frontend.port);
+        let checks = Listener::new(Port::Checks, bound_to, &registry, token);
+        let checks = checks.map_err(|error| error.to_string())?;
         supervisor.keep(&checks);
         let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
         let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;

@@ -1,14 +1,19 @@
 //! The operator's requests: signals, reload, drain, shutdown.
 
+use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
-use log::{Level, info, log, warn};
+use log::{Level, info, log};
+use mio::Token;
 
 use super::files::Loaded;
+use super::listener::{BoundTo, Listener};
 use super::signals::Event as SignalEvent;
-use super::{Daemon, Phase, descriptors, files};
+use super::{Daemon, LISTENERS_START, Phase, descriptors, files};
 use crate::cache::CacheSettings;
-use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Password};
+use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Frontend, Password};
 use crate::engine::{DcsSettings, Settings};
 use crate::node::witness::rule::MARGIN_MS_MAX;
 use crate::node::witness::{Credentials, Settings as WitnessSettings};
@@ -68,9 +73,9 @@ impl Daemon {
 
     fn reload(&mut self, now: Now, path: &Path) -> Result<(), String> {
         let loaded = files::read_config(path)?;
-        if self.listeners.iter().any(|listener| !listener.is_bound_to(&loaded.config.frontend)) {
-            warn!("frontend.host and frontend.port change only with a restart");
-        }
+        let Frontend { host, port, .. } = &loaded.config.frontend;
+        // the last step that can fail: until then nothing has changed
+        self.listen_on(now, 0, (host.clone(), *port)).map_err(|error| error.to_string())?;
         loaded.log_warnings();
         let Loaded { config, tls } = loaded;
         self.connectors.configure(&config);
@@ -81,7 +86,71 @@ impl Daemon {
         self.perform_actions(now);
         Ok(())
     }
+
+    /// Listens on another address in place of a listener's. Clients in the backlog of the previous
+    /// one are accepted first. After an error it listens as before.
+    fn listen_on(&mut self, now: Now, place: usize, address: BoundTo) -> io::Result<()> {
+        let Some(listener) = self.listeners.get(place) else { return Ok(()) };
+        let (port, previous) = (listener.port(), listener.bound_to().clone());
+        if previous == address {
+            return Ok(());
+        }
+        let token = Token(LISTENERS_START + place);
+        let registry = self.poll.registry().try_clone()?;
+        let listen = |address: &BoundTo| Listener::new(port, address.clone(), &registry, token);
+        let mut outcome = listen(&address);
+        let overlaps =
+            |error: &io::Error| error.kind() == ErrorKind::AddrInUse && address.1 == previous.1;
+        if outcome.as_ref().is_err_and(overlaps) {
+            // our own listener is in the way: the gap between the two is a few microseconds
+            self.close_listener(now, place);
+            outcome = after_close(|| listen(&address)).or_else(|error| {
+                let listener = after_close(|| listen(&previous))?;
+                self.supervisor.keep(&listener);
+                self.listeners.insert(place, listener);
+                Err(error)
+            });
+        } else if outcome.is_ok() {
+            self.close_listener(now, place);
+        }
+        let listener = outcome?;
+        self.supervisor.keep(&listener);
+        if let Some(address) = listener.address() {
+            info!("listening on {address}");
+        }
+        self.listeners.insert(place, listener);
+        Ok(())
+    }
+
+    /// Accepts the clients in a listener's backlog, then closes it.
+    fn close_listener(&mut self, now: Now, place: usize) {
+        self.listeners[place].mark_readable();
+        while self.listeners[place].ready_at(now.time).is_some_and(|at| at <= now.time) {
+            self.accept_from(now, place, u32::MAX);
+        }
+        let listener = self.listeners.remove(place);
+        self.supervisor.give_up(listener.port());
+        listener.close(self.poll.registry());
+    }
 }
+
+/// Binds an address that was bound until now. A supervisor may close its copy of the previous
+/// listener a moment later, and until then the address is in use.
+fn after_close<T>(listen: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let mut outcome = listen();
+    for _ in 0..REBIND_TRIES_MAX {
+        if !outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse) {
+            break;
+        }
+        thread::sleep(REBIND_PAUSE);
+        outcome = listen();
+    }
+    outcome
+}
+
+/// Together a tenth of a second: less than the loop may stand still for.
+const REBIND_TRIES_MAX: u32 = 20;
+const REBIND_PAUSE: Duration = Duration::from_millis(5);
 
 /// The engine's settings in a configuration.
 pub(super) fn engine_settings(config: &Config, records: bool) -> Settings {

@@ -242,7 +242,8 @@ impl Daemon {
         }
     }
 
-    fn accept_from(&mut self, now: Now, place: usize, accepts_max: u32) {
+    /// Accepts clients on one port, at most this many.
+    pub(super) fn accept_from(&mut self, now: Now, place: usize, accepts_max: u32) {
         for _ in 0..accepts_max {
             let Some(listener) = self.listeners.get_mut(place) else { return };
             let port = listener.port();

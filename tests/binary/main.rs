@@ -7,6 +7,7 @@ mod clock;
 mod common;
 mod e2e;
 mod etcd;
+mod reload;
 mod standstill;
 mod systemd;
 mod tls_e2e;
