@@ -57,6 +57,8 @@ pub struct Memory {
 #[derive(Default)]
 struct Known {
     latest: Option<Brought>,
+    /// The one before, if the engine may have fetched the latest again.
+    previous: Option<Brought>,
     failed: Option<Failed>,
     wanted_ms: Option<u64>,
     /// Whether it was asked for often enough that its failure is kept.
@@ -192,10 +194,14 @@ impl Memory {
         }
         if is_fetched_again {
             self.restarted = Some((step, ms));
-            return contradicts;
+            if is_sure {
+                return contradicts;
+            }
         }
         let known = self.targets.entry(brought.said.target.clone()).or_default();
-        known.failed = known.failed.filter(|_| brought.moved);
+        known.failed = known.failed.filter(|_| !is_sure);
+        brought.moved = !is_sure;
+        known.previous = known.latest.take().filter(|_| !is_sure);
         known.latest = Some(brought);
         known.holds = false;
         contradicts
@@ -252,6 +258,7 @@ impl Memory {
         if self.is_unsure {
             self.unsure = Some((ms, step));
             self.restarted = Some((step, ms));
+            self.forget_failures();
         }
         self.is_unsure &= brought.moved;
     }
@@ -326,8 +333,8 @@ impl Memory {
         brought.said.node = None;
         brought.is_anothers = true;
         let known = self.targets.entry(target).or_default();
+        known.failed = known.failed.filter(|_| brought.moved);
         known.latest = Some(brought);
-        known.failed = None;
         is_news
     }
 
@@ -505,8 +512,14 @@ impl Memory {
         }
         let known = self.targets.get(given.target);
         let brought = known.and_then(|known| known.latest.as_ref());
-        let brought = brought.ok_or("Patroni has not answered for this target")?;
-        same(given, brought)?;
+        let latest = brought.ok_or("Patroni has not answered for this target")?;
+        let previous = known.and_then(|known| known.previous.as_ref());
+        let previous = previous.filter(|previous| same(given, previous).is_ok());
+        let brought = match (same(given, latest), previous) {
+            (Ok(()), _) => latest,
+            (Err(_), Some(previous)) => previous,
+            (Err(error), None) => return Err(error),
+        };
         let age_ms = given.clock.ms - brought.asked_ms;
         if given.answer.age != Some(age_ms / 1_000) {
             return Err(format!("Age {:?}, but the answer is {age_ms} ms old", given.answer.age));
@@ -519,7 +532,7 @@ impl Memory {
         check_jump(given, brought)?;
         let is_leaders = is_leader_family(given.target) && brought.said.status == 200;
         if brought.done_step >= given.asked_step {
-            if bound_passed(brought, given.clock.unix_ms) {
+            if !brought.moved && bound_passed(brought, given.clock.unix_ms) {
                 return Err("promise 2: the lease's bound passed while it was fetched".into());
             }
             let at_once = brought.done.ms == given.clock.ms;

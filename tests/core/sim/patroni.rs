@@ -114,6 +114,8 @@ pub struct Patroni {
     pub intervals: Intervals,
     /// When intervals came into force that bound the lease more tightly than the previous ones.
     pub lowered_ms: Option<u64>,
+    /// When the intervals changed last.
+    retimed_ms: Option<u64>,
     we_hold: bool,
     lease_until_ms: u64,
     standby_cluster: bool,
@@ -162,6 +164,7 @@ impl Patroni {
         let mut patroni = Patroni {
             intervals,
             lowered_ms: None,
+            retimed_ms: None,
             we_hold: leads,
             lease_until_ms: clock.ms + lease_ms - hung_ms,
             standby_cluster: random.chance(150),
@@ -273,7 +276,13 @@ impl Patroni {
         }
     }
 
+    /// Changes the intervals. Two changes between two fetches of `/config` cannot be seen from
+    /// outside, so that a lease under the ones in between is not known: they are not modelled.
     fn retime(&mut self, clock: Clock, random: &mut Random, faults: &Faults) {
+        if self.retimed_ms.is_some_and(|ms| clock.ms < ms + RETIMED_MS_MIN) {
+            return;
+        }
+        self.retimed_ms = Some(clock.ms);
         let previous = std::mem::replace(&mut self.intervals, random.pick(&TIMINGS));
         if self.intervals.promises_less(previous) {
             self.lowered_ms = Some(clock.ms);
@@ -602,6 +611,8 @@ fn node_json(node: &Node, number: u64, pad: &str, odd: bool) -> String {
     text
 }
 
+/// Longer than intervals are believed.
+const RETIMED_MS_MIN: u64 = 40_000;
 /// The name of the node at the other address.
 const OTHER_NAME: &str = "pg9";
 /// Within what Patroni accepts: `loop_wait + 2 * retry_timeout <= ttl`.

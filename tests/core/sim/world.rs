@@ -417,6 +417,7 @@ impl World {
             self.settle(&mut settled);
         }
         self.pass(300)?;
+        self.settle(&mut settled);
         self.probe(true)?;
         self.pass(300)?;
         self.settle(&mut settled);
