@@ -139,7 +139,8 @@ impl Lease {
         if !bound.is_over(now) {
             return Basis::Lease(validity);
         }
-        if answer.seen.is_some() && bound.unix_ms > asked.unix_ms {
+        let passed_meanwhile = |bound: Until| bound.is_over(now) && bound.unix_ms > asked.unix_ms;
+        if answer.seen.is_some() && (passed_meanwhile(bound) || passed_meanwhile(end)) {
             return Basis::Nothing;
         }
         let is_word_enough =

@@ -202,7 +202,15 @@ fn a_200_asked_for_after_its_bound_rests_on_patronis_word() {
     assert_eq!(word(&mut usual(), 10_050.4, r#""pause": true"#), Some((1_000, None)));
     let failsafe = r#""cluster_unlocked": true, "failsafe_mode_is_active": true"#;
     assert_eq!(word(&mut usual(), 10_050.4, failsafe), Some((1_000, None)));
-    // second 10,030 of an unknown ttl's minimum passed meanwhile
+    // D had passed before, and the ttl passed meanwhile
+    let recent = || {
+        let mut node = usual();
+        node.intervals.learn(now_at(10_049.0), node.intervals.last().expect("intervals"));
+        node
+    };
+    assert_eq!(word(&mut recent(), 10_029.9, ""), None);
+    assert_eq!(word(&mut recent(), 10_030.0, ""), Some((250, passed)));
+    // second 10,020 of an unknown ttl's minimum passed meanwhile
     assert_eq!(word(&mut Node::default(), 10_019.9, ""), None);
     assert_eq!(word(&mut Node::default(), 10_020.0, ""), Some((250, passed)));
 }
