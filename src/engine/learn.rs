@@ -86,6 +86,9 @@ impl Engine {
         let answer = unavailable(&failure.to_string(), asked_at);
         let waiters = self.cache.fail(entry, answer, failure.culprit(), was_asked);
         // stale: only with a timeout shorter than PATIENCE_MS
+        if failure.culprit() == Culprit::Silent && self.is_silent(now, entry) {
+            self.call_witness(now, entry);
+        }
         let is_stale = failure.culprit() == Culprit::Silent && self.serves_stale(now, entry);
         let cache_status = if is_stale { CacheStatus::Stale } else { CacheStatus::Failed };
         self.answer_waiters(now, entry, waiters, [cache_status, cache_status]);
