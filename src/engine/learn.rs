@@ -124,6 +124,7 @@ impl Engine {
         let distrust = self.node.observe_clock(now);
         if let Some(distrust) = distrust {
             self.journal.clock_jumped();
+            self.drop_read(); // its begin is a time by the clock before the jump
             self.distrust(now, distrust);
         }
         distrust.is_some()

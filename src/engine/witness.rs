@@ -137,6 +137,7 @@ impl Engine {
     /// A request of the read has ended; its connection is already forgotten.
     pub(super) fn read_step(&mut self, now: Now, id: ConnId, outcome: Result<Answer, Failure>) {
         self.actions.push_back(Action::Close(id));
+        self.observe_clock(now);
         let Some(witness) = &mut self.witness else { return };
         let Some(reading) = witness.reading.as_mut().filter(|reading| reading.fetch == Some(id))
         else {
