@@ -47,7 +47,12 @@ fn run(flags: Flags) -> Result<(), String> {
         return print("OK");
     }
     logger::start(flags.level).map_err(|error| format!("log: {error}"))?;
-    let options = Options { config_file: Some(config_file), verbose: flags.verbose, signals: true };
+    let options = Options {
+        config_file: Some(config_file),
+        verbose: flags.verbose,
+        signals: true,
+        look_every: None,
+    };
     let outcome = Daemon::with_loaded(loaded, options, Supervisor::from_environment())?.run();
     log::logger().flush();
     outcome.map_err(|error| error.to_string())

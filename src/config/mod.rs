@@ -181,6 +181,21 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The files of certificates, keys and CAs of all sections.
+    pub fn certificate_files(&self) -> impl Iterator<Item = &str> {
+        let frontend = self.frontend.tls.iter();
+        let frontend = frontend.map(|tls| (Some(&tls.identity), tls.cafile.as_ref()));
+        let upstreams = self.backend.tls.iter();
+        let upstreams = upstreams.chain(self.dcs.iter().filter_map(|dcs| dcs.tls.as_ref()));
+        let upstreams = upstreams.map(|tls| (tls.identity.as_ref(), tls.cafile.as_ref()));
+        frontend.chain(upstreams).flat_map(|(identity, cafile)| {
+            let pair = identity.into_iter().flat_map(|pair| [&pair.certfile, &pair.keyfile]);
+            pair.chain(cafile).map(String::as_str)
+        })
+    }
+}
+
 impl Backend {
     /// Host and port as in a `Host` field (RFC 9110, section 7.2): IPv6 addresses in brackets.
     pub fn authority(&self) -> String {

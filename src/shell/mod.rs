@@ -32,6 +32,7 @@
 //! continue when the turn's time is long past. So a response is sent only if it was decided on less
 //! than `UNSENT_MS_MAX` (serve.rs) ago.
 
+pub mod certificates;
 mod clock;
 mod connector;
 mod descriptors;
@@ -60,6 +61,7 @@ use std::time::Duration;
 use log::info;
 use mio::{Events, Poll, Token, Waker};
 
+use self::certificates::{Certificates, LOOK_EVERY};
 use self::clock::Clock;
 use self::files::Loaded;
 use self::listener::Listener;
@@ -89,11 +91,12 @@ pub struct Daemon {
     /// Empty during shutdown.
     listeners: Vec<Listener>,
     connectors: Connectors,
+    certificates: Certificates,
     signals: Option<Signals>,
     /// Whether signals have arrived in this turn.
     signalled: bool,
-    /// Whether a resolver has answered in this turn.
-    resolved: bool,
+    /// Whether a thread has found something in this turn: the resolver's, or that of certificates.
+    woken: bool,
     streams: StreamTable,
     /// Streams to serve in this turn.
     queue: Vec<ConnId>,
@@ -127,6 +130,8 @@ pub struct Options {
     pub verbose: bool,
     /// Handle signals in the loop; otherwise they have their default actions.
     pub signals: bool,
+    /// How often the files of certificates are looked at; `None`: once a minute.
+    pub look_every: Option<Duration>,
 }
 
 impl Daemon {
@@ -148,7 +153,7 @@ impl Daemon {
         let poll = Poll::new().map_err(|error| format!("poll: {error}"))?;
         let registry = poll.registry().try_clone().map_err(|error| format!("poll: {error}"))?;
         let settings = operate::engine_settings(&config, options.verbose);
-        let waker = Waker::new(&registry, RESOLVER).map_err(|error| format!("waker: {error}"))?;
+        let waker = Waker::new(&registry, THREADS).map_err(|error| format!("waker: {error}"))?;
         let token = Token(LISTENERS_START);
         let bound_to = (config.frontend.host.clone(), config.frontend.port);
         let checks = Listener::new(Port::Checks, bound_to, &registry, token);
@@ -156,7 +161,11 @@ impl Daemon {
         supervisor.keep(&checks);
         let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
         let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;
-        let lookup = lookup_in_thread(Arc::new(waker));
+        let waker = Arc::new(waker);
+        let look_every = options.look_every.unwrap_or(LOOK_EVERY);
+        let mut certificates = Certificates::new(Arc::clone(&waker), look_every);
+        certificates.watch(&config, &tls);
+        let lookup = lookup_in_thread(waker);
         let connectors = Connectors::new(&config, registry, lookup);
         Ok(Daemon {
             engine: Engine::new(settings),
@@ -164,6 +173,7 @@ impl Daemon {
             supervisor,
             listeners: vec![checks],
             connectors,
+            certificates,
             clock: Clock::new(),
             streams: StreamTable::default(),
             queue: Vec::new(),
@@ -181,7 +191,7 @@ impl Daemon {
             poll,
             signals,
             signalled: false,
-            resolved: false,
+            woken: false,
         })
     }
 
@@ -249,7 +259,7 @@ impl Daemon {
     fn mark(&mut self, event: &mio::event::Event) {
         match event.token() {
             SIGNALS => self.signalled = true,
-            RESOLVER => self.resolved = true,
+            THREADS => self.woken = true,
             Token(token @ LISTENERS_START..) => {
                 if let Some(listener) = self.listeners.get_mut(token - LISTENERS_START) {
                     listener.mark_readable();
@@ -271,4 +281,4 @@ const EVENTS_PER_POLL: usize = 1024;
 const LISTENERS_START: usize = SIGNALS.0 - LISTENERS_MAX;
 const LISTENERS_MAX: usize = 2;
 const SIGNALS: Token = Token(usize::MAX - 1);
-const RESOLVER: Token = Token(usize::MAX);
+const THREADS: Token = Token(usize::MAX);

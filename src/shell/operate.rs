@@ -81,6 +81,7 @@ impl Daemon {
         self.connectors.configure(&config);
         let settings = engine_settings(&config, self.options.verbose);
         // set first: fetches that are restarted use the new certificates
+        self.certificates.watch(&config, &tls);
         (self.config, self.tls) = (config, tls);
         self.engine.configure(now, settings);
         self.perform_actions(now);

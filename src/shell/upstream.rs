@@ -97,8 +97,8 @@ impl Daemon {
 
     /// Continues the connections that are being made, with new addresses if there are any.
     pub(super) fn continue_connecting(&mut self, now: Now) {
-        let resolved = std::mem::take(&mut self.resolved);
-        if resolved {
+        if std::mem::take(&mut self.woken) {
+            self.take_certificates();
             self.connectors.all().for_each(|connector| connector.take_addresses(now.time));
         }
         // most turns only serve hits

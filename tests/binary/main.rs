@@ -1,6 +1,7 @@
 //! The real binary on loopback: command line, HTTP, attacks, TLS, clocks, turns of the loop.
 
 mod attacks;
+mod certificates;
 mod cli;
 mod clock;
 #[path = "../common/mod.rs"]

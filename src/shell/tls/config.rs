@@ -14,6 +14,7 @@ use rustls::{
     CipherSuite, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
 };
 
+use super::super::certificates::{Stamp, stamps};
 use super::certificate::{Certificate, date};
 use super::verify::{OwnOrSigned, Unchecked};
 use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
@@ -31,6 +32,8 @@ pub struct Tls {
     pub dcs: Option<ClientSide>,
     /// Warnings, to be logged.
     pub warnings: Vec<String>,
+    /// The state of all files before they were read.
+    pub stamps: Vec<Stamp>,
 }
 
 /// Settings of sessions with clients.
@@ -54,7 +57,7 @@ pub struct ClientSide {
 impl Tls {
     /// Reads every file the configuration names.
     pub fn read(config: &Config) -> Result<Tls, WrongValue> {
-        let mut tls = Tls::default();
+        let mut tls = Tls { stamps: stamps(config), ..Tls::default() };
         if let Some(frontend) = &config.frontend.tls {
             let config = Arc::new(server(frontend, &mut tls.warnings)?);
             let wants_certificates = frontend.cafile.is_some();
