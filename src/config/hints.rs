@@ -213,6 +213,7 @@ const SECTIONS: [(&str, &[&str]); 5] = [
             "certfile",
             "keyfile",
             "cafile",
+            "verify-client",
             "tls-min-version",
             "tls-ciphers",
         ],

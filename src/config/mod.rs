@@ -51,12 +51,23 @@ pub struct Frontend {
 pub struct FrontendTls {
     /// Our certificate.
     pub identity: Identity,
-    /// PEM file of the CA that must have signed client certificates; `None`: none are required.
+    /// PEM file of the CA that must have signed client certificates; `None`: none are asked for.
     pub cafile: Option<String>,
+    /// With `cafile`: whether a client may do without a certificate.
+    pub verify_client: VerifyClient,
     /// The minimum version.
     pub min_version: TlsVersion,
     /// Names of the enabled cipher suites; empty: all safe ones.
     pub ciphers: Vec<String>,
+}
+
+/// Values of `verify-client`. A certificate that is presented is verified either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyClient {
+    /// Every client must present one.
+    Required,
+    /// Clients without one are accepted: Kubernetes' probes can present none.
+    Optional,
 }
 
 /// A certificate and its key, in PEM files.

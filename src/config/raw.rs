@@ -10,8 +10,8 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 use super::dcs::RawDcs;
 use super::{
-    Backend, BackendTls, Cache, Config, Frontend, FrontendTls, Identity, TlsVersion, WrongValue,
-    zoneless,
+    Backend, BackendTls, Cache, Config, Frontend, FrontendTls, Identity, TlsVersion, VerifyClient,
+    WrongValue, zoneless,
 };
 use crate::logformat::LogFormat;
 
@@ -37,6 +37,7 @@ struct RawFrontend {
     certfile: Optional<String>,
     keyfile: Optional<String>,
     cafile: Optional<String>,
+    verify_client: Optional<VerifyClient>,
     tls_min_version: Optional<TlsVersion>,
     tls_ciphers: Option<Vec<String>>,
 }
@@ -132,7 +133,12 @@ impl RawFrontend {
     fn checked(self, warnings: &mut Vec<String>) -> Result<Frontend, WrongValue> {
         let ciphers = self.tls_ciphers.unwrap_or_default();
         let min_version = self.tls_min_version.0;
-        let cafile = self.cafile.0;
+        let (cafile, verify_client) = (self.cafile.0, self.verify_client.0);
+        if verify_client.is_some() && cafile.is_none() {
+            let message = "there is no CA to verify client certificates with; add cafile";
+            return Err(WrongValue::new("frontend", "verify-client", message));
+        }
+        let verify_client = verify_client.unwrap_or(VerifyClient::Required);
         let identity = identity("frontend", self.certfile.0, self.keyfile.0)?;
         if identity.is_none() {
             if cafile.is_some() {
@@ -157,13 +163,13 @@ impl RawFrontend {
             warnings.push(format!("frontend.logformat: {unknown} is plain text; {known}"));
         }
         let min_version = min_version.unwrap_or(TlsVersion::V1_2);
-        let tls = identity.map(|identity| FrontendTls { identity, cafile, min_version, ciphers });
+        let tls = |identity| FrontendTls { identity, cafile, verify_client, min_version, ciphers };
         Ok(Frontend {
             host: self.host.map_or(Some(LOCALHOST.to_owned()), |host| host.0),
             port: self.port.map_or(80, |port| port.0 as u16),
             log_format,
             connections: self.connections.map(|count| count.0 as usize),
-            tls,
+            tls: identity.map(tls),
         })
     }
 }
@@ -361,6 +367,16 @@ impl FromScalar for TlsVersion {
             Scalar::Text("TLSv1.2") => Ok(TlsVersion::V1_2),
             Scalar::Text("TLSv1.3") => Ok(TlsVersion::V1_3),
             other => Err(format!("{other} is not a TLS version; write TLSv1.2 or TLSv1.3")),
+        }
+    }
+}
+
+impl FromScalar for VerifyClient {
+    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
+        match scalar {
+            Scalar::Text("required") => Ok(VerifyClient::Required),
+            Scalar::Text("optional") => Ok(VerifyClient::Optional),
+            other => Err(format!("{other} is neither required nor optional")),
         }
     }
 }

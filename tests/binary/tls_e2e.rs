@@ -222,6 +222,25 @@ fn client_certificates_are_required_and_verified() {
 }
 
 #[test]
+fn client_certificates_may_be_optional() {
+    let (folder, ca, other) = (Folder::new(), Ca::new("root"), Ca::new("other"));
+    let patroni = StandIn::start(at_once(primary()));
+    let cafile = format!("cafile: {}", folder.write("clients.pem", &ca.pem));
+    let more = [&*cafile, "verify-client: optional"];
+    let glue = tls_glue(patroni.address, &folder, &ca.issue(), &more);
+    let (good, foreign) = (ca.issue(), other.issue());
+    for versions in [ONLY_12, ONLY_13] {
+        for identity in [None, Some(&good)] {
+            let config = Arc::new(client(&ca.pem, versions, identity));
+            assert_answers(&mut connect(&config, glue.address));
+        }
+        let config = Arc::new(client(&ca.pem, versions, Some(&foreign)));
+        let text = refusal(&mut connect(&config, glue.address)).to_ascii_lowercase();
+        assert!(text.contains("unknownca"), "{text}");
+    }
+}
+
+#[test]
 fn tls_min_version_1_3_refuses_1_2() {
     let (folder, ca) = (Folder::new(), Ca::new("root"));
     let patroni = StandIn::start(at_once(primary()));

@@ -17,7 +17,9 @@ use rustls::{
 use super::super::certificates::{Stamp, stamps};
 use super::certificate::{Certificate, date};
 use super::verify::{OwnOrSigned, Unchecked};
-use crate::config::{BackendTls, Config, FrontendTls, Identity, TlsVersion, WrongValue};
+use crate::config::{
+    BackendTls, Config, FrontendTls, Identity, TlsVersion, VerifyClient, WrongValue,
+};
 use crate::failure::UNSUPPORTED_KEY;
 use crate::time::Time;
 
@@ -40,7 +42,7 @@ pub struct Tls {
 #[derive(Clone)]
 pub struct ServerSide {
     pub(super) config: Arc<ServerConfig>,
-    /// Whether clients must present certificates.
+    /// Whether clients are asked for certificates.
     pub(super) wants_certificates: bool,
 }
 
@@ -125,8 +127,12 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
         Some(file) => {
             let certificates = certificates("frontend", "cafile", file)?;
             let roots = Arc::new(roots("frontend", file, &certificates, warnings)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
-            let verifier = verifier.map_err(|error: VerifierBuilderError| {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            let verifier = match tls.verify_client {
+                VerifyClient::Required => verifier,
+                VerifyClient::Optional => verifier.allow_unauthenticated(),
+            };
+            let verifier = verifier.build().map_err(|error: VerifierBuilderError| {
                 wrong_file("frontend", "cafile", file, &error)
             })?;
             builder.with_client_cert_verifier(verifier)
