@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use log::LevelFilter;
 use patroniglue::VERSION;
 use patroniglue::shell::systemd::Supervisor;
-use patroniglue::shell::{Daemon, Options, files, logger};
+use patroniglue::shell::{Daemon, Options, files, health, logger};
 
 fn main() -> ExitCode {
     let flags = match Flags::parse(std::env::args_os().skip(1)) {
@@ -40,6 +40,9 @@ fn run(flags: Flags) -> Result<(), String> {
         .or_else(default_config_file)
         .ok_or("no configuration file: $HOME is not set; add -config FILE")?;
     let loaded = files::read_config(&config_file)?;
+    if flags.health {
+        return health::ask(&loaded.config);
+    }
     if flags.check {
         for warning in loaded.warnings() {
             logger::print_line(warning);
@@ -70,6 +73,7 @@ fn default_config_file() -> Option<PathBuf> {
 struct Flags {
     config: Option<PathBuf>,
     check: bool,
+    health: bool,
     verbose: bool,
     level: LevelFilter,
     version: bool,
@@ -90,6 +94,7 @@ impl Flags {
         let flags = Flags {
             config,
             check: arguments.contains("--check"),
+            health: arguments.contains("--health"),
             verbose: verbose && !quiet,
             level: match (quiet, debug) {
                 (true, _) => LevelFilter::Error,
@@ -152,13 +157,16 @@ fn parse_bool(text: &OsStr) -> Option<bool> {
     }
 }
 
-const SWITCHES: [&str; 7] = ["check", "verbose", "debug", "quiet", "version", "help", "h"];
+const SWITCHES: [&str; 8] =
+    ["check", "health", "verbose", "debug", "quiet", "version", "help", "h"];
 
 const USAGE: &str = "\
-usage: patroniglue [-config FILE] [-check] [-verbose | -debug | -quiet]
+usage: patroniglue [-config FILE] [-check | -health] [-verbose | -debug | -quiet]
 
   -config FILE  configuration file (default: $HOME/.patroniglue.yml)
   -check        check the configuration and every file it names, print OK, and exit
+  -health       ask the daemon that runs with this configuration, and exit with 0 if it
+                answers, also while Patroni is silent, or with 1
   -verbose      log a line per request
   -debug        log internal events as well
   -quiet        log errors only

@@ -37,6 +37,7 @@ mod clock;
 mod connector;
 mod descriptors;
 pub mod files;
+pub mod health;
 mod listener;
 pub mod logger;
 mod operate;

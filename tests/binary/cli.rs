@@ -154,7 +154,7 @@ fn the_example_file_states_the_defaults() {
     let rest = spelled.lines().filter_map(|line| line.trim_start().strip_prefix('#'));
     let rest = rest.filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()));
     let rest: Vec<&str> = rest.filter_map(|line| line.split(':').next()).collect();
-    let frontend = ["certfile", "keyfile", "cafile", "tls-ciphers", "connections"];
+    let frontend = ["certfile", "keyfile", "cafile", "verify-client", "tls-ciphers", "connections"];
     let backend = ["cafile", "server-name", "certfile", "keyfile"];
     assert_eq!(rest, [&frontend[..], &backend, &["dcs", "admin"]].concat());
     let spelled = read(&spelled);

@@ -8,6 +8,7 @@ mod clock;
 mod common;
 mod e2e;
 mod etcd;
+mod health;
 mod reload;
 mod standstill;
 mod systemd;

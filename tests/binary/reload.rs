@@ -7,13 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use crate::common::standin::{StandIn, at_once, primary};
-use crate::common::{Glue, PATIENCE, config, read_response, status_of, wait_for};
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
-}
+use crate::common::{Glue, PATIENCE, config, free_port, read_response, status_of, wait_for};
 
 fn frontend(host: &str, port: u16, patroni: &StandIn) -> String {
     let text = config("127.0.0.1", patroni.address.port(), &[("cache", "ttl: 60")]);

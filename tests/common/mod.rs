@@ -198,6 +198,12 @@ pub fn config(host: &str, port: u16, more: &[(&str, &str)]) -> String {
     text
 }
 
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
 /// A new file with this text, in cargo's folder for tests.
 pub fn config_file(text: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);

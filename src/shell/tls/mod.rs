@@ -3,11 +3,13 @@
 mod certificate;
 mod config;
 mod error;
+mod probe;
 mod session;
 mod verify;
 
 pub use config::{ClientSide, ServerSide, Tls};
 pub use error::TlsError;
+pub use probe::ask_over_tls;
 pub use session::Session;
 
 #[cfg(test)]
