@@ -210,6 +210,7 @@ const SECTIONS: [(&str, &[&str]); 5] = [
             "port",
             "logformat",
             "connections",
+            "proxy-protocol",
             "certfile",
             "keyfile",
             "cafile",

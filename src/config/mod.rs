@@ -42,6 +42,8 @@ pub struct Frontend {
     pub log_format: LogFormat,
     /// Maximum number of clients; `None`: as many as the descriptor limit allows.
     pub connections: Option<usize>,
+    /// Whether each connection begins with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
     /// `None`: plain HTTP.
     pub tls: Option<FrontendTls>,
 }

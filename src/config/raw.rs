@@ -34,6 +34,7 @@ struct RawFrontend {
     port: Option<Count<0, 65_535>>,
     logformat: Optional<String>,
     connections: Option<Count<1, 1_000_000>>,
+    proxy_protocol: Option<Flag>,
     certfile: Optional<String>,
     keyfile: Optional<String>,
     cafile: Optional<String>,
@@ -169,6 +170,7 @@ impl RawFrontend {
             port: self.port.map_or(80, |port| port.0 as u16),
             log_format,
             connections: self.connections.map(|count| count.0 as usize),
+            proxy_protocol: self.proxy_protocol.is_some_and(|flag| flag.0),
             tls: identity.map(tls),
         })
     }

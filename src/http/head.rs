@@ -108,7 +108,7 @@ impl Foreign {
     pub fn text(self) -> &'static str {
         match self {
             Foreign::Proxy => {
-                "the PROXY protocol is not supported: remove send-proxy and check-send-proxy"
+                "a PROXY header: set frontend.proxy-protocol, or remove check-send-proxy and send-proxy"
             }
             Foreign::Http2 => "HTTP/2 is not supported: use HTTP/1.1",
             Foreign::Tls => "TLS on a plain port: set frontend.certfile or remove check-ssl",

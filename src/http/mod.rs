@@ -3,6 +3,7 @@
 pub mod body;
 pub mod head;
 pub mod json;
+pub mod proxy;
 pub mod write;
 
 /// Maximum bytes of a request's head with its empty line; over it 431 (RFC 6585, section 5).

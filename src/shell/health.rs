@@ -30,6 +30,9 @@ fn ask_frontend(frontend: &Frontend) -> io::Result<Option<Vec<u8>>> {
     let socket = connect(frontend)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
+    if frontend.proxy_protocol {
+        (&socket).write_all(b"PROXY UNKNOWN\r\n")?;
+    }
     if frontend.tls.is_some() {
         return ask_over_tls(socket, REQUEST);
     }

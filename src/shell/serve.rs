@@ -164,8 +164,10 @@ impl Daemon {
     }
 
     pub(super) fn report_broken(&mut self, now: Now, id: ConnId, why: &Broken) {
-        if let Broken::Tls(error) = why {
-            self.log_tls_error(now, id, error);
+        match why {
+            Broken::Tls(error) => self.log_tls_error(now, id, error),
+            Broken::Proxy(why) => self.log_proxy_header(now, id, why),
+            _ => {}
         }
         self.engine.broken(now, id, why.failure());
     }
@@ -179,6 +181,15 @@ impl Daemon {
         let Some(address) = stream.peer() else { return };
         if let Some(times) = self.client_tls_failures.count(now.time) {
             info!("TLS client {address}: {error} ({times} times)");
+        }
+    }
+
+    fn log_proxy_header(&mut self, now: Now, id: ConnId, why: &str) {
+        let Some(address) = self.streams.get_mut(id).and_then(|stream| stream.peer()) else {
+            return;
+        };
+        if let Some(times) = self.proxy_failures.count(now.time) {
+            info!("client {address}: {why} ({times} times)");
         }
     }
 
@@ -264,7 +275,10 @@ impl Daemon {
             Ok(session) => session,
             Err(error) => return warn!("TLS session for a client: {error}"),
         };
-        let stream = Stream::accepted(socket, session, port);
+        let mut stream = Stream::accepted(socket, session, port);
+        if self.config.frontend.proxy_protocol {
+            stream = stream.expecting_proxy_header();
+        }
         let Some(id) = self.engine.accept(now, port) else {
             let reply = LocalReply::TOO_MANY_CONNECTIONS.response(now, Persistence::Close, false);
             return stream.reject(&reply, &mut self.buffers);

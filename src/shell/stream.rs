@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::fetch::Progress;
 use crate::frontend::UNREAD_BYTES_MAX;
 use crate::http::REQUEST_HEAD_BYTES_MAX;
+use crate::http::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader};
 
 /// A connection: plain bytes on the side of the engine, a socket on the other.
 pub struct Stream<S> {
@@ -27,8 +28,18 @@ pub struct Stream<S> {
     tls: Option<Box<Secured>>,
     side: Side,
     progress: Progress,
+    /// `None`: no PROXY header is expected.
+    proxied: Option<Box<Proxied>>,
     registered: bool,
     queued: bool,
+}
+
+/// The PROXY header that a client's connection begins with.
+enum Proxied {
+    /// Its first bytes.
+    Begun(Vec<u8>),
+    /// The address it contained, if it had one.
+    Read(Option<IpAddr>),
 }
 
 /// Which side of the daemon a stream is on.
@@ -83,6 +94,8 @@ pub enum Broken {
     Closed,
     /// The peer closed without close_notify: the data may be truncated.
     Cut,
+    /// The PROXY header is missing or wrong.
+    Proxy(&'static str),
     /// TLS failed.
     Tls(TlsError),
 }
@@ -130,7 +143,14 @@ impl<S: Read + Write> Stream<S> {
             gone: false,
         };
         let progress = if secured.is_some() { Progress::Handshaking } else { Progress::Open };
-        Stream { socket, tls: secured, side, progress, registered: false, queued: false }
+        let (registered, queued, proxied) = (false, false, None);
+        Stream { socket, tls: secured, side, progress, proxied, registered, queued }
+    }
+
+    /// Expects a header of the PROXY protocol before anything else.
+    pub fn expecting_proxy_header(mut self) -> Self {
+        self.proxied = Some(Box::new(Proxied::Begun(Vec::new())));
+        self
     }
 
     /// Reads once.
@@ -138,7 +158,11 @@ impl<S: Read + Write> Stream<S> {
         let Some(secured) = &mut self.tls else {
             return match self.socket.read(&mut buffers.wire) {
                 Ok(Some(0)) => ReadOutcome::Eof,
-                Ok(Some(count)) => ReadOutcome::Data(&buffers.wire[..count]),
+                Ok(Some(count)) => match header_bytes(&mut self.proxied, &buffers.wire[..count]) {
+                    Ok(header) if header == count => ReadOutcome::NoData,
+                    Ok(header) => ReadOutcome::Data(&buffers.wire[header..count]),
+                    Err(why) => ReadOutcome::Broken(Broken::Proxy(why)),
+                },
                 Ok(None) => ReadOutcome::Blocked,
                 Err(_) => ReadOutcome::Broken(Broken::Io),
             };
@@ -153,8 +177,13 @@ impl<S: Read + Write> Stream<S> {
             Ok(Some(0)) if secured.session.is_handshaking() => ReadOutcome::Broken(Broken::Closed),
             Ok(Some(0)) => ReadOutcome::Broken(Broken::Cut),
             Ok(Some(count)) => {
+                let header = match header_bytes(&mut self.proxied, &buffers.wire[..count]) {
+                    Ok(header) if header == count => return ReadOutcome::NoData,
+                    Ok(header) => header,
+                    Err(why) => return ReadOutcome::Broken(Broken::Proxy(why)),
+                };
                 buffers.plain.clear();
-                let records = &mut buffers.wire[..count];
+                let records = &mut buffers.wire[header..count];
                 match secured.session.receive(records, &mut buffers.plain) {
                     outcome if !buffers.plain.is_empty() => {
                         secured.failed = outcome.err();
@@ -363,9 +392,27 @@ impl Stream<TcpStream> {
         }
     }
 
-    /// The peer's address; `None` once it has disconnected.
+    /// The peer's address, or the one in its PROXY header; `None` once it has disconnected.
     pub fn peer(&self) -> Option<IpAddr> {
+        if let Some(Proxied::Read(Some(source))) = self.proxied.as_deref() {
+            return Some(*source);
+        }
         self.socket.inner.peer_addr().ok().map(|address| address.ip().to_canonical())
+    }
+}
+
+/// The bytes of a read that belong to the PROXY header.
+fn header_bytes(proxied: &mut Option<Box<Proxied>>, read: &[u8]) -> Result<usize, &'static str> {
+    let Some(Proxied::Begun(begun)) = proxied.as_deref_mut() else { return Ok(0) };
+    let before = begun.len();
+    begun.extend_from_slice(&read[..read.len().min(PROXY_HEADER_BYTES_MAX - before)]);
+    match ProxyHeader::read(begun) {
+        ProxyHeader::Incomplete => Ok(read.len()),
+        ProxyHeader::Invalid(why) => Err(why),
+        ProxyHeader::Whole { bytes, source } => {
+            *proxied = Some(Box::new(Proxied::Read(source)));
+            Ok(bytes - before)
+        }
     }
 }
 
@@ -428,7 +475,7 @@ impl Broken {
     /// The failure of a fetch.
     pub fn failure(&self) -> Failure {
         match self {
-            Broken::Io => Failure::Reset,
+            Broken::Io | Broken::Proxy(_) => Failure::Reset,
             Broken::Closed => Failure::Closed,
             Broken::Cut => Failure::Cut,
             Broken::Tls(error) => error.failure,

@@ -143,7 +143,13 @@ fn the_example_file_states_the_defaults() {
     assert_eq!(example, defaults);
     // a commented-out key shows its default
     let keys = ["logformat", "scheme", "insecure", "timeout", "connections: 3", "ttl", "interval"];
-    let keys = keys.into_iter().chain(["grace", "entries", "fence", "tls-min-version: TLSv1.2"]);
+    let keys = keys.into_iter().chain([
+        "grace",
+        "entries",
+        "fence",
+        "proxy-protocol",
+        "tls-min-version: TLSv1.2",
+    ]);
     let mut spelled = text.clone();
     for key in keys {
         let commented = format!("  #{key}");

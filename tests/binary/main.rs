@@ -9,6 +9,7 @@ mod common;
 mod e2e;
 mod etcd;
 mod health;
+mod proxy;
 mod reload;
 mod standstill;
 mod systemd;

@@ -44,7 +44,7 @@ impl TlsError {
         let text = if begins_with(PLAIN_HTTP) {
             "it speaks plain HTTP"
         } else if begins_with(PROXY_HEADERS) {
-            "it sends a PROXY header; in HAProxy remove check-send-proxy and send-proxy"
+            "it sends a PROXY header; set frontend.proxy-protocol, or remove check-send-proxy and send-proxy"
         } else {
             "it does not speak TLS"
         };

@@ -60,7 +60,7 @@ fn every_attack_has_its_answer_and_smuggles_no_request() {
 fn the_protocol_of_a_refused_client_is_logged() {
     let patroni = StandIn::start(at_once(primary()));
     for (bytes, line) in [
-        ("PROXY TCP4 127.0.0.1 127.0.0.1 1234 8009\r\n", "refused: the PROXY protocol is not"),
+        ("PROXY TCP4 127.0.0.1 127.0.0.1 1234 8009\r\n", "refused: a PROXY header: set"),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "refused: HTTP/2 is not supported"),
         ("\x16\x03\x01", "refused: TLS on a plain port"),
     ] {
