@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use log::LevelFilter;
 use patroniglue::VERSION;
 use patroniglue::shell::systemd::Supervisor;
-use patroniglue::shell::{Daemon, Options, files, health, logger};
+use patroniglue::shell::{Daemon, Options, files, health, hosts, logger};
 
 fn main() -> ExitCode {
     let flags = match Flags::parse(std::env::args_os().skip(1)) {
@@ -44,7 +44,8 @@ fn run(flags: Flags) -> Result<(), String> {
         return health::ask(&loaded.config);
     }
     if flags.check {
-        for warning in loaded.warnings() {
+        let hosts = hosts::warnings(&loaded.config);
+        for warning in loaded.warnings().chain(&hosts) {
             logger::print_line(warning);
         }
         return print("OK");

@@ -38,6 +38,7 @@ mod connector;
 mod descriptors;
 pub mod files;
 pub mod health;
+pub mod hosts;
 mod listener;
 pub mod logger;
 mod operate;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use log::debug;
+use log::{debug, info, warn};
 use mio::Waker;
 
 use crate::time::Time;
@@ -21,6 +21,8 @@ pub struct Resolver {
     /// When the last answer arrived.
     resolved_at: Time,
     is_resolving: bool,
+    /// Whether it is logged that the name cannot be resolved.
+    is_unresolved: bool,
     lookup: Lookup,
     answers: (Sender<Answer>, Receiver<Answer>),
 }
@@ -41,6 +43,7 @@ impl Resolver {
             addresses: Vec::new(),
             resolved_at: Time::ZERO,
             is_resolving: false,
+            is_unresolved: false,
             lookup,
             answers: channel(),
         };
@@ -84,7 +87,16 @@ impl Resolver {
             addresses.truncate(ADDRESSES_MAX);
             if (host.as_str(), port) != (&*self.host, self.port) {
                 self.resolve();
-            } else if !addresses.is_empty() && addresses != self.addresses {
+                continue;
+            }
+            if addresses.is_empty() != self.is_unresolved {
+                self.is_unresolved = addresses.is_empty();
+                match self.is_unresolved {
+                    true => warn!("the name {host} cannot be resolved"),
+                    false => info!("the name {host} is resolved again"),
+                }
+            }
+            if !addresses.is_empty() && addresses != self.addresses {
                 debug!("{host} is {addresses:?}");
                 self.addresses = addresses;
             }

@@ -55,6 +55,25 @@ fn check_prints_warnings_and_still_succeeds() {
 }
 
 #[test]
+fn check_warns_of_hosts_that_are_not_there() {
+    let text = "frontend: {host: 192.0.2.1, port: 8009}\nbackend: {host: nowhere.invalid}\n\
+        dcs: {type: etcd3, hosts: [\"127.0.0.1:2379\", \"nobody.invalid:2379\"]}\n";
+    let file = config_file(text);
+    let (code, stdout, stderr) = run(&["-check", "-config", file.to_str().expect("a name")]);
+    assert_eq!((code, stdout.as_str()), (Some(0), "OK\n"));
+    let lines: Vec<_> = stderr.lines().collect();
+    let expected = [
+        "frontend.host: this machine does not have the address 192.0.2.1",
+        "backend.host: nowhere.invalid cannot be resolved: ",
+        "dcs.hosts: nobody.invalid cannot be resolved: ",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{stderr}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line}");
+    }
+}
+
+#[test]
 fn a_file_name_need_not_be_utf_8() {
     let name = OsStr::from_bytes(b"nowhere-\xff=.yml");
     let equals = OsStr::from_bytes(b"-config=nowhere-\xff=.yml");
