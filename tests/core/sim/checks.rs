@@ -8,6 +8,7 @@ use patroniglue::failure::Failure;
 
 use super::client::{Answer, is_health, is_leader_family, is_replica_family};
 use super::patroni::{Clock, Intervals, Node, Patroni, Said};
+use super::witness_checks::Testimony;
 
 pub type Outcome = Result<(), String>;
 
@@ -110,6 +111,9 @@ pub struct Given<'a> {
     pub slow: bool,
     /// Whether all connections to Patroni were in use recently.
     pub busy: bool,
+    /// How late the last turn came.
+    pub late_ms: u64,
+    pub is_shutdown: bool,
 }
 
 impl Memory {
@@ -378,6 +382,35 @@ impl Memory {
         contradicts
     }
 
+    /// After a reload the node's name counts once it has been told again.
+    pub fn doubt_the_node(&mut self) {
+        self.is_identity_sure = false;
+    }
+
+    /// What Patroni said last of the node.
+    pub fn subject(&self) -> Option<&Node> {
+        let is_known = !self.is_other && !self.is_unsure;
+        self.previous.as_ref().filter(|_| is_known).map(|(node, _)| node)
+    }
+
+    /// Whether Patroni may count as silent by what it answered last.
+    pub fn may_be_silent(&self) -> bool {
+        let failed = self.targets.values().filter_map(|known| known.failed);
+        let mut failed = failed.chain(self.anonymous.iter().copied());
+        self.is_silent || failed.any(|failed| failed.why == Failure::TimedOut)
+    }
+
+    /// Whether a 200 is known that the DCS could confirm.
+    pub fn has_witnessed(&self) -> bool {
+        let latest = self.targets.values().filter_map(|known| known.latest.as_ref());
+        latest.into_iter().any(|brought| {
+            let target = &brought.said.target;
+            let is_check = is_leader_family(target) || is_replica_family(target);
+            let since = self.stale_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms);
+            is_check && !target.contains('?') && brought.said.status == 200 && since
+        })
+    }
+
     /// Whether the name of the first node is known.
     pub fn knows_the_node(&self) -> bool {
         self.is_identity_sure
@@ -505,7 +538,7 @@ impl Memory {
     }
 
     /// Checks promises 2, 3 and 5 for an answer of the engine.
-    pub fn check(&mut self, given: &Given<'_>) -> Outcome {
+    pub fn check(&mut self, given: &Given<'_>, testimony: &mut Testimony) -> Outcome {
         let cache = given.answer.cache.as_deref().ok_or("no Cache-Status")?;
         if cache.contains("detail=failed") {
             return self.check_failure(given);
@@ -530,7 +563,6 @@ impl Memory {
             );
         }
         check_jump(given, brought)?;
-        let is_leaders = is_leader_family(given.target) && brought.said.status == 200;
         if brought.done_step >= given.asked_step {
             if !brought.moved && bound_passed(brought, given.clock.unix_ms) {
                 return Err("promise 2: the lease's bound passed while it was fetched".into());
@@ -538,6 +570,17 @@ impl Memory {
             let at_once = brought.done.ms == given.clock.ms;
             return if at_once { Ok(()) } else { Err("a waiting client was answered late".into()) };
         }
+        let by_grace = self.check_kept(given, brought, age_ms);
+        if !cache.contains("detail=silent") {
+            return by_grace;
+        }
+        self.check_silence(given, brought)?;
+        testimony.check(given, brought, self.subject(), by_grace)
+    }
+
+    /// Checks an answer from memory by `cache.ttl`, `cache.grace` and D.
+    fn check_kept(&self, given: &Given<'_>, brought: &Brought, age_ms: u64) -> Outcome {
+        let is_leaders = is_leader_family(given.target) && brought.said.status == 200;
         let in_transition =
             brought.said.node.is_some() && self.is_in_transition(given.clock.ms, true);
         let ttl_ms = given.settings.cache.ttl_ms;
@@ -585,6 +628,12 @@ impl Memory {
         if !may || brought.said.status != 200 {
             return Err("promise 3: stale, although this target is never served stale".into());
         }
+        self.check_silence(given, brought)
+    }
+
+    /// Checks what has to hold for each stale answer.
+    fn check_silence(&self, given: &Given<'_>, brought: &Brought) -> Outcome {
+        let target = given.target;
         if brought.is_anothers {
             return Err("promise 3: stale, although another node said it".into());
         }

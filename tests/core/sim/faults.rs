@@ -103,6 +103,15 @@ impl Faults {
         Faults { about_the_lease, permille }
     }
 
+    /// Leaves out what would hide a frozen API.
+    pub fn focus_on_the_witness(&mut self) {
+        for fault in NOT_OF_THE_LEASE.into_iter().chain(NOT_OF_THE_WITNESS) {
+            if fault != Fault::Switchover {
+                self.permille[fault as usize] /= 10;
+            }
+        }
+    }
+
     /// Turns all faults off.
     pub fn heal(&mut self) {
         self.about_the_lease = false;
@@ -160,6 +169,14 @@ const OF_THE_LEASE: [Fault; 6] = [
     Fault::FreezeProcess,
     Fault::AnyRoute,
     Fault::Retiming,
+];
+const NOT_OF_THE_WITNESS: [Fault; 6] = [
+    Fault::Renamed,
+    Fault::OtherNode,
+    Fault::Flags,
+    Fault::Unknown,
+    Fault::Disagree,
+    Fault::WallJumps,
 ];
 const NOT_OF_THE_LEASE: [Fault; 14] = [
     Fault::Refused,

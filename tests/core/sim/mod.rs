@@ -2,12 +2,15 @@
 
 mod checks;
 mod client;
+mod etcd;
 mod faults;
+mod keys;
 mod patroni;
 mod random;
 mod run;
 mod shell;
 mod wire;
+mod witness_checks;
 mod world;
 
 pub use run::{Failed, run, trace};

@@ -3,6 +3,7 @@
 //! It knows what a client of the API can only guess: which node holds the lease, and until when.
 
 use super::faults::{Fault, Faults};
+use super::keys::{Keys, Member, Truth};
 use super::random::Random;
 
 /// The two clocks.
@@ -149,6 +150,8 @@ pub struct Patroni {
     /// How far the clock of Patroni's host is ahead of ours.
     pub ahead_ms: i64,
     serial: u64,
+    /// What it keeps in etcd; `None`: in another DCS.
+    pub keys: Option<Keys>,
     pub todo: Vec<(u64, Happening)>,
 }
 
@@ -190,6 +193,7 @@ impl Patroni {
             name: random.pick(&[Some("pg1"), Some("pg1"), None]),
             ahead_ms: 0,
             serial: random.below(500),
+            keys: None,
             todo: Vec::new(),
         };
         patroni.later(clock, random.below(intervals.loop_wait * 1_000), Happening::Cycle);
@@ -200,7 +204,73 @@ impl Patroni {
     /// Whether this node takes writes although its lease is over: another node may take them too.
     pub fn is_split(&self, ms: u64) -> bool {
         let lease_is_over = !self.we_hold || ms >= self.lease_until_ms;
-        self.leads && self.state == "running" && lease_is_over && ms >= self.failsafe_until_ms
+        let is_revoked = self.keys.as_ref().is_some_and(|keys| keys.is_revoked);
+        self.leads
+            && self.state == "running"
+            && lease_is_over
+            && ms >= self.failsafe_until_ms
+            && !is_revoked // nothing that we can ask tells a revocation before it
+    }
+
+    // ---- etcd
+
+    /// Its DCS is etcd from the start. `is_new`: it is Patroni 3.2.0 or later.
+    pub fn use_etcd(&mut self, ms: u64, is_new: bool) {
+        self.zookeeper = false;
+        if is_new {
+            self.name = self.name.or(Some("pg1"));
+        }
+        let name = self.we_hold.then(|| self.member_name());
+        self.keys = Some(Keys::new(name, self.lease_until_ms, self.intervals.ttl));
+        self.publish(ms, false);
+    }
+
+    /// The name of its member key.
+    pub fn member_name(&self) -> &'static str {
+        self.name.unwrap_or("pg1")
+    }
+
+    /// What etcd has of it now.
+    pub fn truth(&self, ms: u64) -> Option<Truth> {
+        let config = (self.flags[0], self.standby_cluster, self.intervals);
+        let is_free = ms < self.failsafe_until_ms;
+        self.keys.as_ref().map(|keys| keys.truth(ms, is_free, config))
+    }
+
+    /// etcd revokes the lease before its end.
+    pub fn revoke(&mut self, clock: Clock, random: &mut Random) {
+        let Some(keys) = &mut self.keys else { return };
+        keys.revoke(clock.ms, clock.ms + random.below(3_000));
+        (self.we_hold, self.lease_until_ms) = (false, self.lease_until_ms.min(clock.ms));
+    }
+
+    /// A new leader of etcd prolongs the lease.
+    pub fn prolong(&mut self, clock: Clock) {
+        let until_ms = self.keys.as_mut().and_then(|keys| keys.prolong(clock.ms));
+        if let Some(until_ms) = until_ms.filter(|_| self.we_hold) {
+            self.lease_until_ms = until_ms;
+            self.todo.push((until_ms, Happening::LeaseEnd));
+        }
+    }
+
+    fn publish(&mut self, ms: u64, is_late: bool) {
+        let running = self.state == "running";
+        let member = Member {
+            role: self.role(ms),
+            state: self.state,
+            timeline: running.then_some(self.timeline),
+            lease: 0,
+        };
+        if let Some(keys) = &mut self.keys {
+            keys.publish(member, is_late);
+        }
+    }
+
+    /// The leader key is gone.
+    fn lose_the_key(&mut self, clock: Clock, random: &mut Random) {
+        if let Some(keys) = &mut self.keys {
+            keys.lose(clock.ms, clock.ms + random.below(3_000));
+        }
     }
 
     pub fn is_dcs_away(&self) -> bool {
@@ -232,6 +302,7 @@ impl Patroni {
             Happening::LeaseEnd => {
                 if self.we_hold && clock.ms >= self.lease_until_ms {
                     self.we_hold = false;
+                    self.lose_the_key(clock, random);
                 }
             }
             Happening::Freeze(what) => {
@@ -271,6 +342,7 @@ impl Patroni {
             Happening::Sleep(ms) => {
                 self.lease_until_ms = self.lease_until_ms.saturating_sub(ms);
                 self.failsafe_until_ms = self.failsafe_until_ms.saturating_sub(ms);
+                self.keys.iter_mut().for_each(|keys| keys.sleep(ms));
                 self.later(clock, 0, Happening::LeaseEnd);
             }
         }
@@ -347,6 +419,13 @@ impl Patroni {
                 self.hold(clock); // no other node has taken the lease
             }
         }
+        if let Some(keys) = &mut self.keys {
+            if !self.leads {
+                keys.renew(clock.ms, self.intervals.ttl);
+            }
+            let is_late = random.chance(200);
+            self.publish(clock.ms, is_late);
+        }
         match (self.leads, self.we_hold && clock.ms < self.lease_until_ms) {
             (true, true) => {
                 let delay_ms = self.dcs_delay(random, faults);
@@ -394,12 +473,18 @@ impl Patroni {
         self.lease_until_ms = clock.ms + lease_ms(self.intervals, self.zookeeper);
         self.leader_until_unix_ms = clock.unix_ms + self.intervals.ttl * 1_000;
         self.todo.push((self.lease_until_ms, Happening::LeaseEnd));
+        let (name, seconds) = (self.member_name(), self.intervals.ttl);
+        if let Some(keys) = &mut self.keys {
+            keys.renew(clock.ms, seconds);
+            keys.hold(name);
+        }
     }
 
     /// PostgreSQL stops first, then the lease is given up.
     fn step_down(&mut self, clock: Clock, random: &mut Random) {
         if self.leads {
             (self.leads, self.we_hold) = (false, false);
+            self.lose_the_key(clock, random);
             self.leader_until_unix_ms = 0;
             self.state = "stopping";
             self.timeline += 1;
@@ -471,7 +556,7 @@ impl Patroni {
         let is_report =
             !matches!(path, "/liveness" | "/readiness" | "/metrics") && !needs_dcs(path);
         let body = match is_report {
-            true => node_json(&node, self.serial, "", false),
+            true => self.node_json(&node, "", false),
             false => format!("{{\"n\": {}}}", self.serial),
         };
         let bodyless = matches!(path, "/liveness" | "/readiness");
@@ -546,7 +631,7 @@ impl Patroni {
             _ => {
                 let node = self.node(clock, random, faults);
                 let odd = faults.hit(random, Fault::OddJson);
-                let text = node_json(&node, number, &pad, odd);
+                let text = self.node_json(&node, &pad, odd);
                 said.node = Some(node);
                 text
             }
@@ -554,20 +639,29 @@ impl Patroni {
         said.body = text.into_bytes();
     }
 
-    fn node(&self, clock: Clock, random: &mut Random, faults: &Faults) -> Node {
+    /// `odd`: with what Python's `json.dumps` writes beyond RFC 8259.
+    fn node_json(&self, node: &Node, pad: &str, odd: bool) -> String {
+        let system = self.keys.as_ref().map(|_| SYSTEM_IDENTIFIER);
+        node_json(node, system, self.serial, pad, odd)
+    }
+
+    pub fn role(&self, ms: u64) -> &'static str {
         let stopped = self.state == "stopping" || self.state == "stopped";
-        let role = match (self.leads, self.standby_cluster) {
-            (true, _) if clock.ms < self.promoting_until_ms => "replica",
+        match (self.leads, self.standby_cluster) {
+            (true, _) if ms < self.promoting_until_ms => "replica",
             (true, false) => "primary",
             (true, true) => "standby_leader",
             (false, _) if stopped => "demoted",
             (false, _) => "replica",
-        };
+        }
+    }
+
+    fn node(&self, clock: Clock, random: &mut Random, faults: &Faults) -> Node {
         let running = self.state == "running";
         let state = if running && self.unknown { "unknown" } else { self.state };
         Node {
             state,
-            role,
+            role: self.role(clock.ms),
             timeline: (state == "running" && !faults.hit(random, Fault::NoTimeline))
                 .then_some(self.timeline),
             seen: (!faults.hit(random, Fault::NoSeen)).then_some(self.seen),
@@ -588,9 +682,11 @@ fn lease_ms(intervals: Intervals, zookeeper: bool) -> u64 {
     seconds * 1_000
 }
 
-/// `odd`: with what Python's `json.dumps` writes beyond RFC 8259.
-fn node_json(node: &Node, number: u64, pad: &str, odd: bool) -> String {
+fn node_json(node: &Node, system: Option<&str>, number: u64, pad: &str, odd: bool) -> String {
     let mut text = format!("{{\"state\": \"{}\", \"role\": \"{}\"", node.state, node.role);
+    if let Some(system) = system {
+        text.push_str(&format!(", \"database_system_identifier\": \"{system}\""));
+    }
     if let Some(timeline) = node.timeline {
         text.push_str(&format!(", \"timeline\": {timeline}"));
     }
@@ -613,6 +709,8 @@ fn node_json(node: &Node, number: u64, pad: &str, odd: bool) -> String {
 
 /// Longer than intervals are believed.
 const RETIMED_MS_MIN: u64 = 40_000;
+/// `initialize` in etcd.
+pub const SYSTEM_IDENTIFIER: &str = "7587895443109810434";
 /// The name of the node at the other address.
 const OTHER_NAME: &str = "pg9";
 /// Within what Patroni accepts: `loop_wait + 2 * retry_timeout <= ttl`.

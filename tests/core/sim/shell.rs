@@ -1,7 +1,7 @@
 //! The shell's part: gives inputs by its rules, carries out every action and checks it.
 
 use patroniglue::VERSION;
-use patroniglue::engine::Action;
+use patroniglue::engine::{Action, UpstreamId};
 use patroniglue::failure::Failure;
 use patroniglue::fetch::Progress;
 use patroniglue::slots::ConnId;
@@ -185,7 +185,8 @@ impl World {
 
     fn carry_out(&mut self, action: Action, cause: Cause, step: u64) -> Outcome {
         match action {
-            Action::Connect(id, _) => self.connect(id)?,
+            Action::Connect(id, UpstreamId::Patroni) => self.connect(id)?,
+            Action::Connect(id, UpstreamId::Dcs) => self.connect_dcs(id)?,
             Action::Wake(id) => {
                 self.alive(id, action)?;
                 self.queue.push_back(id);
@@ -203,8 +204,12 @@ impl World {
             Action::Close(id) => match self.alive(id, action)? {
                 Owner::Client(at) => self.close_client(id, at, cause)?,
                 Owner::Fetch(at) => self.close_fetch(id, at, cause, step)?,
+                Owner::Dcs(at) => self.close_dcs(id, at, cause, step)?,
             },
-            Action::NextAddress(_) => {}
+            Action::NextAddress(UpstreamId::Patroni) => {}
+            Action::NextAddress(UpstreamId::Dcs) => {
+                self.etcd.iter_mut().for_each(|etcd| etcd.next_host());
+            }
         }
         Ok(())
     }
@@ -238,7 +243,7 @@ impl World {
         Ok(())
     }
 
-    fn remove(&mut self, id: ConnId) -> Outcome {
+    pub fn remove(&mut self, id: ConnId) -> Outcome {
         self.owners.remove(&id);
         if self.closed_ids.len() >= 8 {
             self.closed_ids.remove(0);
@@ -300,8 +305,9 @@ impl World {
         }
         let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
         let expected = format!(
-            "GET {target} HTTP/1.0\r\nHost: patroni:8008\r\nConnection: close\r\n\
-             User-Agent: patroniglue/{VERSION}\r\n\r\n"
+            "GET {target} HTTP/1.0\r\nHost: {}\r\nConnection: close\r\n\
+             User-Agent: patroniglue/{VERSION}\r\n\r\n",
+            self.settings.host
         );
         let wanted = self.asked_for.contains(&target);
         if text != expected || !(wanted || target == "/config") {
@@ -535,6 +541,7 @@ impl World {
                     is_anothers: false,
                 };
                 let contradicts = self.memory.fetched(brought);
+                self.testimony.patroni_said(step);
                 self.trace(|| {
                     format!("       fetched{}", if contradicts { ", contradicting" } else { "" })
                 });
@@ -678,8 +685,10 @@ impl World {
             patroni: &self.patroni,
             slow,
             busy,
+            late_ms: self.overslept_ms,
+            is_shutdown: self.shutdown_ms.is_some(),
         };
-        self.memory.check(&given)
+        self.memory.check(&given, &mut self.testimony)
     }
 
     /// Whether the shutdown lets no client wait for a fetch.
@@ -688,7 +697,7 @@ impl World {
     }
 
     /// Whether a fetch has been in flight since `ms` without an answer.
-    fn is_silent(&self, ms: u64) -> bool {
+    pub fn is_silent(&self, ms: u64) -> bool {
         self.open_fetches.iter().any(|fetch| self.fetches[*fetch].connect_ms <= ms)
     }
 
@@ -745,6 +754,7 @@ impl World {
     pub fn check_turn(&self) -> Outcome {
         self.open_clients.iter().try_for_each(|at| self.check_client(*at))?;
         self.open_fetches.iter().try_for_each(|at| self.check_fetch(*at))?;
+        self.check_dcs()?;
         let counts = self.engine.counts();
         let waiting = self.open_clients.iter().filter(|at| self.clients[**at].asked.is_some());
         let exact = counts.clients == self.open_clients.len()
@@ -842,7 +852,7 @@ impl World {
     }
 
     /// Whether this deadline has passed, rounded up to the tick.
-    fn is_over(&self, deadline_ms: u64) -> bool {
+    pub fn is_over(&self, deadline_ms: u64) -> bool {
         self.now_ms >= deadline_ms.div_ceil(TICK_MS) * TICK_MS
     }
 

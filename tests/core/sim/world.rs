@@ -11,11 +11,13 @@ use patroniglue::wheel::TICK_MS;
 
 use super::checks::{Memory, Outcome};
 use super::client::{Expected, Message, Palette, ROUTES, plain, unfinished};
+use super::etcd::{DcsEvent, Etcd};
 use super::faults::{Fault, Faults, settings};
 use super::patroni::{Clock, Freeze, Happening, Patroni, Said, needs_dcs};
 use super::random::{Hash, Random};
 use super::shell::{Cause, Input, SHUTDOWN_MS_MAX, SHUTDOWN_WAIT_MS_MAX};
 use super::wire::{INTERIM, thrown, wire};
+use super::witness_checks::Testimony;
 
 pub struct World {
     pub random: Random,
@@ -44,6 +46,9 @@ pub struct World {
     pub open_clients: Vec<usize>,
     pub open_fetches: Vec<usize>,
     pub patroni: Patroni,
+    /// `None`: no DCS is configured.
+    pub etcd: Option<Etcd>,
+    pub testimony: Testimony,
     /// Whether the name leads to another node's address.
     is_elsewhere: bool,
     /// Requests that a frozen Patroni has received.
@@ -92,12 +97,15 @@ pub enum Event {
     Elsewhere(bool),
     MakeRoom,
     Shutdown,
+    Dcs(DcsEvent),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     Client(usize),
     Fetch(usize),
+    /// A request to the DCS.
+    Dcs(usize),
 }
 
 /// The end of a direction, after its bytes.
@@ -187,13 +195,21 @@ pub struct Fetch {
 impl World {
     pub fn new(seed: u64, traced: bool) -> World {
         let mut random = Random::new(seed);
-        let faults = Faults::new(&mut random);
-        let settings = settings(&mut random, &faults);
+        let mut faults = Faults::new(&mut random);
+        let mut settings = settings(&mut random, &faults);
         let palette = Palette::new(&mut random);
         let base_ms = random.pick(&[0, 0, 10, 40_950, 86_400_000, 8_640_000_000]);
         let unix_base_ms = UNIX_MS_AT_START + random.below(1_000);
         let start = Clock { ms: 0, unix_ms: unix_base_ms };
-        let patroni = Patroni::new(&mut random, start);
+        let mut patroni = Patroni::new(&mut random, start);
+        let etcd = Etcd::new(seed);
+        if let Some(etcd) = &etcd {
+            patroni.use_etcd(start.ms, etcd.is_the_focus);
+            settings.dcs = etcd.settings();
+            if etcd.is_the_focus {
+                faults.focus_on_the_witness();
+            }
+        }
         World {
             engine: Engine::new(settings.clone()),
             log: traced.then(|| vec![format!("{settings:?}")]),
@@ -218,6 +234,8 @@ impl World {
             open_clients: Vec::new(),
             open_fetches: Vec::new(),
             patroni,
+            etcd,
+            testimony: Testimony::default(),
             is_elsewhere: false,
             pending: Vec::new(),
             memory: Memory::new(),
@@ -241,8 +259,11 @@ impl World {
     pub fn live(&mut self) -> Outcome {
         let duration_ms = self.random.pick(&[3_000, 3_000, 10_000, 30_000, 60_000, 100_000]);
         let duration_ms = if self.faults.about_the_lease { 100_000 } else { duration_ms };
+        let is_about_etcd = self.etcd.as_ref().is_some_and(|etcd| etcd.is_the_focus);
+        let duration_ms = if is_about_etcd { 60_000.max(duration_ms) } else { duration_ms };
         self.plan_clients(duration_ms);
         self.plan_trouble(duration_ms);
+        self.plan_etcd(duration_ms);
         self.take_todo();
         self.step += 1;
         self.engine.start(self.now());
@@ -399,10 +420,13 @@ impl World {
                     | Happening::LeaseEnd
             ),
             Event::Connected(_) | Event::ConnectFailed(..) | Event::Execute(_) => true,
-            Event::Bytes(..) | Event::End(..) => true,
+            Event::Bytes(..) | Event::End(..) | Event::Dcs(DcsEvent::Execute(_)) => true,
             _ => false,
         };
         self.events.retain(|_, event| healthy(event));
+        if let Some(etcd) = &mut self.etcd {
+            etcd.heal();
+        }
         self.sleep_ms = 0;
         self.is_elsewhere = false;
         self.flush_pending();
@@ -474,7 +498,14 @@ impl World {
         self.patroni.down = true;
         self.all_clients_leave()?;
         self.pass(QUIET_MS)?;
-        let left = self.engine.counts();
+        let mut left = self.engine.counts();
+        if self.etcd.is_some() {
+            if left.timers > 1 {
+                self.pass(READ_MS_MAX)?; // there was a rehearsal
+                left = self.engine.counts();
+            }
+            left.timers -= left.timers.min(1);
+        }
         let stale_inputs = self.stale_expected;
         let nothing = Counts { entries: ROUTES.len(), stale_inputs, ..Counts::default() };
         if left != nothing || !self.owners.is_empty() {
@@ -520,6 +551,7 @@ impl World {
     }
 
     fn turn(&mut self) -> Outcome {
+        self.note_silence();
         let mut arrivals = Vec::new();
         while let Some(entry) = self.events.first_entry() {
             if entry.key().0 > self.now_ms {
@@ -604,6 +636,7 @@ impl World {
                 return self.act(Cause::Other);
             }
             Event::Shutdown => {}
+            Event::Dcs(event) => return self.dcs_event(event),
         }
         Ok(())
     }
@@ -630,7 +663,7 @@ impl World {
         }
     }
 
-    fn take_todo(&mut self) {
+    pub fn take_todo(&mut self) {
         for (at_ms, what) in std::mem::take(&mut self.patroni.todo) {
             self.at(at_ms, Event::Cluster(what));
         }
@@ -773,6 +806,10 @@ impl World {
         match self.owners.get(&id) {
             Some(Owner::Client(at)) => self.clients[*at].received += count,
             Some(Owner::Fetch(at)) => self.fetches[*at].delivered += count,
+            Some(Owner::Dcs(at)) => {
+                let at = *at;
+                self.etcd.iter_mut().for_each(|etcd| etcd.requests[at].delivered += count);
+            }
             None => {}
         }
     }
@@ -831,6 +868,10 @@ impl World {
                 client.current = None;
             }
             Some(Owner::Fetch(at)) => self.fetches[at].request.extend_from_slice(bytes),
+            Some(Owner::Dcs(at)) => {
+                let etcd = self.etcd.as_mut().ok_or("bytes for no DCS")?;
+                etcd.requests[at].bytes.extend_from_slice(bytes);
+            }
             None => return Err("bytes of a closed connection".into()),
         }
         Ok(())
@@ -839,6 +880,7 @@ impl World {
     pub fn after_sent(&mut self, id: ConnId) -> Outcome {
         match self.owners.get(&id).copied() {
             Some(Owner::Fetch(at)) => self.read_request(at),
+            Some(Owner::Dcs(at)) => self.dcs_was_sent(at),
             Some(Owner::Client(at)) if self.clients[at].is_idle() => self.goes_on(at),
             _ => Ok(()),
         }
@@ -874,7 +916,11 @@ impl World {
     // ---- Patroni
 
     fn connected(&mut self, id: ConnId) -> Outcome {
-        let Some(Owner::Fetch(at)) = self.owners.get(&id).copied() else { return Ok(()) };
+        let at = match self.owners.get(&id).copied() {
+            Some(Owner::Fetch(at)) => at,
+            Some(Owner::Dcs(_)) => return self.connected_dcs(id),
+            _ => return Ok(()),
+        };
         self.fetches[at].connected = true;
         self.fetches[at].is_other = self.is_elsewhere;
         self.engine.connected_to(id, AddressId(u32::from(self.is_elsewhere)));
@@ -891,6 +937,11 @@ impl World {
             let delay_ms = self.random.skewed(20);
             self.later(delay_ms, Event::Execute(at));
         }
+    }
+
+    /// Whether an answer may come from another node.
+    pub fn may_hear_another_node(&self) -> bool {
+        self.is_elsewhere || self.open_fetches.iter().any(|at| self.fetches[*at].is_other)
     }
 
     /// Patroni answers a request, whose client may have left.
@@ -965,6 +1016,7 @@ impl World {
         match self.owners.get(&id)? {
             Owner::Client(at) => Some(&mut self.clients[*at].pipe),
             Owner::Fetch(at) => Some(&mut self.fetches[*at].pipe),
+            Owner::Dcs(at) => self.etcd.as_mut().map(|etcd| &mut etcd.requests[*at].pipe),
         }
     }
 
@@ -977,7 +1029,7 @@ impl World {
         self.at(self.now_ms + delay_ms, event);
     }
 
-    fn at(&mut self, ms: u64, event: Event) {
+    pub fn at(&mut self, ms: u64, event: Event) {
         self.sequence += 1;
         let shuffled = self.faults.hit(&mut self.random, Fault::Shuffle);
         let ordered = matches!(event, Event::Bytes(..) | Event::End(..));
@@ -1077,6 +1129,8 @@ const TROUBLE: [Fault; 22] = [
 const PROBES: [&str; 3] = ["/primary", "/replica", "/health"];
 const UNIX_MS_AT_START: u64 = 1_700_000_000_000;
 const QUIET_MS: u64 = 130_000;
+/// How long a read of a healthy DCS may take.
+const READ_MS_MAX: u64 = 3_000;
 const QUEUE_ROUNDS: u32 = 8;
 /// How late a turn may come.
 const LATE_MS_MAX: u64 = 300;
