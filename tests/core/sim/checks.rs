@@ -202,13 +202,24 @@ impl Memory {
                 return contradicts;
             }
         }
+        self.keep(brought, is_sure);
+        contradicts
+    }
+
+    /// Records that an answer is in memory. If that is not sure, the one before may be.
+    fn keep(&mut self, mut brought: Brought, is_sure: bool) {
+        let ms = brought.done.ms;
         let known = self.targets.entry(brought.said.target.clone()).or_default();
         known.failed = known.failed.filter(|_| !is_sure);
         brought.moved = !is_sure;
-        known.previous = known.latest.take().filter(|_| !is_sure);
-        known.latest = Some(brought);
+        // D may have passed during a slow fetch
+        let is_slow = brought.asked_ms + 1_000 <= ms && brought.said.status == 200;
+        let is_slow = is_slow && is_leader_family(&brought.said.target);
+        let previous = known.previous.take().filter(|_| is_slow);
+        let latest = known.latest.replace(brought);
+        let is_kept = !is_sure || (is_slow && previous.is_none());
+        known.previous = latest.filter(|_| is_kept).or(previous);
         known.holds = false;
-        contradicts
     }
 
     /// Records the answer of a fetch of `/config`.
@@ -385,6 +396,22 @@ impl Memory {
     /// After a reload the node's name counts once it has been told again.
     pub fn doubt_the_node(&mut self) {
         self.is_identity_sure = false;
+    }
+
+    /// The 200 that the DCS can confirm, if it surely is in memory.
+    pub fn witnessed(&self, target: &str, moved_ms: Option<u64>) -> Option<&Brought> {
+        let known = self.targets.get(target).filter(|known| known.previous.is_none())?;
+        let brought = known.latest.as_ref()?;
+        let may = moved_ms.is_none_or(|ms| brought.asked_ms > ms)
+            && !target.contains('?')
+            && brought.said.status == 200
+            && !brought.is_anothers
+            && (is_replica_family(target) || is_leader_family(target))
+            && self.stale_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms)
+            && self.restarted.is_none_or(|(_, ms)| brought.asked_ms > ms)
+            && !self.may_be_ended(brought)
+            && known.broken_step < brought.done_step;
+        may.then_some(brought)
     }
 
     /// What Patroni said last of the node.

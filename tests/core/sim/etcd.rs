@@ -13,6 +13,7 @@ use patroniglue::slots::ConnId;
 use serde_json::{Value, json};
 
 use super::checks::{Memory, Outcome};
+use super::faults::Fault;
 use super::keys::Truth;
 use super::patroni::{Clock, Freeze, Happening, SYSTEM_IDENTIFIER};
 use super::random::Random;
@@ -381,7 +382,7 @@ impl World {
         for _ in 0..events {
             let at_ms = random.below(duration_ms);
             let lasting_ms = random.skewed(30_000);
-            match random.below(10) {
+            match random.below(12) {
                 0..4 => {
                     let host = random.below(etcd.hosts.len() as u64) as usize;
                     let trouble = random.pick(&TROUBLES);
@@ -394,7 +395,13 @@ impl World {
                 5 => planned.push((at_ms, Event::Dcs(DcsEvent::Prolong))),
                 6 => planned.push((at_ms, Event::Dcs(DcsEvent::ForgetTokens))),
                 7 => planned.push((at_ms, Event::Cluster(Happening::Switchover))),
-                8 => planned.push((at_ms, Event::Dcs(DcsEvent::Reload(Reload::Patroni)))),
+                8..11 => {
+                    planned.push((at_ms, Event::Dcs(DcsEvent::Reload(Reload::Patroni))));
+                    let frozen_ms = at_ms + random.between(200, 3_000);
+                    planned.push((frozen_ms, Event::Cluster(Happening::Freeze(Freeze::Api))));
+                    let thawed_ms = frozen_ms + lasting_ms;
+                    planned.push((thawed_ms, Event::Cluster(Happening::Thaw(Freeze::Api))));
+                }
                 _ => {
                     let off = DcsEvent::Reload(Reload::WithoutDcs);
                     let on = DcsEvent::Reload(Reload::WithDcs);
@@ -595,6 +602,16 @@ impl World {
             self.memory.restarted = Some((step, now_ms));
         }
         Ok(())
+    }
+
+    /// Whether the DCS surely confirms the last 200 of this target.
+    pub fn is_surely_confirmed(&self, target: &str) -> bool {
+        let is_clock_sure = !self.faults.is_on(Fault::PatroniClock);
+        let brought = self.memory.witnessed(target, self.moved_ms).filter(|_| is_clock_sure);
+        let node = self.memory.subject();
+        brought.is_some_and(|brought| {
+            self.testimony.surely_confirms(self.clock(), brought, node, &self.settings)
+        })
     }
 
     pub fn check_dcs(&self) -> Outcome {

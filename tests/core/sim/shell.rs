@@ -848,6 +848,11 @@ impl World {
                 "promise 4: client {at} waits, although a stale {target} may be served"
             ));
         }
+        if silent && self.is_surely_confirmed(target) {
+            return Err(format!(
+                "promise 4: client {at} waits, although the DCS confirms {target}"
+            ));
+        }
         Ok(())
     }
 

@@ -3,10 +3,12 @@
 
 use std::collections::VecDeque;
 
+use patroniglue::engine::Settings;
+
 use super::checks::{Brought, Given, Outcome};
 use super::client::{is_leader_family, is_replica_family};
 use super::etcd::{Kind, Request, Trouble};
-use super::keys::{Leader, Lease, Truth};
+use super::keys::{Leader, Lease, Member, Truth};
 use super::patroni::{Clock, Node};
 
 /// What the engine has learned from the DCS.
@@ -50,6 +52,7 @@ struct Read {
     keys: Keys,
     lease: Lease,
     left_seconds: u64,
+    begun_step: u64,
     done_step: u64,
 }
 
@@ -102,7 +105,7 @@ impl Testimony {
         Ok(())
     }
 
-    /// A request has ended. Returns whether it brought the keys.
+    /// A request has ended. Returns whether it brought keys that may contradict Patroni.
     pub fn ended(
         &mut self,
         request: &Request,
@@ -120,19 +123,48 @@ impl Testimony {
                 if is_sure && subject.is_some_and(|node| keys.contradict(node)) {
                     self.contradicted = Some((ms, step));
                 }
+                let confirms =
+                    subject.is_some_and(|node| keys.confirm(subject, node.role != "replica"));
                 self.keys = Some(keys);
-                return true;
+                return !confirms;
             }
             (Some(Kind::TimeLeft(id)), Some((truth, _))) if !request.lies() => {
                 if let (Some(keys), Some(lease)) = (self.keys.clone(), truth.lease(id)) {
                     let left_seconds = (lease.until_ms - truth.at_ms) / 1_000;
-                    self.reads.push(Read { keys, lease, left_seconds, done_step: step });
+                    let begun_step = self.read_step;
+                    self.reads.push(Read {
+                        keys,
+                        lease,
+                        left_seconds,
+                        begun_step,
+                        done_step: step,
+                    });
                 }
             }
             (Some(Kind::Authenticate), Some(_)) => self.goes_on = true,
             _ => (self.fault_ms, self.goes_on) = (Some(ms), true),
         }
         false
+    }
+
+    /// Whether clients that wait for this 200 surely get it, because the last read confirms it and
+    /// Patroni has said nothing since its begin.
+    pub fn surely_confirms(
+        &self,
+        clock: Clock,
+        brought: &Brought,
+        node: Option<&Node>,
+        settings: &Settings,
+    ) -> bool {
+        let Some((read, dcs)) = self.reads.last().zip(settings.dcs.as_ref()) else { return false };
+        let is_last = self.keys.as_ref().is_some_and(|keys| keys.asked.ms == read.keys.asked.ms);
+        let lasts_ms = read.left_seconds * 1_000;
+        let until_ms = (read.keys.asked.ms + lasts_ms).saturating_sub(dcs.witness.margin_ms);
+        is_last
+            && self.said_step < read.begun_step
+            && node.is_some()
+            && read.confirms(node, is_leader_family(&brought.said.target))
+            && clock.ms + 2_000 < until_ms
     }
 
     /// Checks a stale answer. `by_grace`: whether grace allows it.
@@ -199,31 +231,34 @@ impl Keys {
         let is_right = Some(self.name) == node.name && node.is_under_lease();
         leads && is_right && (self.truth.is_foreign || !is_ours || self.truth.paused)
     }
-}
 
-impl Read {
     /// Whether the keys say of the node what Patroni said last, if that is known for sure.
-    fn confirms(&self, node: Option<&Node>, is_leaders: bool) -> bool {
-        let Truth { leader, member, paused, standby_cluster, is_foreign, .. } = self.keys.truth;
+    fn confirm(&self, node: Option<&Node>, is_leaders: bool) -> bool {
+        let Truth { leader, member, paused, standby_cluster, is_foreign, .. } = self.truth;
         let Some(member) = member.filter(|_| !paused && !is_foreign) else { return false };
         let is_same = |node: &Node| {
             let timelines = member.timeline.zip(node.timeline);
-            Some(self.keys.name) == node.name
+            Some(self.name) == node.name
                 && member.role == node.role
                 && (!is_leaders || timelines.is_none_or(|(found, ours)| found == ours))
         };
         let leads = || {
             let is_standby = member.role == "standby_leader";
-            let is_ours =
-                |leader: Leader| leader.name == self.keys.name && leader.lease == member.lease;
+            let is_ours = |leader: Leader| leader.name == self.name && leader.lease == member.lease;
             (is_standby || member.role == "primary")
                 && is_standby == standby_cluster
                 && leader.is_some_and(is_ours)
         };
         member.state == "running"
-            && self.lease.id == member.lease
             && node.is_none_or(is_same)
             && (leads() || (!is_leaders && member.role == "replica"))
+    }
+}
+
+impl Read {
+    fn confirms(&self, node: Option<&Node>, is_leaders: bool) -> bool {
+        let is_its_lease = |member: Member| member.lease == self.lease.id;
+        self.keys.truth.member.is_some_and(is_its_lease) && self.keys.confirm(node, is_leaders)
     }
 
     /// Whether the lease, as it was then, lasts for longer than the margin.
