@@ -540,7 +540,9 @@ impl World {
             let late = self.faults.hit(&mut self.random, Fault::Late);
             let late_ms = if late { self.random.skewed(LATE_MS_MAX) } else { 0 };
             let late_ms = late_ms + std::mem::take(&mut self.sleep_ms);
-            self.overslept_ms = late_ms;
+            // a turn at once after one that came late is as late
+            let stands = next_ms + late_ms == self.now_ms;
+            self.overslept_ms = if stands { self.overslept_ms.max(late_ms) } else { late_ms };
             turns_at_once = if next_ms + late_ms == self.now_ms { turns_at_once + 1 } else { 0 };
             if turns_at_once > TURNS_AT_ONCE_MAX {
                 return Err("the loop turns without time passing".into());
