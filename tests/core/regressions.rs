@@ -8,6 +8,8 @@ use patroniglue::node::witness;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
+use crate::stories::etcd::Etcd;
+
 /// The engine and a clock that the test sets.
 struct Story {
     engine: Engine,
@@ -57,6 +59,17 @@ impl Story {
         let head = "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n";
         self.engine.receive(self.now(), fetch, format!("{head}{body}").as_bytes());
         self.engine.eof(self.now(), fetch);
+    }
+
+    /// etcd gets one request and answers at once.
+    fn etcd_answers(&mut self) {
+        let actions = self.actions();
+        let [read] = connects(&actions)[..] else { panic!("{actions:?}") };
+        self.engine.progress(read, Progress::Open);
+        let count = self.engine.output(read).len();
+        let request = self.take(read, count);
+        let answer = Etcd::new().answer(self.ms, &String::from_utf8_lossy(&request));
+        self.engine.receive(self.now(), read, &answer.expect("it is not silent"));
     }
 
     /// A kept client asks at `ms`; Patroni answers that the HA loop saw the DCS `ago_ms` before.
@@ -109,6 +122,13 @@ fn settings(limits: CacheSettings, clients_max: usize) -> Settings {
         host: "patroni:8008".into(),
         records: false,
     }
+}
+
+fn dcs() -> DcsSettings {
+    let namespace = "service".into();
+    let witness =
+        witness::Settings { namespace, group: None, credentials: None, margin_ms: 10_000 };
+    DcsSettings { witness, host: "etcd:2379".into(), hosts: 1 }
 }
 
 fn connects(actions: &[Action]) -> Vec<ConnId> {
@@ -284,25 +304,39 @@ fn a_request_is_sent_once_the_connection_is_open() {
 #[test]
 fn in_a_shutdown_no_rehearsal_begins() {
     for shutting_down in [false, true] {
-        let witness = witness::Settings {
-            namespace: "service".into(),
-            group: None,
-            credentials: None,
-            margin_ms: 10_000,
-        };
-        let dcs = DcsSettings { witness, host: "etcd:2379".into(), hosts: 1 };
-        let mut story = Story::with(Settings { dcs: Some(dcs), ..settings(LIMITS, 10) });
+        let mut story = Story::with(Settings { dcs: Some(dcs()), ..settings(LIMITS, 10) });
         story.client(b"GET /primary HTTP/1.1\r\n\r\n");
         let actions = story.actions();
         let [Action::Connect(fetch, _)] = actions[..] else { panic!("{actions:?}") };
         if shutting_down {
             story.engine.begin_shutdown(story.now());
         }
-        let report = r#"{"role": "primary", "state": "running", "dcs_last_seen": 1699999999,
-            "database_system_identifier": "77", "patroni": {"name": "pg1", "scope": "main"}}"#;
-        story.answer(fetch, report);
+        story.answer(fetch, CONFIRMABLE);
         let is_dcs = |action: &Action| matches!(action, Action::Connect(_, UpstreamId::Dcs));
         assert_eq!(story.actions().iter().any(is_dcs), !shutting_down);
+    }
+}
+
+/// The end of a read of the DCS did not look at the clock: after a jump waiting clients got a stale
+/// answer of unknown age.
+#[test]
+fn a_jump_is_seen_at_the_end_of_a_read_of_the_dcs() {
+    for jump_ms in [0, 5_000] {
+        let mut story = Story::with(Settings { dcs: Some(dcs()), ..settings(LIMITS, 10) });
+        story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+        story.patroni_answers(CONFIRMABLE);
+        let actions = story.actions();
+        let [rehearsal] = connects(&actions)[..] else { panic!("{actions:?}") };
+        story.engine.connect_failed(story.now(), rehearsal, Failure::Refused);
+        story.ms = 2_000;
+        let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+        story.actions();
+        story.ms = 2_300;
+        story.engine.tick(story.now());
+        story.etcd_answers();
+        story.unix_ms += jump_ms;
+        story.etcd_answers();
+        assert_eq!(story.engine.output(client).is_empty(), jump_ms > 0);
     }
 }
 
@@ -389,3 +423,6 @@ fn a_second_of_the_previous_clock_does_not_bound_the_lease() {
 
 const GRACE: CacheSettings = CacheSettings { grace_ms: 20_000, ..LIMITS };
 const INTERVALS: &str = r#"{"ttl": 30, "loop_wait": 10, "retry_timeout": 10}"#;
+/// What the lease witness can confirm.
+const CONFIRMABLE: &str = r#"{"state": "running", "role": "primary", "dcs_last_seen": 1699999999,
+    "database_system_identifier": "77", "patroni": {"name": "pg1", "scope": "main"}}"#;

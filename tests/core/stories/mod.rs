@@ -4,7 +4,7 @@
 //! All consequences of an event have to be expected before the next event, or the story fails.
 //! Every story is played three times: its bytes in one piece, one by one, and in sevens.
 
-mod etcd;
+pub mod etcd;
 mod player;
 mod script;
 mod world;
