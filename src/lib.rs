@@ -66,7 +66,7 @@
 //! cluster (statuses are Patroni's). It has no HTTP/2, no compression and no access control other
 //! than client certificates.
 
-// except for one call in shell/trim.rs
+// except for calls in shell/trim.rs and shell/systemd/handover.rs
 #![deny(unsafe_code)]
 
 // in reading order

@@ -35,6 +35,7 @@ fn run(flags: Flags) -> Result<(), String> {
     if flags.version {
         return print(&format!("patroniglue {VERSION}"));
     }
+    let supervisor = Supervisor::from_environment();
     let config_file = flags
         .config
         .or_else(default_config_file)
@@ -57,7 +58,7 @@ fn run(flags: Flags) -> Result<(), String> {
         signals: true,
         look_every: None,
     };
-    let outcome = Daemon::with_loaded(loaded, options, Supervisor::from_environment())?.run();
+    let outcome = Daemon::with_loaded(loaded, options, supervisor)?.run();
     log::logger().flush();
     outcome.map_err(|error| error.to_string())
 }

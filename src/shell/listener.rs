@@ -49,11 +49,22 @@ impl Listener {
         token: Token,
     ) -> io::Result<Listener> {
         let (host, number) = (bound_to.0.as_deref(), bound_to.1);
-        let mut socket = sockets::listen(host, number).map_err(|error| {
+        let socket = sockets::listen(host, number).map_err(|error| {
             let named = host.unwrap_or("*");
             let named = format!("frontend.host {named}, frontend.port {number}");
             io::Error::new(error.kind(), format!("cannot listen on {named}: {error}"))
         })?;
+        Listener::with_socket(port, bound_to, socket, registry, token)
+    }
+
+    /// Uses a listening socket in place of a new one.
+    pub fn with_socket(
+        port: Port,
+        bound_to: BoundTo,
+        mut socket: TcpListener,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Listener> {
         registry.register(&mut socket, token, Interest::READABLE)?;
         Ok(Listener {
             socket,

@@ -149,7 +149,7 @@ impl Daemon {
     pub fn with_loaded(
         loaded: Loaded,
         options: Options,
-        supervisor: Supervisor,
+        mut supervisor: Supervisor,
     ) -> Result<Daemon, String> {
         loaded.log_warnings();
         let Loaded { config, tls } = loaded;
@@ -159,9 +159,8 @@ impl Daemon {
         let waker = Waker::new(&registry, THREADS).map_err(|error| format!("waker: {error}"))?;
         let token = Token(LISTENERS_START);
         let bound_to = (config.frontend.host.clone(), config.frontend.port);
-        let checks = Listener::new(Port::Checks, bound_to, &registry, token);
-        let checks = checks.map_err(|error| error.to_string())?;
-        supervisor.keep(&checks);
+        let checks = supervisor.listener(Port::Checks, bound_to, &registry, token)?;
+        supervisor.close_unused();
         let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
         let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;
         let waker = Arc::new(waker);
@@ -243,6 +242,7 @@ impl Daemon {
         self.serve_queue(now);
         let steps = self.continue_handshakes(now);
         self.accept(now, steps);
+        self.supervisor.tick(now.time);
         self.trim.observe(self.engine.connections_and_timers());
         Ok(now)
     }
@@ -255,7 +255,8 @@ impl Daemon {
         }
         let accepting = self.listeners.iter().filter_map(|listener| listener.ready_at(now.time));
         let connecting = self.connectors.next_deadline();
-        let next = accepting.chain(deadline).chain(connecting).min()?;
+        let supervised = self.supervisor.deadline();
+        let next = accepting.chain(deadline).chain(connecting).chain(supervised).min()?;
         Some(Duration::from_millis(next.ms_since(now.time)))
     }
 

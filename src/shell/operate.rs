@@ -53,7 +53,9 @@ impl Daemon {
         let line = format!("shutting down: {} clients left", self.engine.counts().clients);
         info!("{line}");
         self.supervisor.stopping(&line);
-        self.listeners.clear();
+        for listener in self.listeners.drain(..) {
+            listener.close(self.poll.registry());
+        }
         self.engine.begin_shutdown(now);
         self.perform_actions(now);
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use mio::net::{TcpListener, TcpStream};
@@ -22,6 +23,24 @@ pub fn listen(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
         None => listen_on_all(port),
     };
     socket.map(|socket| TcpListener::from_std(socket.into()))
+}
+
+/// Sets the options of a listening socket that was handed over.
+pub fn adopt(socket: OwnedFd) -> io::Result<TcpListener> {
+    let socket = Socket::from(socket);
+    set_options(&socket)?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+/// Whether a socket with this address is what [`listen`] would bind. Blocks as it does.
+pub fn is_bound_to(address: SocketAddr, host: Option<&str>, port: u16) -> bool {
+    let is_of_host = match host {
+        None => address.ip().is_unspecified(),
+        Some(host) => (host, port)
+            .to_socket_addrs()
+            .is_ok_and(|mut addresses| addresses.any(|one| one.ip() == address.ip())),
+    };
+    is_of_host && (port == 0 || port == address.port())
 }
 
 impl Dial for Rc<Registry> {
@@ -87,13 +106,17 @@ fn listen_on(address: SocketAddr) -> io::Result<Socket> {
         let is_every_address = address.ip().is_unspecified();
         socket.set_only_v6(!is_every_address)?;
     }
-    // inherited by accepted sockets (tcp(7)), which saves a call for each client
-    socket.set_tcp_nodelay(true)?;
-    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    socket.set_nonblocking(true)?;
+    set_options(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+fn set_options(socket: &Socket) -> io::Result<()> {
+    // inherited by accepted sockets (tcp(7)), which saves a call for each client
+    socket.set_tcp_nodelay(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_nonblocking(true)
 }
 
 /// The failure that an error of `connect` stands for.

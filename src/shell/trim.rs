@@ -35,7 +35,7 @@ impl MemoryTrim {
 
 /// glibc keeps free memory below the top of its heap until malloc_trim is called.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[allow(unsafe_code)] // the only unsafe code: no maintained crate wraps malloc_trim
+#[allow(unsafe_code)] // no maintained crate wraps malloc_trim
 fn trim() {
     // SAFETY: malloc_trim(3) is thread-safe and does not touch memory in use
     unsafe { libc::malloc_trim(0) };

@@ -1,48 +1,90 @@
 //! The real binary under a supervisor that speaks systemd's protocols.
 
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixDatagram};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use crate::common::standin::{StandIn, at_once, primary};
-use crate::common::{Glue, PATIENCE, config};
+use crate::common::standin::{Mood, StandIn, at_once, primary};
+use crate::common::{Glue, PATIENCE, config, config_file, supervised, wait_for};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// A notification socket.
+/// A notification socket at an abstract address.
 struct Manager {
     socket: UnixDatagram,
-    path: PathBuf,
+    name: String,
 }
 
 impl Manager {
-    fn new(name: &str) -> Manager {
-        let name = format!("notify-{}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_file(&path);
-        let socket = UnixDatagram::bind(&path).expect("a socket");
+    fn new() -> Manager {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("patroniglue-{}-{number}", std::process::id());
+        let address = UnixAddress::from_abstract_name(&name).expect("a name");
+        let socket = UnixDatagram::bind_addr(&address).expect("a socket");
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        Manager { socket, path }
+        Manager { socket, name }
     }
 
     fn environment(&self) -> String {
-        format!("export NOTIFY_SOCKET={}", self.path.display())
+        format!("export NOTIFY_SOCKET=@{}", self.name)
     }
 
-    /// The next datagram.
+    /// The next datagram, and the descriptor that came with it.
+    fn next_with_descriptor(&self) -> (String, Option<OwnedFd>) {
+        let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); 256]);
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let received = recvmsg(&self.socket, &mut slices, &mut control, RecvFlags::empty());
+        let length = received.expect("a datagram").bytes;
+        let descriptor = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        (String::from_utf8_lossy(&bytes[..length]).into_owned(), descriptor)
+    }
+
     fn next(&self) -> String {
-        let mut bytes = [0; 4096];
-        let length = self.socket.recv(&mut bytes).expect("a datagram");
-        String::from_utf8_lossy(&bytes[..length]).into_owned()
+        self.next_with_descriptor().0
+    }
+
+    /// Reads up to READY. Returns the descriptor that was stored on the way.
+    fn wait_until_ready(&self) -> Option<OwnedFd> {
+        let mut stored = None;
+        loop {
+            let (text, descriptor) = self.next_with_descriptor();
+            if text.starts_with("READY=1\n") {
+                return stored;
+            }
+            if text.starts_with("FDSTORE=1\n") {
+                stored = descriptor;
+            }
+        }
     }
 }
 
-impl Drop for Manager {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// The environment of one descriptor with this name.
+fn one_named(name: &str) -> String {
+    format!("export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES={name}")
+}
+
+/// Exit code and log of a start that fails.
+fn failed_start(handed: Option<OwnedFd>, shell: &str) -> (Option<i32>, String) {
+    let file = config_file(&config("127.0.0.1", 8008, &[]));
+    let output = supervised(handed, shell).arg("-config").arg(&file).output();
+    let output = output.expect("the binary starts");
+    let _ = std::fs::remove_file(&file);
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 #[test]
 fn the_supervisor_is_notified_of_start_reload_and_end() {
-    let manager = Manager::new("order");
+    let manager = Manager::new();
     let patroni = StandIn::start(at_once(primary()));
     let text = config("127.0.0.1", patroni.address.port(), &[]);
     let mut glue = Glue::start_supervised(&text, None, &manager.environment());
@@ -62,4 +104,183 @@ fn the_supervisor_is_notified_of_start_reload_and_end() {
     glue.signal("TERM");
     assert_eq!(manager.next(), "STOPPING=1\nSTATUS=shutting down: 0 clients left");
     assert!(glue.wait().success());
+}
+
+#[test]
+fn the_watchdog_is_notified_by_the_loop() {
+    let patroni = StandIn::start(at_once(primary()));
+    let text = config("127.0.0.1", patroni.address.port(), &[]);
+    for (shell, is_notified) in [
+        ("export WATCHDOG_USEC=40000", true),
+        ("export WATCHDOG_USEC=40000 WATCHDOG_PID=$$", true),
+        ("export WATCHDOG_USEC=40000 WATCHDOG_PID=1", false),
+        ("export WATCHDOG_USEC=0", false),
+    ] {
+        let manager = Manager::new();
+        let shell = format!("{}; {shell}", manager.environment());
+        let glue = Glue::start_supervised(&text, None, &shell);
+        manager.wait_until_ready();
+        if is_notified {
+            (0..5).for_each(|_| assert_eq!(manager.next(), "WATCHDOG=1", "{shell}"));
+            glue.signal("STOP");
+            let short = Some(Duration::from_millis(200));
+            manager.socket.set_read_timeout(short).expect("a timeout");
+            while manager.socket.recv(&mut [0; 64]).is_ok() {}
+            glue.signal("CONT");
+            manager.socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            assert_eq!(manager.next(), "WATCHDOG=1");
+        } else {
+            glue.signal("HUP");
+            assert!(manager.next().starts_with("RELOADING=1\n"), "{shell}");
+        }
+    }
+}
+
+/// The queue of a UNIX socket has ten places (net.unix.max_dgram_qlen).
+#[test]
+fn a_notification_socket_that_is_not_read_stops_nothing() {
+    let manager = Manager::new();
+    let patroni = StandIn::start(at_once(primary()));
+    let text = config("127.0.0.1", patroni.address.port(), &[]);
+    let shell = format!("{}; export WATCHDOG_USEC=20000", manager.environment());
+    let mut glue = Glue::start_supervised(&text, None, &shell);
+    for round in 0..30 {
+        glue.signal("HUP");
+        wait_for("a reload", || (glue.lines_with("reloaded ").len() > round).then_some(()));
+        assert_eq!(glue.get("/primary").0, 200);
+    }
+    glue.signal("TERM");
+    assert!(glue.wait().success());
+}
+
+#[test]
+fn a_listener_of_a_socket_unit_is_used_with_any_address() {
+    let patroni = StandIn::start(at_once(primary()));
+    for (port, is_foreign) in [(0, false), (1, true)] {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("bound");
+        let text = config("127.0.0.1", patroni.address.port(), &[]);
+        let text = text.replace("  port: 0\n", &format!("  port: {port}\n"));
+        // without a name as well, if it is the only one
+        let name = if is_foreign { "frontend" } else { "patroniglue.socket" };
+        let manager = Manager::new();
+        let shell = format!("{}; {}", manager.environment(), one_named(name));
+        let mut glue = Glue::start_supervised(&text, Some(socket.into()), &shell);
+        assert_eq!((glue.address, glue.get("/primary").0), (address, 200));
+        assert!(manager.wait_until_ready().is_none(), "the socket unit keeps it");
+        if is_foreign {
+            glue.wait_for_line("WARN  [patroniglue] LISTEN_FDS: descriptor 3 (frontend) listens");
+        }
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_no_tcp_listener_is_an_error() {
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let stream = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+    let file = std::fs::File::open(file!()).expect("this file");
+    let closed = format!("exec 3<&-; {}", one_named("frontend"));
+    let open = one_named("frontend");
+    for (handed, shell, why) in [
+        (Some(udp.into()), &open, "it is a UDP socket"),
+        (Some(stream.into()), &open, "it does not listen"),
+        (Some(UnixDatagram::unbound().expect("a socket").into()), &open, "it is not a TCP socket"),
+        (Some(file.into()), &open, "it is not a socket"),
+        (None, &closed, "it is not open"),
+    ] {
+        let (code, log) = failed_start(handed, shell);
+        let line =
+            format!("LISTEN_FDS: descriptor 3 (frontend) is not a listening TCP socket: {why}\n");
+        assert_eq!((code, log.as_str()), (Some(1), line.as_str()));
+    }
+}
+
+#[test]
+fn descriptors_of_others_are_left_alone_or_closed() {
+    let patroni = StandIn::start(at_once(primary()));
+    let text = config("127.0.0.1", patroni.address.port(), &[]);
+    for (shell, line) in [
+        ("export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=frontend", "INFO  [patroniglue] list"),
+        (
+            "export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=web:other",
+            "WARN  [patroniglue] LISTEN_FDS: descriptor 3 (web) is not used: closed",
+        ),
+    ] {
+        let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("bound");
+        let mut glue = Glue::start_supervised(&text, Some(socket.into()), shell);
+        glue.wait_for_line(line);
+        assert_ne!(glue.address, address);
+        assert_eq!(glue.get("/primary").0, 200);
+    }
+}
+
+/// A check on a new connection. The error is what a load balancer would see.
+fn check(address: SocketAddr) -> Result<(), String> {
+    let mut stream = TcpStream::connect(address).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
+    let sent = stream.write_all(b"GET /primary HTTP/1.0\r\n\r\n");
+    let mut text = String::new();
+    let read = sent.and_then(|()| stream.read_to_string(&mut text));
+    read.map_err(|error| error.to_string())?;
+    if text.starts_with("HTTP/1.1 200 ") { Ok(()) } else { Err(format!("{text:?}")) }
+}
+
+#[test]
+fn no_check_is_lost_when_the_listener_is_stored() {
+    let patroni = StandIn::start(at_once(primary()));
+    let text = config("127.0.0.1", patroni.address.port(), &[]);
+    let manager = Manager::new();
+    let mut glue = Glue::start_supervised(&text, None, &manager.environment());
+    let stored = manager.wait_until_ready().expect("the listener");
+    let address = glue.address;
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients = [0; 4].map(|_| {
+            scope.spawn(|| {
+                let mut checks = 0;
+                while !ends.load(Ordering::Relaxed) {
+                    check(address)?;
+                    checks += 1;
+                }
+                Ok::<u32, String>(checks)
+            })
+        });
+        for _ in 0..5 {
+            thread::sleep(Duration::from_millis(50));
+            glue.signal("TERM");
+            glue.wait();
+            let shell = format!("{}; {}", manager.environment(), one_named("kept-frontend"));
+            let handed = stored.try_clone().expect("a copy");
+            glue = Glue::start_supervised(&text, Some(handed), &shell);
+            assert_eq!(glue.address, address);
+            assert!(manager.wait_until_ready().is_none(), "it is in the store already");
+        }
+        ends.store(true, Ordering::Relaxed);
+        for client in clients {
+            let checks = client.join().expect("no panic");
+            assert!(checks.as_ref().is_ok_and(|count| *count > 5), "{checks:?}");
+        }
+    });
+}
+
+#[test]
+fn a_stored_listener_that_is_not_configured_is_given_up() {
+    let patroni = StandIn::start(Mood::Silent);
+    let socket = TcpListener::bind("127.0.0.2:0").expect("a port");
+    let text = config("127.0.0.1", patroni.address.port(), &[]);
+    let manager = Manager::new();
+    let shell = format!("{}; {}", manager.environment(), one_named("kept-frontend"));
+    thread::scope(|scope| {
+        let start = scope.spawn(|| Glue::start_supervised(&text, Some(socket.into()), &shell));
+        assert_eq!(manager.next(), "FDSTOREREMOVE=1\nFDNAME=kept-frontend");
+        let (barrier, descriptor) = manager.next_with_descriptor();
+        assert!(barrier == "BARRIER=1" && descriptor.is_some());
+        drop(descriptor);
+        assert!(manager.wait_until_ready().is_some(), "the new one is stored");
+        let mut glue = start.join().expect("it listens");
+        glue.wait_for_line("descriptor 3 (kept-frontend) listens on 127.0.0.2:");
+        assert!(glue.address.to_string().starts_with("127.0.0.1:"));
+    });
 }

@@ -64,11 +64,7 @@ impl Glue {
 
     /// Starts it under a supervisor: with a socket as descriptor 3, after a shell command.
     pub fn start_supervised(text: &str, handed: Option<OwnedFd>, shell: &str) -> Glue {
-        let mut command = Command::new("sh");
-        let script = format!("exec 3<&0 0</dev/null; {shell}; exec \"$0\" \"$@\"");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_patroniglue")]);
-        command.stdin(handed.map_or(Stdio::null(), Stdio::from));
-        Glue::spawn(command, config_file(text), Stderr::Read)
+        Glue::spawn(supervised(handed, shell), config_file(text), Stderr::Read)
     }
 
     fn spawn(mut command: Command, config: PathBuf, fate: Stderr) -> Glue {
@@ -179,6 +175,15 @@ impl Drop for Glue {
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.config);
     }
+}
+
+/// The binary with a socket as descriptor 3, after a shell command.
+pub fn supervised(handed: Option<OwnedFd>, shell: &str) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("exec 3<&0 0</dev/null; {shell}; exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_patroniglue")]);
+    command.stdin(handed.map_or(Stdio::null(), Stdio::from));
+    command
 }
 
 /// A configuration with the frontend on a free port.

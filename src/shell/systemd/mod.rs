@@ -5,24 +5,134 @@
 //! Nothing here waits: the notification socket is non-blocking, and a datagram that it does not
 //! take is lost.
 
+mod handover;
 mod notify;
 
+use std::net::SocketAddr;
+use std::{env, process};
+
+use log::{info, warn};
+use mio::{Registry, Token};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+use self::handover::Handed;
 use self::notify::Notifier;
-use super::listener::Listener;
+use super::listener::{BoundTo, Listener};
+use super::sockets;
 use crate::engine::Port;
+use crate::time::Time;
 
 /// The supervisor of this process.
 #[derive(Debug, Default)]
 pub struct Supervisor {
     notifier: Notifier,
+    watchdog: Option<Watchdog>,
+    /// Descriptors that are not used yet.
+    handed: Vec<Handed>,
+}
+
+/// Expects a notification at least once in a period.
+#[derive(Debug)]
+struct Watchdog {
+    period_ms: u64,
+    due_at: Time,
 }
 
 impl Supervisor {
-    /// The supervisor that the environment names, if there is one.
+    /// The supervisor that the environment names, if there is one. To be called once, before any
+    /// file is opened: descriptors are handed over as numbers.
     pub fn from_environment() -> Supervisor {
-        Supervisor { notifier: Notifier::from_environment() }
+        let mut handed = Handed::take_all();
+        // a socket unit without names
+        if let [only] = &mut handed[..]
+            && !only.name.starts_with(STORED_PREFIX)
+        {
+            only.name = given_name(Port::Checks).into();
+        }
+        let watchdog = Watchdog::from_environment();
+        Supervisor { notifier: Notifier::from_environment(), watchdog, handed }
+    }
+
+    /// The listener of a port: one that was handed over, or a new one, which is then stored. A
+    /// stored one is used only with the configured address, one of a socket unit with any.
+    pub(super) fn listener(
+        &mut self,
+        port: Port,
+        bound_to: BoundTo,
+        registry: &Registry,
+        token: Token,
+    ) -> Result<Listener, String> {
+        let (host, number) = bound_to.clone();
+        let is_configured =
+            |address: &SocketAddr| sockets::is_bound_to(*address, host.as_deref(), number);
+        let given = self.take_named(given_name(port)).into_iter().next();
+        let given = given.map(|handed| Ok::<_, String>((handed.address()?, handed))).transpose()?;
+        let stored = self.take_named(stored_name(port));
+        let count = stored.len();
+        let stored = stored.into_iter().find(|handed| match handed.address() {
+            Ok(address) if is_configured(&address) => true,
+            Ok(address) => {
+                info!("{handed} listens on {address}, which is not configured: closed");
+                false
+            }
+            Err(why) => {
+                warn!("{why}: closed");
+                false
+            }
+        });
+        match (given, stored) {
+            (Some((address, given)), stored) if stored.is_none() || is_configured(&address) => {
+                if !is_configured(&address) {
+                    warn!("{given} listens on {address}, not as configured: the file is ignored");
+                }
+                if count > 0 {
+                    self.give_up(port);
+                }
+                given.listen(port, bound_to, registry, token)
+            }
+            (given, Some(stored)) => {
+                self.handed.extend(given.map(|(_, handed)| handed));
+                let listener = stored.listen(port, bound_to, registry, token)?;
+                if count > 1 {
+                    self.keep(&listener);
+                }
+                Ok(listener)
+            }
+            (_, None) => {
+                if count > 0 {
+                    self.give_up(port);
+                    self.wait_until_read();
+                }
+                let listener = Listener::new(port, bound_to, registry, token)
+                    .map_err(|error| error.to_string())?;
+                self.keep(&listener);
+                Ok(listener)
+            }
+        }
+    }
+
+    /// Closes all descriptors that were handed over and are not used, and empties their places in
+    /// the store.
+    pub(super) fn close_unused(&mut self) {
+        for handed in self.handed.drain(..) {
+            warn!("{handed} is not used: closed");
+            if handed.name.starts_with(STORED_PREFIX) {
+                self.notifier.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", handed.name));
+            }
+        }
+    }
+
+    /// To be called in each turn of the loop, from nowhere else: a loop that hangs is not notified.
+    pub(super) fn tick(&mut self, now: Time) {
+        if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.due_at <= now) {
+            watchdog.due_at = now.plus_ms(watchdog.period_ms / 2);
+            self.notifier.send("WATCHDOG=1");
+        }
+    }
+
+    /// When [`Supervisor::tick`] is due.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.watchdog.as_ref().map(|watchdog| watchdog.due_at)
     }
 
     /// The daemon serves, with what it was started with or, after [`Supervisor::reloading`], with
@@ -52,9 +162,42 @@ impl Supervisor {
     }
 
     /// Removes the listener of a port from the store. To be called before it is closed: a socket in
-    /// the store goes on accepting connections, which nobody serves.
+    /// the store goes on accepting connections, which nobody serves. Its address is free only after
+    /// [`Supervisor::wait_until_read`].
     pub(super) fn give_up(&self, port: Port) {
         self.notifier.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", stored_name(port)));
+    }
+
+    /// Waits until the supervisor has read all notifications, at most half a second.
+    pub(super) fn wait_until_read(&self) {
+        self.notifier.wait_until_read();
+    }
+
+    fn take_named(&mut self, name: &str) -> Vec<Handed> {
+        let (named, others) = self.handed.drain(..).partition(|handed| handed.name == name);
+        self.handed = others;
+        named
+    }
+}
+
+impl Watchdog {
+    /// `WATCHDOG_USEC`, unless `WATCHDOG_PID` is another process.
+    fn from_environment() -> Option<Watchdog> {
+        let is_others = number("WATCHDOG_PID").is_some_and(|id| id != u64::from(process::id()));
+        let period_us = number("WATCHDOG_USEC").filter(|us| *us > 0 && !is_others)?;
+        Some(Watchdog { period_ms: (period_us / 1_000).max(PERIOD_MS_MIN), due_at: Time::ZERO })
+    }
+}
+
+/// A number in the environment.
+fn number(variable: &str) -> Option<u64> {
+    env::var(variable).ok()?.parse().ok()
+}
+
+/// The name that a socket unit gives the listener of a port.
+fn given_name(port: Port) -> &'static str {
+    match port {
+        Port::Checks => "frontend",
     }
 }
 
@@ -63,9 +206,14 @@ fn status_line(text: &str) -> String {
     format!("STATUS={}", text.replace(char::is_control, " "))
 }
 
-/// The name of a port's listener in the store.
+/// The name of a port's listener in the store; it begins with [`STORED_PREFIX`].
 fn stored_name(port: Port) -> &'static str {
     match port {
         Port::Checks => "kept-frontend",
     }
 }
+
+/// A shorter period than two ticks would keep the loop busy.
+const PERIOD_MS_MIN: u64 = 20;
+/// Begins the names in the store.
+const STORED_PREFIX: &str = "kept-";

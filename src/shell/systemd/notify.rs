@@ -2,11 +2,12 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::time::Duration;
 
 use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, sendmsg_addr,
@@ -32,11 +33,27 @@ impl Notifier {
 
     /// Puts a descriptor into the store.
     pub fn store(&self, name: &str, descriptor: &impl AsFd) {
+        self.send_descriptor(&format!("FDSTORE=1\nFDNAME={name}"), descriptor);
+    }
+
+    /// Waits until all previous datagrams are read, at most [`BARRIER_TIMEOUT`]: the supervisor
+    /// then closes the descriptor of this one (sd_notify_barrier(3)).
+    pub fn wait_until_read(&self) {
+        if self.socket.is_none() {
+            return;
+        }
+        let Ok((mut ours, theirs)) = UnixStream::pair() else { return };
+        self.send_descriptor("BARRIER=1", &theirs);
+        drop(theirs);
+        let _ = ours.set_read_timeout(Some(BARRIER_TIMEOUT)).and_then(|()| ours.read(&mut [0]));
+    }
+
+    fn send_descriptor(&self, lines: &str, descriptor: &impl AsFd) {
         let descriptors = [descriptor.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            self.send_with(&format!("FDSTORE=1\nFDNAME={name}"), &mut control);
+            self.send_with(lines, &mut control);
         }
     }
 
@@ -59,3 +76,6 @@ impl Notifier {
         }
     }
 }
+
+/// systemd reads within milliseconds.
+const BARRIER_TIMEOUT: Duration = Duration::from_millis(500);
