@@ -15,7 +15,8 @@ impl Engine {
         }
         self.phase = Phase::ShuttingDown;
         self.drop_read();
-        self.close_clients(|frontend| frontend.is_idle());
+        // not those that have just connected: their requests are on their way
+        self.close_clients(|frontend| frontend.idle_since(now.time).is_some());
         self.wheel.schedule(now.time.plus_ms(SHUTDOWN_WAIT_MS_MAX), Timer::ShutdownAnswer);
     }
 

@@ -204,6 +204,20 @@ fn a_shutdown_answers_waiting_clients_within_a_second() {
     assert!(story.engine.is_shut_down());
 }
 
+/// Clients that had just connected were closed without an answer.
+#[test]
+fn a_shutdown_answers_clients_that_have_just_connected() {
+    let mut story = Story::new(LIMITS);
+    let silent = story.client(b"");
+    story.ms += 1_000;
+    let new = story.client(b"");
+    story.engine.begin_shutdown(story.now());
+    assert_eq!(story.actions(), [Action::Close(silent)]);
+    story.engine.receive(story.now(), new, b"GET /nowhere HTTP/1.0\r\n\r\n");
+    story.take(new, story.engine.output(new).len());
+    assert!(story.engine.is_shut_down());
+}
+
 /// After a standstill in the shutdown its two deadlines passed in one turn.
 #[test]
 fn a_shutdown_answers_after_a_standstill_too() {

@@ -817,7 +817,8 @@ impl World {
         if self.is_over(deadline_ms) {
             return Err(format!("promise 7: client {at} stays past its deadline"));
         }
-        if client.is_idle() && self.shutdown_ms.is_some() {
+        let is_new = |ms: u64| client.answered == 0 && ms < client.since_ms + SILENT_MS_MIN;
+        if client.is_idle() && self.shutdown_ms.is_some_and(|ms| !is_new(ms)) {
             return Err(format!("client {at} is idle, and stays during the shutdown"));
         }
         Ok(())
@@ -885,6 +886,7 @@ const REQUEST_MS_MAX: u64 = 5_000;
 const IDLE_MS_MAX: u64 = 30_000;
 const RESPONSE_MS_MAX: u64 = 5_000;
 const LINGER_MS_MAX: u64 = 1_000;
+const SILENT_MS_MIN: u64 = 1_000;
 pub const SHUTDOWN_MS_MAX: u64 = 1_000;
 pub const SHUTDOWN_WAIT_MS_MAX: u64 = 900;
 const PATIENCE_MS: u64 = 240;
