@@ -21,7 +21,7 @@ fi
 mkdir -p "dist/$name"
 cp -r "$binary" config.yml.example LICENSE extra/licences.txt README.md CHANGELOG.md docs "dist/$name/"
 mkdir "dist/$name/extra"
-cp extra/haproxy.cfg extra/patroniglue.service "dist/$name/extra/"
+cp extra/haproxy.cfg extra/patroniglue.service extra/patroniglue@.service "dist/$name/extra/"
 tar -C dist -czf "dist/$name.tar.gz" "$name"
 rm -r "dist/$name"
 echo "dist/$name.tar.gz"
