@@ -220,6 +220,7 @@ fn a_reload_removes_the_dcs_and_adds_it_again() {
     let with = fs::read_to_string(&glue.config).expect("its configuration");
     let without = with.split("dcs:").next().expect("the other sections").to_owned();
     assert_eq!(glue.get("/primary").0, 200);
+    glue.wait_for_line("the lease is readable"); // no request is on its way
     let reload = |glue: &mut Glue, text: &str| {
         let before = glue.lines_with("reloaded ").len();
         fs::write(&glue.config, text).expect("a file");
