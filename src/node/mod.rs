@@ -328,7 +328,8 @@ impl Node {
     pub fn forget(&mut self, now: Time) -> Distrust {
         let mut intervals = std::mem::take(&mut self.intervals);
         intervals.forget(now);
-        *self = Node { intervals, is_fenced: self.is_fenced, ..Node::default() };
+        let wall_clock = self.wall_clock.without_patroni(); // it is the machine's
+        *self = Node { intervals, wall_clock, is_fenced: self.is_fenced, ..Node::default() };
         Distrust::Everything
     }
 

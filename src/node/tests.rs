@@ -433,6 +433,16 @@ fn many_reads_are_remembered_as_fewer_longer_ones() {
 }
 
 #[test]
+fn a_jump_right_after_a_reload_is_noticed() {
+    let mut node = usual();
+    node.observe_clock(now_at(10_000.0));
+    node.forget(now_at(10_000.0).time);
+    let now = now_at(10_000.0);
+    let jumped = Now { unix_ms: now.unix_ms + 2_930, ..now };
+    assert_eq!(node.observe_clock(jumped), Some(Distrust::Answers));
+}
+
+#[test]
 fn after_a_jump_patroni_has_to_move_on_twice() {
     let jumped = |seconds: f64, by_ms: i64| {
         let now = now_at(seconds);

@@ -70,6 +70,14 @@ impl WallClock {
         trusted
     }
 
+    /// The clock without what the previous Patroni reported since a jump.
+    pub fn without_patroni(self) -> Self {
+        match self {
+            WallClock::Jumped { offset, .. } => WallClock::Jumped { offset, seen: None },
+            known => known,
+        }
+    }
+
     /// Whether it jumped, and Patroni has not moved `dcs_last_seen` on its own since.
     pub fn is_distrusted(&self) -> bool {
         matches!(self, WallClock::Jumped { .. })
@@ -185,5 +193,16 @@ mod tests {
             assert_eq!(clock.is_skewed(now.time.plus_ms(59_999)), skewed);
             assert!(!clock.is_skewed(now.time.plus_ms(60_000)));
         }
+    }
+
+    #[test]
+    fn another_patroni_has_to_move_on_twice_as_well() {
+        let mut clock = WallClock::default();
+        clock.observe(at(0, 10_000));
+        clock.observe(at(1, 20_001));
+        clock.learn_dcs_last_seen(15, false);
+        let mut clock = clock.without_patroni();
+        assert!(!clock.learn_dcs_last_seen(17, false), "another Patroni's first");
+        assert!(clock.learn_dcs_last_seen(18, false));
     }
 }
