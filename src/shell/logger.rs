@@ -5,7 +5,10 @@
 //! lines are dropped and counted. simple_logger blocks when the pipe is full and panics when it is
 //! closed; in that thread both are harmless.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -82,8 +85,12 @@ pub fn print_line(line: &str) {
 
 fn write_lines(receiver: &Receiver<Message>, level: LevelFilter) {
     let logger = SimpleLogger::new().with_level(level).with_utc_timestamps();
+    let is_journal = is_journal();
     while let Ok(message) = receiver.recv() {
         match message {
+            Message::Line { level, text, .. } if is_journal => {
+                print_line(&format!("<{}>{text}", priority(level)));
+            }
             Message::Line { level, target, text } => {
                 // simple_logger panics when stderr is closed; the line is lost, the daemon is not
                 let _ = catch_unwind(AssertUnwindSafe(|| {
@@ -96,6 +103,26 @@ fn write_lines(receiver: &Receiver<Message>, level: LevelFilter) {
                 let _ = done.try_send(());
             }
         }
+    }
+}
+
+/// Whether stderr is the journal's stream, which adds the time and the name itself.
+/// `JOURNAL_STREAM` is device and inode of that stream (systemd.exec(5)); a stderr that was
+/// redirected since is another one.
+fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let metadata = stderr.and_then(|stderr| stderr.metadata());
+    metadata.is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+/// The priority of a level in the journal (sd-daemon(3)).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
     }
 }
 

@@ -216,6 +216,28 @@ fn descriptors_of_others_are_left_alone_or_closed() {
     }
 }
 
+#[test]
+fn in_the_journal_lines_have_priorities_and_no_time() {
+    let file = config_file("cache: {ttl: 6}\nfrontend: {host: 127.0.0.1, port: 0}\n");
+    let log = file.with_extension("log");
+    // with the file of the log as the journal's stream, and with another
+    for (stream, prefix) in [("$(stat -Lc %d:%i /proc/self/fd/2)", "<4>"), ("1:1", "20")] {
+        let shell = format!("exec 2>{}; export JOURNAL_STREAM={stream}", log.display());
+        let _ = std::fs::remove_file(&log);
+        let mut child = supervised(None, &shell).arg("-config").arg(&file).spawn().expect("it");
+        let lines = wait_for("the start", || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            text.contains("listening on").then_some(text)
+        });
+        let warning = lines.lines().find(|line| line.contains("cache.ttl")).expect("a warning");
+        assert!(warning.starts_with(prefix), "{lines}");
+        assert_eq!(lines.contains("[patroniglue]"), prefix != "<4>", "{lines}");
+        assert_eq!(lines.contains("<6>"), prefix == "<4>", "{lines}");
+        let _ = child.kill().and_then(|()| child.wait());
+    }
+    let _ = std::fs::remove_file(&log).and_then(|()| std::fs::remove_file(&file));
+}
+
 /// A check on a new connection. The error is what a load balancer would see.
 fn check(address: SocketAddr) -> Result<(), String> {
     let mut stream = TcpStream::connect(address).map_err(|error| error.to_string())?;
