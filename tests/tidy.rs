@@ -273,6 +273,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "shell",
         &[
+            "VERSION",
             "config",
             "engine",
             "frontend",

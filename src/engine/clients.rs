@@ -13,6 +13,11 @@ use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
 impl Engine {
+    /// The maximum number of clients.
+    pub fn clients_max(&self) -> usize {
+        self.settings.clients_max
+    }
+
     pub(super) fn client_step(&mut self, now: Now, id: ConnId, step: Step) {
         match step {
             Step::Continue if self.is_shutting_down() && self.is_idle(id) => self.close_client(id),

@@ -206,8 +206,8 @@ impl Daemon {
     /// Serves until a signal begins the shutdown and the last client has its answer.
     pub fn run(mut self) -> io::Result<()> {
         if let Some(address) = self.address() {
-            let backend = self.config.backend.authority();
-            info!("listening on {address}, asking Patroni at {backend}");
+            let clients_max = self.engine.clients_max();
+            info!("{}", operate::start_line(&self.config, address, clients_max));
             self.supervisor.ready(&format!("listening on {address}"));
         }
         let mut events = Events::with_capacity(EVENTS_PER_POLL);

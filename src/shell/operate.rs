@@ -1,6 +1,7 @@
 //! The operator's requests: signals, reload, drain, shutdown.
 
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::files::Loaded;
 use super::listener::{BoundTo, Listener};
 use super::signals::Event as SignalEvent;
 use super::{Daemon, LISTENERS_START, Phase, descriptors, files};
+use crate::VERSION;
 use crate::cache::CacheSettings;
 use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Frontend, Password};
 use crate::engine::{DcsSettings, Settings};
@@ -154,6 +156,19 @@ fn after_close<T>(listen: impl Fn() -> io::Result<T>) -> io::Result<T> {
 /// Together a tenth of a second: less than the loop may stand still for.
 const REBIND_TRIES_MAX: u32 = 20;
 const REBIND_PAUSE: Duration = Duration::from_millis(5);
+
+/// What the daemon begins with, in one line.
+pub(super) fn start_line(config: &Config, address: SocketAddr, clients_max: usize) -> String {
+    let tls = if config.frontend.tls.is_some() { " with TLS," } else { "" };
+    let scheme = if config.backend.tls.is_some() { "https" } else { "http" };
+    let backend = config.backend.authority();
+    let [ttl, grace] = [config.cache.ttl_ms, config.cache.grace_ms].map(|ms| ms as f64 / 1e3);
+    let dcs = if config.dcs.is_some() { ", with dcs" } else { "" };
+    format!(
+        "patroniglue {VERSION} listening on {address},{tls} asking Patroni at \
+         {scheme}://{backend}; ttl {ttl} s, grace {grace} s{dcs}, at most {clients_max} clients"
+    )
+}
 
 /// The engine's settings in a configuration.
 pub(super) fn engine_settings(config: &Config, records: bool) -> Settings {

@@ -201,7 +201,7 @@ fn descriptors_of_others_are_left_alone_or_closed() {
     let patroni = StandIn::start(at_once(primary()));
     let text = config("127.0.0.1", patroni.address.port(), &[]);
     for (shell, line) in [
-        ("export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=frontend", "INFO  [patroniglue] list"),
+        ("export LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=frontend", "listening on 127.0.0.1:"),
         (
             "export LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=web:other",
             "WARN  [patroniglue] LISTEN_FDS: descriptor 3 (web) is not used: closed",
