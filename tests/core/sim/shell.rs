@@ -849,7 +849,9 @@ impl World {
                 "promise 4: client {at} waits, although a stale {target} may be served"
             ));
         }
-        if silent && self.is_surely_confirmed(target) {
+        // evidence that comes while the client waits: its own patience counts, from tick to tick
+        let patience_ms = PATIENCE_MS + 2 * TICK_MS;
+        if silent && self.is_over(asked_ms + patience_ms) && self.is_surely_confirmed(target) {
             return Err(format!(
                 "promise 4: client {at} waits, although the DCS confirms {target}"
             ));
