@@ -18,6 +18,8 @@ pub struct Journal {
     /// Patroni.
     failing: Targets,
     role: Option<String>,
+    /// The last answer of a leader route.
+    leader: Option<LeaderAnswer>,
     failures: Repeats,
     refusals: Repeats,
     /// Targets whose stale answer is already reported.
@@ -31,6 +33,14 @@ pub struct Journal {
     /// Targets that are already reported to be fenced.
     fenced: Targets,
     intervals_without_grace: Option<Intervals>,
+}
+
+/// What a leader route was answered with.
+#[derive(Debug)]
+struct LeaderAnswer {
+    target: String,
+    status: u16,
+    answered_at: Time,
 }
 
 /// Lets one line a second through and counts the others.
@@ -93,16 +103,30 @@ impl Journal {
     }
 
     /// An answer carried the node's report.
-    pub fn report(&mut self, report: &NodeReport) {
+    pub fn report(&mut self, now: Time, report: &NodeReport) {
         if self.role.as_deref() == Some(&report.role) {
             return;
         }
         match self.role.replace(report.role.clone()) {
             None => info!("this node is {}", report.role),
             Some(previous) => {
-                info!("this node's role changed from {previous} to {}", report.role);
+                let served = self.leader.as_ref().map(|leader| leader.served(now));
+                let served = served.unwrap_or_default();
+                info!("this node's role changed from {previous} to {}{served}", report.role);
             }
         }
+    }
+
+    /// A leader route was answered with this status: what load balancers get from now on.
+    pub fn leader_answered(&mut self, now: Time, target: &str, status: u16) {
+        let leader = self.leader.get_or_insert_with(|| LeaderAnswer {
+            target: String::new(),
+            status,
+            answered_at: now,
+        });
+        leader.target.clear();
+        leader.target.push_str(target);
+        (leader.status, leader.answered_at) = (status, now);
     }
 
     /// The node's verdict on an answer of `target` has a notice.
@@ -206,6 +230,14 @@ impl Patroni {
             Patroni::Unknown => "patroni does not answer",
             _ => "patroni stopped answering",
         }
+    }
+}
+
+impl LeaderAnswer {
+    fn served(&self, now: Time) -> String {
+        let LeaderAnswer { target, status, answered_at } = self;
+        let seconds = now.ms_since(*answered_at) as f64 / 1e3;
+        format!("; {target} was last answered with {status}, {seconds:.1} s before")
     }
 }
 

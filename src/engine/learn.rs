@@ -56,9 +56,13 @@ impl Engine {
                 (if is_check { refusal() } else { answer }, Validity::FRESH_ONLY)
             }
         };
+        let status = answer.status;
         let waiters = self.cache.fill(entry, answer, validity);
         if let Some(report) = self.node.report() {
-            self.journal.report(report);
+            self.journal.report(now.time, report);
+        }
+        if route.family() == Family::Leader {
+            self.journal.leader_answered(now.time, self.cache.target(entry), status);
         }
         self.answer_waiters(now, entry, waiters, [CacheStatus::Miss, CacheStatus::Collapsed]);
         self.schedule_sweep(now.time);

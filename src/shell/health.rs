@@ -38,8 +38,9 @@ fn ask_frontend(frontend: &Frontend) -> io::Result<Option<Vec<u8>>> {
     }
     let mut socket = socket;
     socket.write_all(REQUEST)?;
-    let mut response = Vec::new();
-    socket.read_to_end(&mut response)?;
+    let mut response = vec![0; RESPONSE_BYTES_MAX];
+    let length = socket.read(&mut response)?;
+    response.truncate(length);
     Ok(Some(response))
 }
 
@@ -67,6 +68,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// More than the whole response; its status line comes in one piece.
+const RESPONSE_BYTES_MAX: usize = 1024;
 /// Answered by patroniglue itself (RFC 9110, section 9.3.7).
 const REQUEST: &[u8] = b"OPTIONS * HTTP/1.0\r\n\r\n";
 /// Shorter than a kubelet's patience with three failures; a daemon that stands still for this long

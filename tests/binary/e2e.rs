@@ -630,7 +630,7 @@ fn changes_are_logged_once_and_failures_once_a_second() {
     glue.wait_for_line("this node is primary");
     patroni.set(at_once(json(503, "{\"state\": \"running\", \"role\": \"replica\"}")));
     glue.get("/primary");
-    glue.wait_for_line("role changed from primary to replica");
+    glue.wait_for_line("from primary to replica; /primary was last answered with 200, 0.");
     patroni.set(Mood::Closes);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(2_500) {
