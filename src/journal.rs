@@ -20,6 +20,8 @@ pub struct Journal {
     role: Option<String>,
     /// The last answer of a leader route.
     leader: Option<LeaderAnswer>,
+    /// The number of changes that [`Journal::summary`] shows.
+    changes: u32,
     failures: Repeats,
     refusals: Repeats,
     /// Targets whose stale answer is already reported.
@@ -64,10 +66,27 @@ enum Patroni {
 }
 
 impl Journal {
+    /// The node's role and Patroni's state, in a few words.
+    pub fn summary(&self) -> String {
+        let role = self.role.as_deref().unwrap_or("role unknown");
+        let patroni = match self.patroni {
+            Patroni::Unknown => "Patroni was not asked yet",
+            Patroni::Answers => "Patroni answers",
+            Patroni::Fails => "Patroni does not answer",
+        };
+        format!("{role}; {patroni}")
+    }
+
+    /// How often the summary has changed.
+    pub fn changes(&self) -> u32 {
+        self.changes
+    }
+
     /// A fetch brought an answer.
     pub fn answered(&mut self, target: &str) {
         if self.patroni != Patroni::Answers {
             info!("patroni answers");
+            self.changes = self.changes.wrapping_add(1);
             self.patroni = Patroni::Answers;
         }
         self.failing.remove(target);
@@ -89,6 +108,7 @@ impl Journal {
         if is_patronis && self.failing.insert(now, target) && self.patroni != Patroni::Fails {
             info!("{}", self.patroni.outage());
             self.patroni = Patroni::Fails;
+            self.changes = self.changes.wrapping_add(1);
         }
         if let Some(times) = self.failures.count(now) {
             warn!("fetching {target}: {failure} ({times} times)");
@@ -107,6 +127,7 @@ impl Journal {
         if self.role.as_deref() == Some(&report.role) {
             return;
         }
+        self.changes = self.changes.wrapping_add(1);
         match self.role.replace(report.role.clone()) {
             None => info!("this node is {}", report.role),
             Some(previous) => {

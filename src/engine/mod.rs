@@ -388,6 +388,16 @@ impl Engine {
 
     // ---- outputs
 
+    /// What the daemon does, in a few words for the supervisor.
+    pub fn summary(&self) -> String {
+        if self.draining { "draining".to_owned() } else { self.journal.summary() }
+    }
+
+    /// Changes whenever [`Engine::summary`] does.
+    pub fn summary_version(&self) -> (bool, u32) {
+        (self.draining, self.journal.changes())
+    }
+
     /// The next action; to be polled until there is none. In debug builds the invariants are
     /// checked then, unless there are more than `CONNECTIONS_CHECKED_MAX` connections.
     pub fn poll_action(&mut self) -> Option<Action> {

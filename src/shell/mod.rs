@@ -242,7 +242,7 @@ impl Daemon {
         self.serve_queue(now);
         let steps = self.continue_handshakes(now);
         self.accept(now, steps);
-        self.supervisor.tick(now.time);
+        self.supervisor.tick(now.time, &self.engine);
         self.trim.observe(self.engine.connections_and_timers());
         Ok(now)
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::standin::{Mood, StandIn, at_once, primary};
+use crate::common::standin::{Mood, StandIn, at_once, json, primary};
 use crate::common::{Glue, PATIENCE, config, config_file, supervised, wait_for};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -104,6 +104,33 @@ fn the_supervisor_is_notified_of_start_reload_and_end() {
     glue.signal("TERM");
     assert_eq!(manager.next(), "STOPPING=1\nSTATUS=shutting down: 0 clients left");
     assert!(glue.wait().success());
+}
+
+#[test]
+fn the_status_follows_role_patroni_and_drain() {
+    let manager = Manager::new();
+    let patroni = StandIn::start(at_once(primary()));
+    let text = config("127.0.0.1", patroni.address.port(), &[("cache", "ttl: 0")]);
+    let glue = Glue::start_supervised(&text, None, &manager.environment());
+    manager.wait_until_ready();
+    // at most one a second, while checks come
+    let short = Some(Duration::from_millis(50));
+    manager.socket.set_read_timeout(short).expect("a timeout");
+    let next = || {
+        wait_for("a status", || {
+            glue.get("/primary");
+            let mut bytes = [0; 256];
+            let length = manager.socket.recv(&mut bytes).ok()?;
+            Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+        })
+    };
+    assert_eq!(next(), "STATUS=primary; Patroni answers");
+    patroni.set(at_once(json(503, "{\"state\": \"running\", \"role\": \"replica\"}")));
+    assert_eq!(next(), "STATUS=replica; Patroni answers");
+    patroni.set(Mood::Closes);
+    assert_eq!(next(), "STATUS=replica; Patroni does not answer");
+    glue.signal("USR1");
+    assert_eq!(next(), "STATUS=draining");
 }
 
 #[test]

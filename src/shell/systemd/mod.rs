@@ -19,7 +19,7 @@ use self::handover::Handed;
 use self::notify::Notifier;
 use super::listener::{BoundTo, Listener};
 use super::sockets;
-use crate::engine::Port;
+use crate::engine::{Engine, Port};
 use crate::time::Time;
 
 /// The supervisor of this process.
@@ -29,6 +29,14 @@ pub struct Supervisor {
     watchdog: Option<Watchdog>,
     /// Descriptors that are not used yet.
     handed: Vec<Handed>,
+    status: Status,
+}
+
+/// The status that was sent last, and when the next may be.
+#[derive(Debug, Default)]
+struct Status {
+    version: (bool, u32),
+    due_at: Time,
 }
 
 /// Expects a notification at least once in a period.
@@ -50,7 +58,8 @@ impl Supervisor {
             only.name = given_name(Port::Checks).into();
         }
         let watchdog = Watchdog::from_environment();
-        Supervisor { notifier: Notifier::from_environment(), watchdog, handed }
+        let notifier = Notifier::from_environment();
+        Supervisor { notifier, watchdog, handed, status: Status::default() }
     }
 
     /// The listener of a port: one that was handed over, or a new one, which is then stored. A
@@ -123,7 +132,12 @@ impl Supervisor {
     }
 
     /// To be called in each turn of the loop, from nowhere else: a loop that hangs is not notified.
-    pub(super) fn tick(&mut self, now: Time) {
+    pub(super) fn tick(&mut self, now: Time, engine: &Engine) {
+        let version = engine.summary_version();
+        if version != self.status.version && self.status.due_at <= now {
+            self.status = Status { version, due_at: now.plus_ms(STATUS_MS) };
+            self.notifier.send(&status_line(&engine.summary()));
+        }
         if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.due_at <= now) {
             watchdog.due_at = now.plus_ms(watchdog.period_ms / 2);
             self.notifier.send("WATCHDOG=1");
@@ -217,3 +231,5 @@ fn stored_name(port: Port) -> &'static str {
 const PERIOD_MS_MIN: u64 = 20;
 /// Begins the names in the store.
 const STORED_PREFIX: &str = "kept-";
+/// A status is sent at most once in this time.
+const STATUS_MS: u64 = 1_000;
