@@ -1,10 +1,8 @@
 //! The operator's requests: signals, reload, drain, shutdown.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::thread;
-use std::time::Duration;
 
 use log::{Level, info, log};
 use mio::Token;
@@ -12,11 +10,11 @@ use mio::Token;
 use super::files::Loaded;
 use super::listener::{BoundTo, Listener};
 use super::signals::Event as SignalEvent;
-use super::{Daemon, LISTENERS_START, Phase, descriptors, files};
+use super::{Daemon, LISTENERS_START, Phase, descriptors, files, sockets};
 use crate::VERSION;
 use crate::cache::CacheSettings;
 use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Frontend, Password};
-use crate::engine::{DcsSettings, Settings};
+use crate::engine::{DcsSettings, Port, Settings};
 use crate::node::witness::rule::MARGIN_MS_MAX;
 use crate::node::witness::{Credentials, Settings as WitnessSettings};
 use crate::time::Now;
@@ -95,36 +93,56 @@ impl Daemon {
     /// Listens on another address in place of a listener's. Clients in the backlog of the previous
     /// one are accepted first. After an error it listens as before.
     fn listen_on(&mut self, now: Now, place: usize, address: BoundTo) -> io::Result<()> {
-        let Some(listener) = self.listeners.get(place) else { return Ok(()) };
-        let (port, previous) = (listener.port(), listener.bound_to().clone());
-        if previous == address {
-            return Ok(());
-        }
         let token = Token(LISTENERS_START + place);
         let registry = self.poll.registry().try_clone()?;
-        let listen = |address: &BoundTo| Listener::new(port, address.clone(), &registry, token);
-        let mut outcome = listen(&address);
-        let overlaps =
-            |error: &io::Error| error.kind() == ErrorKind::AddrInUse && address.1 == previous.1;
-        if outcome.as_ref().is_err_and(overlaps) {
-            // our own listener is in the way: the gap between the two is a few microseconds
-            self.close_listener(now, place);
-            outcome = after_close(|| listen(&address)).or_else(|error| {
-                let listener = after_close(|| listen(&previous))?;
-                self.supervisor.keep(&listener);
-                self.listeners.insert(place, listener);
-                Err(error)
-            });
-        } else if outcome.is_ok() {
-            self.close_listener(now, place);
+        let listen =
+            |address: &BoundTo| Listener::new(Port::Checks, address.clone(), &registry, token);
+        // `None`: after an error that left no listener
+        let previous = self.listeners.get(place).map(|listener| listener.bound_to().clone());
+        if previous.as_ref() == Some(&address) {
+            return Ok(());
         }
-        let listener = outcome?;
+        let listener = match (listen(&address), previous) {
+            (Ok(listener), Some(_)) => {
+                self.close_listener(now, place);
+                listener
+            }
+            (Err(error), Some(previous)) if self.is_in_the_way(place, &address, &error) => {
+                // nothing listens for a few microseconds; under a supervisor, until it has closed
+                // its copy
+                self.close_listener(now, place);
+                self.supervisor.wait_until_read();
+                match listen(&address) {
+                    Ok(listener) => listener,
+                    Err(error) => {
+                        let listener = listen(&previous)?;
+                        self.supervisor.keep(&listener);
+                        self.listeners.insert(place, listener);
+                        return Err(error);
+                    }
+                }
+            }
+            (outcome, _) => outcome?,
+        };
         self.supervisor.keep(&listener);
         if let Some(address) = listener.address() {
             info!("listening on {address}");
         }
         self.listeners.insert(place, listener);
         Ok(())
+    }
+
+    /// Whether an address cannot be bound because our own listener has it, or overlaps it.
+    fn is_in_the_way(&self, place: usize, (host, port): &BoundTo, error: &io::Error) -> bool {
+        let ours = self.listeners.get(place).and_then(Listener::address);
+        let Some(ours) = ours.filter(|ours| ours.port() == *port) else { return false };
+        let is_unspecified = host
+            .as_deref()
+            .is_none_or(|host| host.parse().is_ok_and(|address: IpAddr| address.is_unspecified()));
+        error.kind() == ErrorKind::AddrInUse
+            && (is_unspecified
+                || ours.ip().is_unspecified()
+                || sockets::is_bound_to(ours, host.as_deref(), *port))
     }
 
     /// Accepts the clients in a listener's backlog, then closes it.
@@ -138,24 +156,6 @@ impl Daemon {
         listener.close(self.poll.registry());
     }
 }
-
-/// Binds an address that was bound until now. A supervisor may close its copy of the previous
-/// listener a moment later, and until then the address is in use.
-fn after_close<T>(listen: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    let mut outcome = listen();
-    for _ in 0..REBIND_TRIES_MAX {
-        if !outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse) {
-            break;
-        }
-        thread::sleep(REBIND_PAUSE);
-        outcome = listen();
-    }
-    outcome
-}
-
-/// Together a tenth of a second: less than the loop may stand still for.
-const REBIND_TRIES_MAX: u32 = 20;
-const REBIND_PAUSE: Duration = Duration::from_millis(5);
 
 /// What the daemon begins with, in one line.
 pub(super) fn start_line(config: &Config, address: SocketAddr, clients_max: usize) -> String {

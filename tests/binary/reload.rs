@@ -77,6 +77,25 @@ fn a_reload_to_a_taken_port_changes_nothing() {
     assert_eq!(patroni.requests().len(), 1, "the previous ttl is in force");
 }
 
+/// The listener was closed and bound again because another address had the same port.
+#[test]
+fn an_address_of_another_process_leaves_the_listener_alone() {
+    let patroni = StandIn::start(at_once(primary()));
+    let taken = TcpListener::bind("127.0.0.2:0").expect("a free port");
+    let port = taken.local_addr().expect("its address").port();
+    let glue = Glue::start_with(&frontend("127.0.0.1", port, &patroni), &[], None);
+    let sockets = || {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", glue.process_id()));
+        let links = descriptors.expect("its descriptors").flatten().map(|one| one.path());
+        let links = links.filter_map(|path| std::fs::read_link(path).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).collect::<Vec<_>>()
+    };
+    let before = sockets();
+    reload(&glue, &frontend("127.0.0.2", port, &patroni), "not reloaded");
+    assert_eq!(sockets(), before);
+    assert_eq!(check(([127, 0, 0, 1], port).into()), Some(200));
+}
+
 #[test]
 fn a_hundred_reloads_under_load_fail_no_check() {
     let patroni = StandIn::start(at_once(primary()));
