@@ -21,6 +21,8 @@ pub struct Memory {
     pub is_silent: bool,
     /// No answer asked for up to here may be served stale.
     stale_forbidden_ms: Option<u64>,
+    /// Since when the DCS is configured: what came before may have been freed.
+    pub dcs_since_ms: u64,
     /// Patroni's intervals as last read, and when.
     intervals: Option<(Intervals, u64)>,
     /// The node got another name since. `false`: the engine may not have learned it.
@@ -29,6 +31,8 @@ pub struct Memory {
     previous_ttl: Option<(u64, u64)>,
     /// The name of the node whose answers these are, and whether another address gave the last.
     identity: Option<(&'static str, bool)>,
+    /// The name before, if the engine may not have learned the present one.
+    doubted_name: Option<&'static str>,
     /// Whether an answer told it that did not come during a jump of the clock.
     is_identity_sure: bool,
     /// Whether another node answers.
@@ -123,10 +127,12 @@ impl Memory {
             anonymous: Vec::new(),
             is_silent: false,
             stale_forbidden_ms: None,
+            dcs_since_ms: 0,
             intervals: None,
             intervals_doubted: None,
             previous_ttl: None,
             identity: None,
+            doubted_name: None,
             is_identity_sure: false,
             is_other: false,
             previous: None,
@@ -313,6 +319,9 @@ impl Memory {
         if known != name && self.is_overtaken(brought) {
             return false; // the previous name counts until a later question is answered
         }
+        if known != name || is_sure {
+            self.doubted_name = (!is_sure).then_some(known);
+        }
         self.identity = Some((name, address));
         let is_back = std::mem::replace(&mut self.is_other, false);
         let is_renamed_meanwhile = known != name && self.previous.is_none();
@@ -340,15 +349,22 @@ impl Memory {
             self.forget_failures();
         }
         let target = brought.said.target.clone();
+        let mut doubted = None;
         if is_leader_family(&target) || is_replica_family(&target) {
             let first = self.identity.map_or("", |(name, _)| name);
-            let body = format!("{{\"error\":\"this is {name}, not {first}\"}}\n");
-            (brought.said.status, brought.said.body) = (503, body.into_bytes());
+            let body = |first| format!("{{\"error\":\"this is {name}, not {first}\"}}\n");
+            (brought.said.status, brought.said.body) = (503, body(first).into_bytes());
+            doubted = self.doubted_name.map(|first| body(first).into_bytes());
         }
         brought.said.node = None;
         brought.is_anothers = true;
         let known = self.targets.entry(target).or_default();
         known.failed = known.failed.filter(|_| brought.moved);
+        known.previous = doubted.map(|body| {
+            let mut previous = brought.clone();
+            (previous.said.node, previous.said.body) = (None, body);
+            Brought { is_anothers: true, ..previous }
+        });
         known.latest = Some(brought);
         is_news
     }
@@ -409,6 +425,7 @@ impl Memory {
             && (is_replica_family(target) || is_leader_family(target))
             && self.stale_forbidden_ms.is_none_or(|ms| brought.asked_ms > ms)
             && self.restarted.is_none_or(|(_, ms)| brought.asked_ms > ms)
+            && brought.done.ms >= self.dcs_since_ms
             && !self.may_be_ended(brought)
             && known.broken_step < brought.done_step;
         may.then_some(brought)

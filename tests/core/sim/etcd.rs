@@ -457,7 +457,10 @@ impl World {
                 self.testimony.forget();
             }
             Reload::WithoutDcs => settings.dcs = None,
-            Reload::WithDcs => settings.dcs = etcd.settings(),
+            Reload::WithDcs => {
+                self.memory.dcs_since_ms = self.now_ms;
+                settings.dcs = etcd.settings();
+            }
         }
         if settings.dcs != self.settings.dcs {
             self.testimony.forget();
