@@ -3,18 +3,21 @@
 
 /// The line and the message of an error of the reader: `whole` is its text, `line` its place.
 pub fn explain(whole: &str, line: Option<usize>, text: &str) -> (Option<usize>, String) {
-    if let Some((path, name)) = whole.split_once("unknown field `") {
+    if let Some((path, name)) = split_at_kind(whole, "unknown field `") {
         let name = name.split('`').next().unwrap_or_default();
         return (line, unknown(path.trim_end_matches(": "), name));
     }
-    if let Some((path, name)) = whole.split_once("duplicate field `") {
+    if let Some((path, name)) = split_at_kind(whole, "duplicate field `") {
         let name = name.split('`').next().unwrap_or_default();
         return (line, format!("{}{name} is written twice", path.replace(": ", ".")));
     }
-    if let Some((path, types)) = whole.split_once("invalid type: ") {
+    if let Some((path, types)) = split_at_kind(whole, "invalid type: ") {
         return (line, format!("{path}{}", wrong_type(types)));
     }
-    if let Some((line, hint)) = layout(whole, line, text) {
+    let is_of_a_key = SECTIONS.iter().any(|(section, _)| {
+        whole.strip_prefix(section).is_some_and(|rest| rest.starts_with(['.', ':']))
+    });
+    if let Some((line, hint)) = layout(whole, line, text).filter(|_| !is_of_a_key) {
         return (line, hint.to_owned());
     }
     let message = without_place(whole).replace('\n', " ");
@@ -22,6 +25,12 @@ pub fn explain(whole: &str, line: Option<usize>, text: &str) -> (Option<usize>, 
         Some((line, hint)) => (Some(line), hint),
         None => (line, message),
     }
+}
+
+/// The path of keys before an error of this kind, and the rest: a value may contain the same words.
+fn split_at_kind<'a>(whole: &'a str, kind: &str) -> Option<(&'a str, &'a str)> {
+    let (path, rest) = whole.split_once(kind)?;
+    (path.is_empty() || path.ends_with(": ") && !path.contains('"')).then_some((path, rest))
 }
 
 /// A value that ends with the key of the next line, because that is indented deeper or within a
@@ -196,7 +205,11 @@ fn layout(whole: &str, line: Option<usize>, text: &str) -> Option<(Option<usize>
 
 /// Takes the position off the end of the reader's message: ours comes first.
 fn without_place(whole: &str) -> &str {
-    whole.split(" at line ").next().unwrap_or(whole)
+    let is_place = |place: &str| place.starts_with(|first: char| first.is_ascii_digit());
+    match whole.rsplit_once(" at line ") {
+        Some((message, place)) if is_place(place) => message,
+        _ => whole,
+    }
 }
 
 /// Names up to this length are near another one only if one letter differs.
