@@ -22,6 +22,8 @@ pub struct Listener {
     socket: TcpListener,
     port: Port,
     bound_to: BoundTo,
+    /// A supervisor bound it, and keeps it open.
+    is_given: bool,
     /// Cleared only when the backlog is empty: the poll reports it once.
     readable: bool,
     /// Accepting is paused until then, for lack of descriptors.
@@ -70,6 +72,7 @@ impl Listener {
             socket,
             port,
             bound_to,
+            is_given: false,
             readable: true,
             paused_until: Time::ZERO,
             shortages: Repeats::default(),
@@ -84,6 +87,21 @@ impl Listener {
     /// Closes the socket. The poll would know it as long as another process holds it, too.
     pub fn close(mut self, registry: &Registry) {
         let _ = registry.deregister(&mut self.socket);
+    }
+
+    /// Records that a supervisor bound it.
+    pub fn given(self) -> Listener {
+        Listener { is_given: true, ..self }
+    }
+
+    /// Whether a supervisor bound it: its address is not ours to change.
+    pub fn is_given(&self) -> bool {
+        self.is_given
+    }
+
+    /// The configuration names the same address in other words.
+    pub fn rename(&mut self, bound_to: BoundTo) {
+        self.bound_to = bound_to;
     }
 
     /// The address it listens on.

@@ -236,6 +236,10 @@ impl Daemon {
         self.continue_connecting(now);
         self.serve_queue(now);
         self.handle_signals(now);
+        if self.listeners.is_empty() && self.phase == Phase::Serving {
+            // a reload has lost it: a restart by the supervisor brings it back
+            return Err(io::Error::other("no address is left to listen on"));
+        }
         self.engine.tick(now);
         self.perform_actions(now);
         self.queue.extend(postponed);

@@ -46,10 +46,7 @@ impl Daemon {
         }
         self.phase = Phase::ShuttingDown;
         // connections in the backlog may already have sent a request: accept them before closing
-        for listener in &mut self.listeners {
-            listener.mark_readable();
-        }
-        self.accept(now, 0);
+        (0..self.listeners.len()).for_each(|place| self.accept_backlog(now, place));
         let line = format!("shutting down: {} clients left", self.engine.counts().clients);
         info!("{line}");
         self.supervisor.stopping(&line);
@@ -63,7 +60,10 @@ impl Daemon {
     fn handle_reload(&mut self, now: Now) {
         info!("status: {}", self.engine.counts());
         let Some(path) = self.options.config_file.clone() else { return };
-        self.supervisor.reloading();
+        if self.phase == Phase::ShuttingDown {
+            return; // what listens next is another process
+        }
+        self.supervisor.reloading(now.time);
         let outcome = self.reload(now, &path);
         let line = match &outcome {
             Ok(()) => format!("reloaded {}", path.display()),
@@ -76,6 +76,11 @@ impl Daemon {
     fn reload(&mut self, now: Now, path: &Path) -> Result<(), String> {
         let loaded = files::read_config(path)?;
         let Frontend { host, port, .. } = &loaded.config.frontend;
+        let previous = self.config.frontend.host.as_ref();
+        if host.as_deref().is_some_and(is_other_name) && host.as_ref() != previous {
+            // resolving may block for seconds
+            return Err("frontend.host: another name needs a restart; write an address".into());
+        }
         // the last step that can fail: until then nothing has changed
         self.listen_on(now, 0, (host.clone(), *port)).map_err(|error| error.to_string())?;
         loaded.log_warnings();
@@ -102,6 +107,17 @@ impl Daemon {
         if previous.as_ref() == Some(&address) {
             return Ok(());
         }
+        if let Some(given) = self.listeners.get_mut(place).filter(|listener| listener.is_given()) {
+            let is_same = given
+                .address()
+                .is_some_and(|ours| sockets::is_bound_to(ours, address.0.as_deref(), address.1));
+            let error = "the supervisor's socket unit has the address; change it there as well, \
+                and restart both";
+            if is_same {
+                given.rename(address);
+            }
+            return if is_same { Ok(()) } else { Err(io::Error::other(error)) };
+        }
         let listener = match (listen(&address), previous) {
             (Ok(listener), Some(_)) => {
                 self.close_listener(now, place);
@@ -112,10 +128,10 @@ impl Daemon {
                 // its copy
                 self.close_listener(now, place);
                 self.supervisor.wait_until_read();
-                match listen(&address) {
+                match sockets::bind_again(|| listen(&address)) {
                     Ok(listener) => listener,
                     Err(error) => {
-                        let listener = listen(&previous)?;
+                        let listener = sockets::bind_again(|| listen(&previous))?;
                         self.supervisor.keep(&listener);
                         self.listeners.insert(place, listener);
                         return Err(error);
@@ -145,16 +161,24 @@ impl Daemon {
                 || sockets::is_bound_to(ours, host.as_deref(), *port))
     }
 
+    /// Accepts the clients in a listener's backlog, but not those that connect meanwhile for ever.
+    fn accept_backlog(&mut self, now: Now, place: usize) {
+        self.listeners[place].mark_readable();
+        self.accept_from(now, place, sockets::BACKLOG.unsigned_abs());
+    }
+
     /// Accepts the clients in a listener's backlog, then closes it.
     fn close_listener(&mut self, now: Now, place: usize) {
-        self.listeners[place].mark_readable();
-        while self.listeners[place].ready_at(now.time).is_some_and(|at| at <= now.time) {
-            self.accept_from(now, place, u32::MAX);
-        }
+        self.accept_backlog(now, place);
         let listener = self.listeners.remove(place);
         self.supervisor.give_up(listener.port());
         listener.close(self.poll.registry());
     }
+}
+
+/// Whether a host must be looked up in the network.
+fn is_other_name(host: &str) -> bool {
+    host.parse::<IpAddr>().is_err() && !host.eq_ignore_ascii_case("localhost")
 }
 
 /// What the daemon begins with, in one line.

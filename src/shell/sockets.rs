@@ -4,6 +4,8 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::thread;
+use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
@@ -35,12 +37,31 @@ pub fn adopt(socket: OwnedFd) -> io::Result<TcpListener> {
 /// Whether a socket with this address is what [`listen`] would bind. Blocks as it does.
 pub fn is_bound_to(address: SocketAddr, host: Option<&str>, port: u16) -> bool {
     let is_of_host = match host {
-        None => address.ip().is_unspecified(),
+        None => address.ip().is_unspecified() && (address.is_ipv6() || !has_ipv6()),
         Some(host) => (host, port)
             .to_socket_addrs()
             .is_ok_and(|mut addresses| addresses.any(|one| one.ip() == address.ip())),
     };
     is_of_host && (port == 0 || port == address.port())
+}
+
+/// Whether all addresses include those of IPv6.
+fn has_ipv6() -> bool {
+    listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).is_ok()
+}
+
+/// Binds an address that was bound until now. A supervisor closes its copy of the previous listener
+/// in another thread (systemd's `asynchronous_close`), and until then the address is in use.
+pub fn bind_again<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let mut outcome = bind();
+    for _ in 0..REBIND_TRIES_MAX {
+        if !outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse) {
+            break;
+        }
+        thread::sleep(REBIND_PAUSE);
+        outcome = bind();
+    }
+    outcome
 }
 
 impl Dial for Rc<Registry> {
@@ -130,10 +151,13 @@ pub fn connect_failure(error: &io::Error) -> Failure {
     }
 }
 
+/// Together a fifth of a second: the loop stands still meanwhile.
+const REBIND_TRIES_MAX: u32 = 20;
+const REBIND_PAUSE: Duration = Duration::from_millis(10);
 /// The interest of every stream.
 pub const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 /// Connections waiting to be accepted; limited by `net.core.somaxconn` (4096 by default).
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 /// What the kernel keeps for a client that does not read; it doubles the value for its bookkeeping
 /// (socket(7)). Without a limit it grows to megabytes.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
@@ -147,7 +171,7 @@ mod tests {
     use crate::time::Time;
     use mio::{Events, Poll};
     use std::io::Write;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     const ID: ConnId = ConnId { slot: 7, generation: 1 };
     const LONG: Option<Duration> = Some(Duration::from_secs(10));

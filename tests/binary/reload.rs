@@ -130,3 +130,56 @@ fn a_hundred_reloads_under_load_fail_no_check() {
     glue.signal("TERM");
     assert_eq!(glue.wait().code(), Some(0));
 }
+
+/// Only one batch was accepted before the listener was closed.
+#[test]
+fn clients_in_the_backlog_are_answered_at_the_end() {
+    let patroni = StandIn::start(at_once(primary()));
+    let mut glue = Glue::start(patroni.address, &[]);
+    glue.get("/primary");
+    // stopped, so that the signal finds them all in the backlog
+    glue.signal("STOP");
+    let clients: Vec<TcpStream> = (0..300)
+        .map(|_| {
+            let mut stream = glue.connect();
+            stream.write_all(b"OPTIONS /primary HTTP/1.0\r\n\r\n").expect("the kernel buffers it");
+            stream
+        })
+        .collect();
+    glue.signal("TERM");
+    glue.signal("CONT");
+    for mut client in clients {
+        let mut text = String::new();
+        client.read_to_string(&mut text).expect("no reset");
+        assert!(text.starts_with("HTTP/1.1 "), "{text:?}");
+    }
+    assert_eq!(glue.wait().code(), Some(0));
+}
+
+#[test]
+fn a_reload_during_the_shutdown_listens_nowhere() {
+    let patroni = StandIn::start(at_once(primary()));
+    let port = free_port();
+    let mut glue = Glue::start_with(&frontend("127.0.0.1", port, &patroni), &[], None);
+    let mut half = glue.connect();
+    half.write_all(b"GET /primary HTT").expect("it reads");
+    glue.signal("TERM");
+    glue.wait_for_line("shutting down: 1 clients left");
+    glue.signal("HUP");
+    glue.wait_for_line("status: ");
+    let refused = TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.kind());
+    assert_eq!(refused.err(), Some(std::io::ErrorKind::ConnectionRefused));
+    assert_eq!(glue.lines_with("listening on").len(), 1);
+    assert_eq!(glue.wait().code(), Some(0));
+}
+
+#[test]
+fn another_name_needs_a_restart() {
+    let patroni = StandIn::start(at_once(primary()));
+    let port = free_port();
+    let glue = Glue::start_with(&frontend("127.0.0.1", port, &patroni), &[], None);
+    let line = reload(&glue, &frontend("nowhere.invalid", port, &patroni), "not reloaded");
+    assert!(line.contains("frontend.host: another name needs a restart"), "{line}");
+    reload(&glue, &frontend("localhost", port, &patroni), "reloaded ");
+    assert_eq!(check(([127, 0, 0, 1], port).into()), Some(200));
+}

@@ -37,6 +37,10 @@ pub struct Supervisor {
 struct Status {
     version: (bool, u32),
     due_at: Time,
+    /// It is to be sent at `due_at`.
+    is_pending: bool,
+    /// The outcome of a reload is shown instead.
+    is_overwritten: bool,
 }
 
 /// Expects a notification at least once in a period.
@@ -97,7 +101,7 @@ impl Supervisor {
                 if count > 0 {
                     self.give_up(port);
                 }
-                given.listen(port, bound_to, registry, token)
+                given.listen(port, bound_to, registry, token).map(Listener::given)
             }
             (given, Some(stored)) => {
                 self.handed.extend(given.map(|(_, handed)| handed));
@@ -112,8 +116,9 @@ impl Supervisor {
                     self.give_up(port);
                     self.wait_until_read();
                 }
-                let listener = Listener::new(port, bound_to, registry, token)
-                    .map_err(|error| error.to_string())?;
+                let listener =
+                    sockets::bind_again(|| Listener::new(port, bound_to.clone(), registry, token));
+                let listener = listener.map_err(|error| error.to_string())?;
                 self.keep(&listener);
                 Ok(listener)
             }
@@ -134,8 +139,10 @@ impl Supervisor {
     /// To be called in each turn of the loop, from nowhere else: a loop that hangs is not notified.
     pub(super) fn tick(&mut self, now: Time, engine: &Engine) {
         let version = engine.summary_version();
-        if version != self.status.version && self.status.due_at <= now {
-            self.status = Status { version, due_at: now.plus_ms(STATUS_MS) };
+        let status = &mut self.status;
+        status.is_pending = version != status.version || status.is_overwritten;
+        if status.is_pending && status.due_at <= now {
+            *status = Status { version, due_at: now.plus_ms(STATUS_MS), ..Status::default() };
             self.notifier.send(&status_line(&engine.summary()));
         }
         if let Some(watchdog) = self.watchdog.as_mut().filter(|watchdog| watchdog.due_at <= now) {
@@ -146,7 +153,9 @@ impl Supervisor {
 
     /// When [`Supervisor::tick`] is due.
     pub(super) fn deadline(&self) -> Option<Time> {
-        self.watchdog.as_ref().map(|watchdog| watchdog.due_at)
+        let watchdog = self.watchdog.as_ref().map(|watchdog| watchdog.due_at);
+        let status = self.status.is_pending.then_some(self.status.due_at);
+        watchdog.into_iter().chain(status).min()
     }
 
     /// The daemon serves, with what it was started with or, after [`Supervisor::reloading`], with
@@ -157,7 +166,8 @@ impl Supervisor {
 
     /// The configuration is read again; [`Supervisor::ready`] ends this. `Type=notify-reload`
     /// requires the time.
-    pub(super) fn reloading(&self) {
+    pub(super) fn reloading(&mut self, now: Time) {
+        (self.status.is_overwritten, self.status.due_at) = (true, now.plus_ms(STATUS_MS));
         let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
         let monotonic_us = tv_sec as i128 * 1_000_000 + tv_nsec as i128 / 1_000;
         self.notifier.send(&format!("RELOADING=1\nMONOTONIC_USEC={monotonic_us}"));
