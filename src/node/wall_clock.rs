@@ -11,7 +11,7 @@ pub enum WallClock {
     Unknown,
     /// It runs as the monotonic clock does.
     Steady(Offset),
-    /// It jumped, and `dcs_last_seen` may be from before the jump until it moves.
+    /// It jumped, or Patroni is another one: `dcs_last_seen` may be from before until it moves.
     Jumped {
         /// Since the jump.
         offset: Offset,
@@ -70,11 +70,14 @@ impl WallClock {
         trusted
     }
 
-    /// The clock without what the previous Patroni reported since a jump.
+    /// The clock after another Patroni is configured, as after a jump: it may be the same one under
+    /// another name, and our forgotten requests may have set its `dcs_last_seen`.
     pub fn without_patroni(self) -> Self {
         match self {
-            WallClock::Jumped { offset, .. } => WallClock::Jumped { offset, seen: None },
-            known => known,
+            WallClock::Steady(offset) | WallClock::Jumped { offset, .. } => {
+                WallClock::Jumped { offset, seen: None }
+            }
+            WallClock::Unknown => WallClock::Unknown,
         }
     }
 
@@ -197,6 +200,11 @@ mod tests {
 
     #[test]
     fn another_patroni_has_to_move_on_twice_as_well() {
+        let mut clock = WallClock::default();
+        clock.observe(at(0, 10_000));
+        let mut clock = clock.without_patroni();
+        assert!(!clock.learn_dcs_last_seen(5, false), "our requests may have set it");
+        assert!(clock.learn_dcs_last_seen(15, false));
         let mut clock = WallClock::default();
         clock.observe(at(0, 10_000));
         clock.observe(at(1, 20_001));
