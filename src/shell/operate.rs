@@ -13,7 +13,9 @@ use super::signals::Event as SignalEvent;
 use super::{Daemon, LISTENERS_START, Phase, descriptors, files, sockets};
 use crate::VERSION;
 use crate::cache::CacheSettings;
-use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Frontend, Password};
+use crate::config::{
+    Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Frontend, FrontendTls, Password, VerifyClient,
+};
 use crate::engine::{DcsSettings, Port, Settings};
 use crate::node::witness::rule::MARGIN_MS_MAX;
 use crate::node::witness::{Credentials, Settings as WitnessSettings};
@@ -183,7 +185,14 @@ fn is_other_name(host: &str) -> bool {
 
 /// What the daemon begins with, in one line.
 pub(super) fn start_line(config: &Config, address: SocketAddr, clients_max: usize) -> String {
-    let tls = if config.frontend.tls.is_some() { " with TLS," } else { "" };
+    let tls = match &config.frontend.tls {
+        None => "",
+        Some(FrontendTls { cafile: None, .. }) => " with TLS,",
+        Some(FrontendTls { verify_client: VerifyClient::Required, .. }) => {
+            " with TLS and client certificates,"
+        }
+        Some(_) => " with TLS and optional client certificates,",
+    };
     let scheme = if config.backend.tls.is_some() { "https" } else { "http" };
     let backend = config.backend.authority();
     let [ttl, grace] = [config.cache.ttl_ms, config.cache.grace_ms].map(|ms| ms as f64 / 1e3);

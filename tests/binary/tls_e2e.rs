@@ -227,7 +227,7 @@ fn client_certificates_may_be_optional() {
     let patroni = StandIn::start(at_once(primary()));
     let cafile = format!("cafile: {}", folder.write("clients.pem", &ca.pem));
     let more = [&*cafile, "verify-client: optional"];
-    let glue = tls_glue(patroni.address, &folder, &ca.issue(), &more);
+    let mut glue = tls_glue(patroni.address, &folder, &ca.issue(), &more);
     let (good, foreign) = (ca.issue(), other.issue());
     for versions in [ONLY_12, ONLY_13] {
         for identity in [None, Some(&good)] {
@@ -238,6 +238,7 @@ fn client_certificates_may_be_optional() {
         let text = refusal(&mut connect(&config, glue.address)).to_ascii_lowercase();
         assert!(text.contains("unknownca"), "{text}");
     }
+    glue.wait_for_line(" with TLS and optional client certificates, asking Patroni at ");
 }
 
 #[test]
