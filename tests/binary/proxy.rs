@@ -1,13 +1,14 @@
 //! `frontend.proxy-protocol`: headers of HAProxy's PROXY protocol before each connection.
 
 use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
 use crate::common::standin::{StandIn, at_once, primary};
-use crate::common::{Glue, config, free_port, read_to_end, run, status_of};
+use crate::common::{Glue, config, config_file, free_port, read_to_end, run, status_of};
 use crate::tls_support::{BOTH, Ca, Folder, ask, client, section};
 
 const VERSION_1: &[u8] = b"PROXY TCP4 192.0.2.7 192.0.2.8 56324 8009\r\n";
@@ -68,6 +69,33 @@ fn without_a_header_the_connection_is_closed() {
     }
     glue.wait_for_line("client 127.0.0.1: there is no PROXY header; set send-proxy or");
     assert_eq!(patroni.requests().len(), 0);
+}
+
+#[test]
+fn haproxys_check_send_proxy_is_accepted() {
+    let patroni = StandIn::start(at_once(primary()));
+    let log = [("frontend", "logformat: \"%m %U %s\"")];
+    let mut glue = proxied(&patroni, &log, &["-verbose"]);
+    let text = format!(
+        "global\ndefaults\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  \
+         timeout server 1s\nlisten write\n  bind 127.0.0.1:{}\n  \
+         option httpchk OPTIONS /primary\n  \
+         http-check expect status 200\n  \
+         server pg1 {} check check-send-proxy inter 100ms\n",
+        free_port(),
+        glue.address
+    );
+    let file = config_file(&text);
+    let mut command = Command::new("haproxy");
+    command.arg("-db").arg("-f").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut haproxy) = command.spawn() else {
+        assert!(std::env::var_os("CI").is_none(), "haproxy is missing in CI");
+        return eprintln!("skipped: haproxy is not installed");
+    };
+    glue.wait_for_line("OPTIONS /primary 200");
+    haproxy.kill().expect("it runs");
+    haproxy.wait().expect("it ends");
+    std::fs::remove_file(file).expect("its configuration");
 }
 
 #[test]
