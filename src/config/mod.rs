@@ -301,6 +301,8 @@ impl ConfigError {
         let (whole, line) = (error.to_string(), error.location().map(|place| place.line()));
         let line = line_of_duplicate(&whole, text).or(line);
         let (line, message) = hints::explain(&whole, line, text);
+        // a key may contain anything
+        let message = message.replace(char::is_control, " ");
         ConfigError { line, message }
     }
 }
