@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::checks::{Memory, Outcome};
 use super::faults::Fault;
+use super::gateway::{framed, header, range};
 use super::keys::Truth;
 use super::patroni::{Clock, Freeze, Happening, SYSTEM_IDENTIFIER};
 use super::random::Random;
@@ -644,36 +645,8 @@ fn time_left(truth: &Truth, id: i64, trouble: Option<Trouble>) -> Value {
     answer
 }
 
-fn range(key: &str, value: Option<(String, i64)>) -> Value {
-    let header = json!({ "revision": "5" });
-    let Some((value, lease)) = value else {
-        return json!({ "response_range": { "header": header } });
-    };
-    let mut pair = json!({
-        "key": STANDARD.encode(key), "create_revision": "3", "mod_revision": "4", "version": "1",
-        "value": STANDARD.encode(value),
-    });
-    if lease > 0 {
-        pair["lease"] = json!(lease.to_string());
-    }
-    json!({ "response_range": { "header": header, "kvs": [pair], "count": "1" } })
-}
-
-fn header() -> Value {
-    json!({ "cluster_id": "1", "member_id": "2", "revision": "5", "raft_term": "3" })
-}
-
 fn error(status: u16, code: u32, text: &str) -> (u16, Value) {
     (status, json!({ "error": text, "message": text, "code": code }))
-}
-
-/// etcd's gateway sends a length only with short answers.
-fn framed(status: u16, body: &Value, is_long: bool) -> Vec<u8> {
-    let body = body.to_string();
-    let length =
-        if is_long { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-    let head = format!("HTTP/1.0 {status} X\r\nContent-Type: application/json\r\n{length}\r\n");
-    (head + &body).into_bytes()
 }
 
 const TROUBLES: [Trouble; 13] = [

@@ -4,6 +4,7 @@ mod checks;
 mod client;
 mod etcd;
 mod faults;
+pub mod gateway;
 mod keys;
 mod patroni;
 mod random;

@@ -4,6 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::sim::gateway;
+
 /// etcd, in the state that the story says.
 pub struct Etcd {
     pub fault: Fault,
@@ -95,10 +97,7 @@ impl Etcd {
             (_, "/v3/lease/timetolive") => (200, self.time_to_live(now_ms)),
             _ => (404, json!({})),
         };
-        let body = body.to_string();
-        let length = body.len();
-        let head = format!("HTTP/1.0 {status} X\r\nContent-Type: application/json\r\n");
-        Some(format!("{head}Content-Length: {length}\r\n\r\n{body}").into_bytes())
+        Some(gateway::framed(status, &body, false))
     }
 
     fn transaction(&self, body: &str) -> Value {
@@ -106,25 +105,16 @@ impl Etcd {
         let ranges = request["success"].as_array().cloned().unwrap_or_default();
         let responses: Vec<Value> =
             ranges.iter().map(|range| self.range(&range["request_range"]["key"])).collect();
-        json!({ "header": header(), "succeeded": true, "responses": responses })
+        json!({ "header": gateway::header(), "succeeded": true, "responses": responses })
     }
 
     fn range(&self, key: &Value) -> Value {
         let name = STANDARD.decode(key.as_str().unwrap_or_default()).unwrap_or_default();
         let name = String::from_utf8_lossy(&name).into_owned();
         let short = name.trim_start_matches("/service/main/");
-        let header = json!({ "revision": "5" });
-        let Some((value, lease)) = self.value(short) else {
-            return json!({ "response_range": { "header": header } });
-        };
-        let mut pair = json!({
-            "key": key, "create_revision": "3", "mod_revision": "4", "version": "1",
-            "value": STANDARD.encode(value),
-        });
-        if lease {
-            pair["lease"] = json!(LEASE.to_string());
-        }
-        json!({ "response_range": { "header": header, "kvs": [pair], "count": "1" } })
+        let value =
+            self.value(short).map(|(value, is_leased)| (value, i64::from(is_leased) * LEASE));
+        gateway::range(&name, value)
     }
 
     /// A key's value, and whether it hangs on the lease.
@@ -158,7 +148,7 @@ impl Etcd {
 
     fn time_to_live(&self, now_ms: u64) -> Value {
         let left_ms = self.lease_ends_ms.map_or(25_500, |ends_ms| ends_ms.saturating_sub(now_ms));
-        let mut answer = json!({ "header": header(), "ID": LEASE.to_string() });
+        let mut answer = json!({ "header": gateway::header(), "ID": LEASE.to_string() });
         if self.lease_ends_ms.is_some_and(|ends_ms| ends_ms <= now_ms) {
             answer["TTL"] = json!("-1");
             return answer;
@@ -172,8 +162,4 @@ impl Etcd {
     }
 }
 
-fn header() -> Value {
-    json!({ "cluster_id": "1", "member_id": "2", "revision": "5", "raft_term": "3" })
-}
-
-const LEASE: u64 = 7_587_880_112_321_712_652;
+const LEASE: i64 = 7_587_880_112_321_712_652;
