@@ -158,10 +158,9 @@ impl<S: Read + Write> Stream<S> {
         let Some(secured) = &mut self.tls else {
             return match self.socket.read(&mut buffers.wire) {
                 Ok(Some(0)) => ReadOutcome::Eof,
-                Ok(Some(count)) => match header_bytes(&mut self.proxied, &buffers.wire[..count]) {
-                    Ok(header) if header == count => ReadOutcome::NoData,
-                    Ok(header) => ReadOutcome::Data(&buffers.wire[header..count]),
-                    Err(why) => ReadOutcome::Broken(Broken::Proxy(why)),
+                Ok(Some(count)) => match after_header(&mut self.proxied, &buffers.wire[..count]) {
+                    Ok(from) => ReadOutcome::Data(&buffers.wire[from..count]),
+                    Err(outcome) => outcome,
                 },
                 Ok(None) => ReadOutcome::Blocked,
                 Err(_) => ReadOutcome::Broken(Broken::Io),
@@ -177,13 +176,12 @@ impl<S: Read + Write> Stream<S> {
             Ok(Some(0)) if secured.session.is_handshaking() => ReadOutcome::Broken(Broken::Closed),
             Ok(Some(0)) => ReadOutcome::Broken(Broken::Cut),
             Ok(Some(count)) => {
-                let header = match header_bytes(&mut self.proxied, &buffers.wire[..count]) {
-                    Ok(header) if header == count => return ReadOutcome::NoData,
-                    Ok(header) => header,
-                    Err(why) => return ReadOutcome::Broken(Broken::Proxy(why)),
+                let from = match after_header(&mut self.proxied, &buffers.wire[..count]) {
+                    Ok(from) => from,
+                    Err(outcome) => return outcome,
                 };
                 buffers.plain.clear();
-                let records = &mut buffers.wire[header..count];
+                let records = &mut buffers.wire[from..count];
                 match secured.session.receive(records, &mut buffers.plain) {
                     outcome if !buffers.plain.is_empty() => {
                         secured.failed = outcome.err();
@@ -401,17 +399,22 @@ impl Stream<TcpStream> {
     }
 }
 
-/// The bytes of a read that belong to the PROXY header.
-fn header_bytes(proxied: &mut Option<Box<Proxied>>, read: &[u8]) -> Result<usize, &'static str> {
+/// Where the data of a read begins: after the rest of the PROXY header, if one is expected. The
+/// outcome of the read if there is none.
+fn after_header<'a>(
+    proxied: &mut Option<Box<Proxied>>,
+    read: &[u8],
+) -> Result<usize, ReadOutcome<'a>> {
     let Some(Proxied::Begun(begun)) = proxied.as_deref_mut() else { return Ok(0) };
     let before = begun.len();
     begun.extend_from_slice(&read[..read.len().min(PROXY_HEADER_BYTES_MAX - before)]);
     match ProxyHeader::read(begun) {
-        ProxyHeader::Incomplete => Ok(read.len()),
-        ProxyHeader::Invalid(why) => Err(why),
+        ProxyHeader::Incomplete => Err(ReadOutcome::NoData),
+        ProxyHeader::Invalid(why) => Err(ReadOutcome::Broken(Broken::Proxy(why))),
         ProxyHeader::Whole { bytes, source } => {
             *proxied = Some(Box::new(Proxied::Read(source)));
-            Ok(bytes - before)
+            let from = bytes - before;
+            if from == read.len() { Err(ReadOutcome::NoData) } else { Ok(from) }
         }
     }
 }
