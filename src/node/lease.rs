@@ -107,8 +107,8 @@ impl Lease {
         self.previous_seen = previous.or(self.previous_seen);
     }
 
-    /// `seen` is the first after a jump of the wall clock: the previous one is by the clock before
-    /// the jump.
+    /// `seen` is the first since the clock jumped or Patroni was exchanged: the previous one may be
+    /// from before that.
     pub fn forget_previous(&mut self) {
         self.previous_seen = None;
     }

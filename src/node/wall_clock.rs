@@ -12,8 +12,8 @@ pub enum WallClock {
     /// It runs as the monotonic clock does.
     Steady(Offset),
     /// It jumped, or Patroni is another one: `dcs_last_seen` may be from before until it moves.
-    Jumped {
-        /// Since the jump.
+    Distrusted {
+        /// As in `Steady`.
         offset: Offset,
         /// The `dcs_last_seen` of the first answer since.
         seen: Option<u64>,
@@ -47,21 +47,21 @@ impl WallClock {
                 *self = WallClock::Steady(found);
                 return None;
             }
-            WallClock::Steady(offset) | WallClock::Jumped { offset, .. } => offset,
+            WallClock::Steady(offset) | WallClock::Distrusted { offset, .. } => offset,
         };
         if offset.ahead_ms.abs_diff(ahead_ms) <= JUMP_MS_MIN {
             offset.follow(found);
             return None;
         }
         let before_unix_ms = now.time.as_ms().saturating_add_signed(offset.ahead_ms);
-        *self = WallClock::Jumped { offset: found, seen: None };
+        *self = WallClock::Distrusted { offset: found, seen: None };
         Some(before_unix_ms)
     }
 
     /// An answer reported this `dcs_last_seen`, which one of our DCS reads may have set
-    /// (`may_be_ours`). Returns whether it is the first that is certainly from after a jump.
+    /// (`may_be_ours`). Returns whether it is the first since the distrust that is certainly new.
     pub fn learn_dcs_last_seen(&mut self, seen: u64, may_be_ours: bool) -> bool {
-        let WallClock::Jumped { offset, seen: before } = self else { return false };
+        let WallClock::Distrusted { offset, seen: before } = self else { return false };
         let moved_on = before.replace(seen).is_some_and(|before| before != seen);
         let trusted = moved_on && !may_be_ours;
         if trusted {
@@ -74,16 +74,17 @@ impl WallClock {
     /// another name, and our forgotten requests may have set its `dcs_last_seen`.
     pub fn without_patroni(self) -> Self {
         match self {
-            WallClock::Steady(offset) | WallClock::Jumped { offset, .. } => {
-                WallClock::Jumped { offset, seen: None }
+            WallClock::Steady(offset) | WallClock::Distrusted { offset, .. } => {
+                WallClock::Distrusted { offset, seen: None }
             }
             WallClock::Unknown => WallClock::Unknown,
         }
     }
 
-    /// Whether it jumped, and Patroni has not moved `dcs_last_seen` on its own since.
+    /// Whether it jumped, or Patroni is another one, and Patroni has not moved `dcs_last_seen` on
+    /// its own since.
     pub fn is_distrusted(&self) -> bool {
-        matches!(self, WallClock::Jumped { .. })
+        matches!(self, WallClock::Distrusted { .. })
     }
 }
 
