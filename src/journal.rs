@@ -140,14 +140,11 @@ impl Journal {
 
     /// A leader route was answered with this status: what load balancers get from now on.
     pub fn leader_answered(&mut self, now: Time, target: &str, status: u16) {
-        let leader = self.leader.get_or_insert_with(|| LeaderAnswer {
-            target: String::new(),
-            status,
-            answered_at: now,
-        });
-        leader.target.clear();
-        leader.target.push_str(target);
-        (leader.status, leader.answered_at) = (status, now);
+        // the text keeps its memory: this comes with every fetch
+        let mut text = self.leader.take().map(|leader| leader.target).unwrap_or_default();
+        text.clear();
+        text.push_str(target);
+        self.leader = Some(LeaderAnswer { target: text, status, answered_at: now });
     }
 
     /// The node's verdict on an answer of `target` has a notice.
