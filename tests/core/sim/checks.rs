@@ -25,8 +25,8 @@ pub struct Memory {
     pub dcs_since_ms: u64,
     /// Patroni's intervals as last read, and when.
     intervals: Option<(Intervals, u64)>,
-    /// The node got another name since. `false`: the engine may not have learned it.
-    intervals_doubted: Option<bool>,
+    /// Whether the node got another name since.
+    renamed: Renamed,
     /// The `ttl` of earlier intervals, and until when a lease may still rest on it.
     previous_ttl: Option<(u64, u64)>,
     /// The name of the node whose answers these are, and whether another address gave the last.
@@ -57,6 +57,15 @@ pub struct Memory {
     is_unsure: bool,
     /// When and at which step it was last not known what the previous report was.
     unsure: Option<(u64, u64)>,
+}
+
+/// Whether the node got another name since its intervals were fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Renamed {
+    No,
+    /// The engine may not have learned it.
+    Perhaps,
+    Surely,
 }
 
 #[derive(Default)]
@@ -129,7 +138,7 @@ impl Memory {
             stale_forbidden_ms: None,
             dcs_since_ms: 0,
             intervals: None,
-            intervals_doubted: None,
+            renamed: Renamed::No,
             previous_ttl: None,
             identity: None,
             doubted_name: None,
@@ -243,7 +252,9 @@ impl Memory {
             self.restarted = Some((step, ms));
         }
         self.intervals = intervals.map(|intervals| (intervals, ms)).or(self.intervals);
-        self.intervals_doubted = self.intervals_doubted.filter(|_| intervals.is_none());
+        if intervals.is_some() {
+            self.renamed = Renamed::No;
+        }
     }
 
     /// Finds the `ttl` that bounds the lease of an answer. After another name the intervals are not
@@ -251,17 +262,18 @@ impl Memory {
     fn measure_ttl(&mut self, brought: &mut Brought, is_sure: bool) {
         let ms = brought.done.ms;
         if self.is_renamed_by(brought) {
-            self.intervals_doubted = Some(is_sure || self.intervals_doubted == Some(true));
+            self.renamed =
+                self.renamed.max(if is_sure { Renamed::Surely } else { Renamed::Perhaps });
         }
         let known = self.intervals.filter(|(_, read_ms)| ms - read_ms < INTERVALS_MS_MAX);
-        let known = known.filter(|_| self.intervals_doubted != Some(true));
+        let known = known.filter(|_| self.renamed != Renamed::Surely);
         brought.intervals = known.map(|(intervals, _)| intervals);
         let previous = self.previous_ttl.filter(|(_, until_ms)| ms < *until_ms);
         let current_ms = ttl_ms(brought.intervals);
         let both = known.and(previous).map_or(current_ms, |(previous, _)| current_ms.min(previous));
         brought.ttl_ms = both;
-        let doubted_ms = self.intervals_doubted.map_or(both, |_| both.min(ttl_ms(None)));
-        brought.ttl_ms_min = doubted_ms;
+        let is_named = self.renamed == Renamed::No;
+        brought.ttl_ms_min = if is_named { both } else { both.min(ttl_ms(None)) };
     }
 
     /// An answer that comes together with a jump of the wall clock is fetched again, and what it
