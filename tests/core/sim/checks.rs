@@ -112,7 +112,7 @@ pub struct Failed {
 }
 
 /// An answer of the engine, and the request.
-pub struct Given<'a> {
+pub struct Served<'a> {
     pub clock: Clock,
     pub asked_step: u64,
     pub method: &'a str,
@@ -301,7 +301,7 @@ impl Memory {
         self.unsure.is_some_and(|(_, step)| brought.asked_step <= step)
     }
 
-    /// Whether an answer is not given out, because it may no longer be true: the later question
+    /// Whether an answer is not passed on, because it may no longer be true: the later question
     /// has been answered, and differs.
     fn is_overtaken(&self, brought: &Brought) -> bool {
         let differs = |(previous, asked_ms): &(Node, u64)| {
@@ -594,67 +594,67 @@ impl Memory {
     }
 
     /// Checks promises 2, 3 and 5 for an answer of the engine.
-    pub fn check(&mut self, given: &Given<'_>, testimony: &mut Testimony) -> Outcome {
-        let cache = given.answer.cache.as_deref().ok_or("no Cache-Status")?;
+    pub fn check(&mut self, served: &Served<'_>, testimony: &mut Testimony) -> Outcome {
+        let cache = served.answer.cache.as_deref().ok_or("no Cache-Status")?;
         if cache.contains("detail=failed") {
-            return self.check_failure(given);
+            return self.check_failure(served);
         }
-        let known = self.targets.get(given.target);
+        let known = self.targets.get(served.target);
         let brought = known.and_then(|known| known.latest.as_ref());
         let latest = brought.ok_or("Patroni has not answered for this target")?;
         let previous = known.and_then(|known| known.previous.as_ref());
-        let previous = previous.filter(|previous| same(given, previous).is_ok());
-        let brought = match (same(given, latest), previous) {
+        let previous = previous.filter(|previous| same(served, previous).is_ok());
+        let brought = match (same(served, latest), previous) {
             (Ok(()), _) => latest,
             (Err(_), Some(previous)) => previous,
             (Err(error), None) => return Err(error),
         };
-        let age_ms = given.clock.ms - brought.asked_ms;
-        if given.answer.age != Some(age_ms / 1_000) {
-            return Err(format!("Age {:?}, but the answer is {age_ms} ms old", given.answer.age));
+        let age_ms = served.clock.ms - brought.asked_ms;
+        if served.answer.age != Some(age_ms / 1_000) {
+            return Err(format!("Age {:?}, but the answer is {age_ms} ms old", served.answer.age));
         }
         if self.is_ended(brought) {
             return Err(
                 "promise 5: served, although a later status of the node contradicts it".into()
             );
         }
-        check_jump(given, brought)?;
-        if brought.done_step >= given.asked_step {
-            if !brought.moved && bound_passed(brought, given.clock.unix_ms) {
+        check_jump(served, brought)?;
+        if brought.done_step >= served.asked_step {
+            if !brought.moved && bound_passed(brought, served.clock.unix_ms) {
                 return Err("promise 2: the lease's bound passed while it was fetched".into());
             }
-            let at_once = brought.done.ms == given.clock.ms;
+            let at_once = brought.done.ms == served.clock.ms;
             return if at_once { Ok(()) } else { Err("a waiting client was answered late".into()) };
         }
-        let by_grace = self.check_kept(given, brought, age_ms);
+        let by_grace = self.check_kept(served, brought, age_ms);
         if !cache.contains("detail=silent") {
             return by_grace;
         }
-        self.check_silence(given, brought)?;
-        testimony.check(given, brought, self.subject(), by_grace)
+        self.check_silence(served, brought)?;
+        testimony.check(served, brought, self.subject(), by_grace)
     }
 
     /// Checks an answer from memory by `cache.ttl`, `cache.grace` and D.
-    fn check_kept(&self, given: &Given<'_>, brought: &Brought, age_ms: u64) -> Outcome {
-        let is_leaders = is_leader_family(given.target) && brought.said.status == 200;
+    fn check_kept(&self, served: &Served<'_>, brought: &Brought, age_ms: u64) -> Outcome {
+        let is_leaders = is_leader_family(served.target) && brought.said.status == 200;
         let in_transition =
-            brought.said.node.is_some() && self.is_in_transition(given.clock.ms, true);
-        let ttl_ms = given.settings.cache.ttl_ms;
+            brought.said.node.is_some() && self.is_in_transition(served.clock.ms, true);
+        let ttl_ms = served.settings.cache.ttl_ms;
         let kept_ms = if in_transition { ttl_ms.min(TRANSITION_TTL_MS) } else { ttl_ms };
         if age_ms >= kept_ms {
-            self.check_stale(given, brought, age_ms).map_err(|error| match in_transition {
+            self.check_stale(served, brought, age_ms).map_err(|error| match in_transition {
                 true => format!("promise 9: {age_ms} ms old while the node changes ({error})"),
                 false => error,
             })?;
         }
         if is_leaders {
-            check_leader(given, brought, age_ms >= ttl_ms, self.lapsed_step)?;
+            check_leader(served, brought, age_ms >= ttl_ms, self.lapsed_step)?;
         }
         Ok(())
     }
 
-    fn check_failure(&mut self, given: &Given<'_>) -> Outcome {
-        let Given { answer, target, .. } = given;
+    fn check_failure(&mut self, served: &Served<'_>) -> Outcome {
+        let Served { answer, target, .. } = served;
         if answer.status != 503 {
             return Err(format!("a failure served with status {}", answer.status));
         }
@@ -664,32 +664,32 @@ impl Memory {
         let failed = known.and_then(|known| known.failed);
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         let says =
-            |why: Failure| given.method != "GET" || text == format!("{{\"error\":\"{why}\"}}\n");
+            |why: Failure| served.method != "GET" || text == format!("{{\"error\":\"{why}\"}}\n");
         let mut failures = failed.iter().chain(&self.anonymous);
         let truly = failures.any(|failed| failed.step > since && says(failed.why));
-        if truly || (given.busy && (says(Failure::TimedOut) || says(Failure::NoRoom))) {
+        if truly || (served.busy && (says(Failure::TimedOut) || says(Failure::NoRoom))) {
             return Ok(());
         }
         Err(format!("the failure served is {text:?}, but it was {failed:?}"))
     }
 
     /// Promises 2 and 3 for a stale answer.
-    fn check_stale(&self, given: &Given<'_>, brought: &Brought, age_ms: u64) -> Outcome {
-        let limits = given.settings.cache;
+    fn check_stale(&self, served: &Served<'_>, brought: &Brought, age_ms: u64) -> Outcome {
+        let limits = served.settings.cache;
         if limits.grace_ms == 0 || age_ms >= limits.ttl_ms + limits.grace_ms {
             return Err(format!("promise 2: the answer is {age_ms} ms old"));
         }
-        let target = given.target;
+        let target = served.target;
         let may = is_leader_family(target) || is_replica_family(target) || is_health(target);
         if !may || brought.said.status != 200 {
             return Err("promise 3: stale, although this target is never served stale".into());
         }
-        self.check_silence(given, brought)
+        self.check_silence(served, brought)
     }
 
     /// Checks what has to hold for each stale answer.
-    fn check_silence(&self, given: &Given<'_>, brought: &Brought) -> Outcome {
-        let target = given.target;
+    fn check_silence(&self, served: &Served<'_>, brought: &Brought) -> Outcome {
+        let target = served.target;
         if brought.is_anothers {
             return Err("promise 3: stale, although another node said it".into());
         }
@@ -705,7 +705,7 @@ impl Memory {
         let since =
             |failed: &Failed| failed.step > brought.done_step && failed.why == Failure::TimedOut;
         let unknown = self.anonymous.iter().any(since);
-        if !self.is_silent && !timed_out && !unknown && !given.slow {
+        if !self.is_silent && !timed_out && !unknown && !served.slow {
             return Err("promise 2: stale, although Patroni is not silent".into());
         }
         Ok(())
@@ -713,12 +713,12 @@ impl Memory {
 }
 
 /// Checks that the answer is Patroni's last one, to the byte.
-fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
-    let (answer, said) = (given.answer, &brought.said);
-    let options = given.method == "OPTIONS";
+fn same(served: &Served<'_>, brought: &Brought) -> Outcome {
+    let (answer, said) = (served.answer, &brought.said);
+    let options = served.method == "OPTIONS";
     let content_type = said.content_type.filter(|_| !options);
     let length = if options { 0 } else { said.body.len() };
-    let body: &[u8] = if given.method == "GET" { &said.body } else { &[] };
+    let body: &[u8] = if served.method == "GET" { &said.body } else { &[] };
     let right = answer.status == said.status
         && answer.content_type.as_deref() == content_type
         && answer.content_length == length
@@ -738,11 +738,11 @@ fn same(given: &Given<'_>, brought: &Brought) -> Outcome {
 
 /// Promise 2: nothing from before a jump of the wall clock is served. The limit holds whenever the
 /// steps since the answer was asked for sum up to a jump, however the clock stood before.
-fn check_jump(given: &Given<'_>, brought: &Brought) -> Outcome {
+fn check_jump(served: &Served<'_>, brought: &Brought) -> Outcome {
     let ahead = |ms: u64, unix_ms: u64| unix_ms as i64 - ms as i64;
     let then = ahead(brought.asked_ms, brought.asked_unix_ms);
-    let moved_ms = ahead(given.clock.ms, given.clock.unix_ms).abs_diff(then);
-    let slewed_ms_max = 2 * JUMP_MS_MIN + (given.clock.ms - brought.asked_ms) / 1_000;
+    let moved_ms = ahead(served.clock.ms, served.clock.unix_ms).abs_diff(then);
+    let slewed_ms_max = 2 * JUMP_MS_MIN + (served.clock.ms - brought.asked_ms) / 1_000;
     if moved_ms > slewed_ms_max {
         return Err(format!(
             "promise 2: since it was asked for the wall clock moved {moved_ms} ms"
@@ -760,8 +760,13 @@ pub fn bound_passed(brought: &Brought, unix_ms: u64) -> bool {
 }
 
 /// Promise 3 for a leader's cached 200.
-fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_step: u64) -> Outcome {
-    let clock = given.clock;
+fn check_leader(
+    served: &Served<'_>,
+    brought: &Brought,
+    is_stale: bool,
+    lapsed_step: u64,
+) -> Outcome {
+    let clock = served.clock;
     let age_ms = clock.ms - brought.asked_ms;
     let seen = brought.said.node.as_ref().and_then(|node| node.seen);
     let over = |until_unix_ms: u64| {
@@ -804,7 +809,7 @@ fn check_leader(given: &Given<'_>, brought: &Brought, is_stale: bool, lapsed_ste
             return Err("promise 3: D is over".into());
         }
     }
-    let patroni = given.patroni;
+    let patroni = served.patroni;
     let read_since = patroni.lowered_ms.is_none_or(|ms| brought.done.ms > ms + INTERVALS_MS_MAX);
     // a clock that is ahead moves D later; a fetch that took long does not show by how much
     let hidden = brought.said.ahead_ms > 0 && !shows_another_clock(brought);

@@ -469,7 +469,7 @@ impl World {
         self.settings = settings.clone();
         self.engine.configure(self.now(), settings);
         self.testimony.reloaded_step = Some(self.step);
-        self.act(Cause::Other)
+        self.perform_actions(Cause::Other)
     }
 
     /// Records whether Patroni is silent, so that the DCS may be asked.
@@ -521,7 +521,7 @@ impl World {
     /// The connection of a read of the DCS is open.
     pub fn connected_dcs(&mut self, id: ConnId) -> Outcome {
         self.engine.progress(id, Progress::Open);
-        self.act(Cause::Other)?;
+        self.perform_actions(Cause::Other)?;
         if self.engine.output(id).is_empty() {
             return Err("the connection is open, and no request is sent to the DCS".into());
         }

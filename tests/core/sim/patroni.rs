@@ -312,7 +312,7 @@ impl Patroni {
             Happening::Thaw(what) => {
                 self.api_frozen &= what == Freeze::Loop;
                 self.loop_frozen &= what == Freeze::Api;
-                self.go_on(clock);
+                self.resume(clock);
             }
             Happening::Switchover if self.leads && self.state == "running" => {
                 self.state = "stopping";
@@ -376,10 +376,10 @@ impl Patroni {
         self.state = "running";
         (self.api_frozen, self.loop_frozen) = (false, false);
         (self.dcs_away, self.unknown, self.disagreeing) = (false, false, None);
-        self.go_on(clock);
+        self.resume(clock);
     }
 
-    fn go_on(&mut self, clock: Clock) {
+    fn resume(&mut self, clock: Clock) {
         if let Some(stalled) = self.stalled.take_if(|_| !self.loop_frozen) {
             self.later(clock, 0, stalled);
         }
@@ -509,7 +509,7 @@ impl Patroni {
     // ---- the API
 
     /// Answers now; some targets make Patroni read the DCS.
-    pub fn say(
+    pub fn reply(
         &mut self,
         target: &str,
         clock: Clock,

@@ -8,7 +8,7 @@ use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 use patroniglue::wheel::TICK_MS;
 
-use super::checks::{Brought, Failed, Given, Outcome, TRANSITION_TTL_MS};
+use super::checks::{Brought, Failed, Outcome, Served, TRANSITION_TTL_MS};
 use super::checks::{bound_passed, shortly_kept_ms};
 use super::client::{Answer, Expected, Persistence, ROUTES};
 use super::faults::Fault;
@@ -71,14 +71,14 @@ impl World {
                 ("connect_failed", Some(why))
             }
         };
-        self.act(Cause::Input(id, cause.0, cause.1))?;
+        self.perform_actions(Cause::Input(id, cause.0, cause.1))?;
         self.look_at_client(id)
     }
 
     pub fn tick(&mut self) -> Outcome {
         self.step += 1;
         self.engine.tick(self.now());
-        self.act(Cause::Tick)
+        self.perform_actions(Cause::Tick)
     }
 
     /// Reads and writes while both sides allow it, within a budget.
@@ -158,8 +158,8 @@ impl World {
 
     // ---- out
 
-    /// Carries out all actions, in order. An input given meanwhile adds to them, as in the shell.
-    pub fn act(&mut self, cause: Cause) -> Outcome {
+    /// Carries out all actions, in order. Inputs that come meanwhile add to them, as in the shell.
+    pub fn perform_actions(&mut self, cause: Cause) -> Outcome {
         self.take_records()?;
         while let Some(action) = self.engine.poll_action() {
             if self.actions.len() > ACTIONS_AT_ONCE_MAX {
@@ -675,7 +675,7 @@ impl World {
             || needs_dcs(target)
             || again_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms)
             || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
-        let given = Given {
+        let served = Served {
             clock: self.clock(),
             asked_step,
             method,
@@ -688,7 +688,7 @@ impl World {
             late_ms: self.overslept_ms,
             is_shutdown: self.shutdown_ms.is_some(),
         };
-        self.memory.check(&given, &mut self.testimony)
+        self.memory.check(&served, &mut self.testimony)
     }
 
     /// Whether the shutdown lets no client wait for a fetch.

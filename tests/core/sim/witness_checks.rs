@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use patroniglue::engine::Settings;
 
-use super::checks::{Brought, Given, Outcome};
+use super::checks::{Brought, Outcome, Served};
 use super::client::{is_leader_family, is_replica_family};
 use super::etcd::{Kind, Request, Trouble};
 use super::keys::{Leader, Lease, Member, Truth};
@@ -170,13 +170,13 @@ impl Testimony {
     /// Checks a stale answer. `by_grace`: whether grace allows it.
     pub fn check(
         &mut self,
-        given: &Given<'_>,
+        served: &Served<'_>,
         brought: &Brought,
         node: Option<&Node>,
         by_grace: Outcome,
     ) -> Outcome {
-        let now_ms = given.clock.ms;
-        let is_leaders = is_leader_family(given.target);
+        let now_ms = served.clock.ms;
+        let is_leaders = is_leader_family(served.target);
         let steady = self.steady_ms.filter(|(_, last_ms)| now_ms <= last_ms + READ_MS);
         let since_ms = steady.map(|(since_ms, _)| since_ms);
         if is_leaders {
@@ -188,35 +188,35 @@ impl Testimony {
         }
         let why = by_grace.err().unwrap_or_else(|| "the DCS contradicts it".into());
         let covered =
-            is_leaders || (is_replica_family(given.target) && !given.target.contains('?'));
+            is_leaders || (is_replica_family(served.target) && !served.target.contains('?'));
         if !covered || brought.said.status != 200 {
             return Err(why);
         }
         let since_step = ended.map_or(0, |(_, step)| step);
-        let margin_ms = given.settings.dcs.as_ref().map_or(0, |dcs| dcs.witness.margin_ms);
+        let margin_ms = served.settings.dcs.as_ref().map_or(0, |dcs| dcs.witness.margin_ms);
         let holds = self.reads.iter().rev().any(|read| {
             read.done_step > since_step
                 && read.confirms(node, is_leaders)
-                && read.lasts(given.clock, margin_ms)
+                && read.lasts(served.clock, margin_ms)
         });
         if !holds {
             return Err(format!("{why}; and no read of the DCS confirms it"));
         }
-        if is_leaders { self.check_deletion(given, since_ms) } else { Ok(()) }
+        if is_leaders { self.check_deletion(served, since_ms) } else { Ok(()) }
     }
 
     /// While clients ask at least once a second, the end of the leader key shows in time, and there
     /// are reads.
-    fn check_deletion(&self, given: &Given<'_>, since_ms: Option<u64>) -> Outcome {
-        let now_ms = given.clock.ms;
-        let is_late = |ms: u64| now_ms > ms + READ_MS + 1_000 + given.late_ms;
-        if self.begun.back().is_none_or(|ms| is_late(*ms)) && !given.is_shutdown {
+    fn check_deletion(&self, served: &Served<'_>, since_ms: Option<u64>) -> Outcome {
+        let now_ms = served.clock.ms;
+        let is_late = |ms: u64| now_ms > ms + READ_MS + 1_000 + served.late_ms;
+        if self.begun.back().is_none_or(|ms| is_late(*ms)) && !served.is_shutdown {
             return Err("served by the DCS, which is no longer read".into());
         }
-        let deleted_ms = given.patroni.keys.as_ref().and_then(|keys| keys.deleted_ms);
+        let deleted_ms = served.patroni.keys.as_ref().and_then(|keys| keys.deleted_ms);
         let Some((deleted_ms, since_ms)) = deleted_ms.zip(since_ms) else { return Ok(()) };
         let is_calm = self.fault_ms.is_none_or(|ms| ms + 2_000 < deleted_ms);
-        if is_calm && !given.is_shutdown && is_late(deleted_ms.max(since_ms)) {
+        if is_calm && !served.is_shutdown && is_late(deleted_ms.max(since_ms)) {
             return Err(format!("the leader key was deleted at {deleted_ms} ms"));
         }
         Ok(())

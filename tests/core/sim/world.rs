@@ -267,7 +267,7 @@ impl World {
         self.take_todo();
         self.step += 1;
         self.engine.start(self.now());
-        self.act(Cause::Other)?;
+        self.perform_actions(Cause::Other)?;
         self.pass(duration_ms)?;
         if self.shutdown_ms.is_some() {
             for ms in [SHUTDOWN_WAIT_MS_MAX, SHUTDOWN_MS_MAX - SHUTDOWN_WAIT_MS_MAX] {
@@ -630,12 +630,12 @@ impl World {
             }
             Event::MakeRoom => {
                 self.engine.make_room(self.now());
-                return self.act(Cause::Other);
+                return self.perform_actions(Cause::Other);
             }
             Event::Shutdown if self.shutdown_ms.is_none() => {
                 self.shutdown_ms = Some(self.now_ms);
                 self.engine.begin_shutdown(self.now());
-                return self.act(Cause::Other);
+                return self.perform_actions(Cause::Other);
             }
             Event::Shutdown => {}
             Event::Dcs(event) => return self.dcs_event(event),
@@ -723,7 +723,7 @@ impl World {
             .any(|at| self.clients[*at].is_idle() && self.clients[*at].answered > 0);
         let accepted = self.engine.accept(self.now(), Port::Checks);
         self.trace(|| format!("accept: {accepted:?}"));
-        self.act(Cause::Accept)?;
+        self.perform_actions(Cause::Accept)?;
         let Some(id) = accepted else {
             let fair = self.shutdown_ms.is_some() || (full && !idle);
             return if fair {
@@ -970,7 +970,7 @@ impl World {
         let (id, target) = (fetch.id, fetch.target.clone().unwrap_or_default());
         let said = match is_other {
             true => self.patroni.other_says(&target, self.clock()),
-            false => self.patroni.say(&target, clock, &mut self.random, &self.faults),
+            false => self.patroni.reply(&target, clock, &mut self.random, &self.faults),
         };
         self.trace(|| {
             format!(

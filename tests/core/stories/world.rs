@@ -133,7 +133,7 @@ impl World {
 
     pub fn connect(&mut self, name: &str) -> Outcome {
         let accepted = self.engine.accept(self.now(), Port::Checks);
-        self.act()?;
+        self.perform_actions()?;
         let id = accepted.unwrap_or(ConnId { slot: u32::MAX, generation: u32::MAX });
         let client = Client {
             id,
@@ -176,7 +176,7 @@ impl World {
         let id = client.id;
         self.stale_expected += 1;
         self.engine.receive(self.now(), id, bytes);
-        self.act()?;
+        self.perform_actions()?;
         self.settle()
     }
 
@@ -194,7 +194,7 @@ impl World {
         client.end = End::Seen;
         let id = client.id;
         self.engine.eof(self.now(), id);
-        self.act()?;
+        self.perform_actions()?;
         self.queue.push_back(id);
         self.settle()
     }
@@ -207,7 +207,7 @@ impl World {
         let id = client.id;
         client.inbox.clear();
         self.engine.broken(self.now(), id, Failure::Reset);
-        self.act()?;
+        self.perform_actions()?;
         // the client's own reset: the story need not expect the close
         let client = self.client(name)?;
         match client.seen.back() {
@@ -229,7 +229,7 @@ impl World {
         if !self.engine.make_room(self.now()) {
             return Err("no client could be closed".into());
         }
-        self.act()?;
+        self.perform_actions()?;
         self.settle()
     }
 
@@ -237,7 +237,7 @@ impl World {
 
     pub fn start(&mut self) -> Outcome {
         self.engine.start(self.now());
-        self.act()?;
+        self.perform_actions()?;
         self.settle()
     }
 
@@ -249,7 +249,7 @@ impl World {
         super::script::setting(&mut self.settings, text).ok_or("no setting")?;
         let now = self.now();
         self.engine.configure(now, self.settings.clone());
-        self.act()?;
+        self.perform_actions()?;
         self.settle()
     }
 
@@ -316,7 +316,7 @@ impl World {
         fetch.end = End::Seen;
         let id = fetch.id;
         self.engine.broken(self.now(), id, Failure::Reset);
-        self.act()?;
+        self.perform_actions()?;
         self.ended_ones_are_closed()?;
         self.settle()
     }
@@ -356,7 +356,7 @@ impl World {
         for id in self.owners.keys().copied().collect::<Vec<_>>() {
             if self.owners.contains_key(&id) {
                 self.engine.broken(self.now(), id, Failure::Reset);
-                self.act()?;
+                self.perform_actions()?;
             }
         }
         self.pass(60_000)?;
@@ -389,7 +389,7 @@ impl World {
     fn settle(&mut self) -> Outcome {
         self.serve_queue()?;
         self.engine.tick(self.now());
-        self.act()?;
+        self.perform_actions()?;
         self.serve_queue()?;
         self.check()
     }
@@ -426,7 +426,7 @@ impl World {
             client.end = End::Seen;
             self.engine.eof(now, id);
         }
-        self.act()?;
+        self.perform_actions()?;
         Ok(self.write_to_client(id, name)? || read || ended)
     }
 
@@ -458,7 +458,7 @@ impl World {
             client.seen.push_back(Seen::Answer(answer));
         }
         self.engine.sent(self.now(), id, count);
-        self.act()?;
+        self.perform_actions()?;
         Ok(true)
     }
 
@@ -472,7 +472,7 @@ impl World {
             let bytes = &self.engine.output(id)[..count];
             self.fetches[at].request.extend_from_slice(bytes);
             self.engine.sent(now, id, count);
-            self.act()?;
+            self.perform_actions()?;
             self.read_request(at)?;
             return Ok(true);
         }
@@ -489,7 +489,7 @@ impl World {
         } else {
             return Ok(false);
         }
-        self.act()?;
+        self.perform_actions()?;
         Ok(true)
     }
 
@@ -515,7 +515,7 @@ impl World {
     }
 
     /// Takes all actions, in order.
-    fn act(&mut self) -> Outcome {
+    fn perform_actions(&mut self) -> Outcome {
         let mut actions = 0;
         while let Some(action) = self.engine.poll_action() {
             actions += 1;
@@ -554,12 +554,12 @@ impl World {
         if self.etcd.fault == Fault::Refused {
             self.etcd.requests_ms.push(self.now_ms);
             self.engine.connect_failed(now, id, Failure::Refused);
-            return self.act();
+            return self.perform_actions();
         }
         self.engine.progress(id, Progress::Open);
         let request = self.engine.output(id).to_vec();
         self.engine.sent(now, id, request.len());
-        self.act()?;
+        self.perform_actions()?;
         let text = String::from_utf8(request).map_err(|error| error.to_string())?;
         if let Some(answer) = self.etcd.answer(self.now_ms, &text) {
             for piece in answer.chunks(self.piece_bytes) {
@@ -570,7 +570,7 @@ impl World {
         if last.len() > 2 && last[last.len() - 1] - last[last.len() - 3] < 1_000 {
             return Err(format!("three requests to the DCS within a second: {last:?}"));
         }
-        self.act()
+        self.perform_actions()
     }
 
     fn alive(&self, id: ConnId, action: Action) -> Result<Owner, String> {
