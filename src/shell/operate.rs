@@ -16,7 +16,7 @@ use crate::cache::CacheSettings;
 use crate::config::{
     Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Frontend, FrontendTls, Password, VerifyClient,
 };
-use crate::engine::{DcsSettings, Port, Settings};
+use crate::engine::{DcsSettings, Settings};
 use crate::node::witness::rule::MARGIN_MS_MAX;
 use crate::node::witness::{Credentials, Settings as WitnessSettings};
 use crate::time::Now;
@@ -100,48 +100,34 @@ impl Daemon {
     /// Listens on another address in place of a listener's. Clients in the backlog of the previous
     /// one are accepted first. After an error it listens as before.
     fn listen_on(&mut self, now: Now, place: usize, address: BoundTo) -> io::Result<()> {
-        let token = Token(LISTENERS_START + place);
-        let registry = self.poll.registry().try_clone()?;
-        let listen =
-            |address: &BoundTo| Listener::new(Port::Checks, address.clone(), &registry, token);
-        // `None`: after an error that left no listener
-        let previous = self.listeners.get(place).map(|listener| listener.bound_to().clone());
-        if previous.as_ref() == Some(&address) {
+        let Some(listener) = self.listeners.get_mut(place) else { return Ok(()) };
+        let (port, previous) = (listener.port(), listener.bound_to().clone());
+        if previous == address {
             return Ok(());
         }
-        if let Some(given) = self.listeners.get_mut(place).filter(|listener| listener.is_given()) {
-            let is_same = given
-                .address()
-                .is_some_and(|ours| sockets::is_bound_to(ours, address.0.as_deref(), address.1));
-            let error = "the supervisor's socket unit has the address; change it there as well, \
-                and restart both";
-            if is_same {
-                given.rename(address);
-            }
-            return if is_same { Ok(()) } else { Err(io::Error::other(error)) };
+        if listener.is_given() {
+            return rename_given(listener, address);
         }
-        let listener = match (listen(&address), previous) {
-            (Ok(listener), Some(_)) => {
-                self.close_listener(now, place);
-                listener
-            }
-            (Err(error), Some(previous)) if self.is_in_the_way(place, &address, &error) => {
-                // nothing listens for a few microseconds; under a supervisor, until it has closed
-                // its copy
-                self.close_listener(now, place);
-                self.supervisor.wait_until_read();
-                match sockets::bind_again(|| listen(&address)) {
-                    Ok(listener) => listener,
-                    Err(error) => {
-                        let listener = sockets::bind_again(|| listen(&previous))?;
-                        self.supervisor.keep(&listener);
-                        self.listeners.insert(place, listener);
-                        return Err(error);
-                    }
-                }
-            }
-            (outcome, _) => outcome?,
-        };
+        let token = Token(LISTENERS_START + place);
+        let registry = self.poll.registry().try_clone()?;
+        let listen = |address: &BoundTo| Listener::new(port, address.clone(), &registry, token);
+        let mut outcome = listen(&address);
+        let in_the_way = |error: &io::Error| self.is_in_the_way(place, &address, error);
+        if outcome.is_ok() {
+            self.close_listener(now, place);
+        } else if outcome.as_ref().is_err_and(in_the_way) {
+            // nothing listens for a few microseconds; under a supervisor, until it has closed its
+            // copy
+            self.close_listener(now, place);
+            self.supervisor.wait_until_read();
+            outcome = sockets::bind_again(|| listen(&address)).or_else(|error| {
+                let listener = sockets::bind_again(|| listen(&previous))?;
+                self.supervisor.keep(&listener);
+                self.listeners.insert(place, listener);
+                Err(error)
+            });
+        }
+        let listener = outcome?;
         self.supervisor.keep(&listener);
         if let Some(address) = listener.address() {
             info!("listening on {address}");
@@ -163,7 +149,7 @@ impl Daemon {
                 || sockets::is_bound_to(ours, host.as_deref(), *port))
     }
 
-    /// Accepts the clients in a listener's backlog, but not those that connect meanwhile for ever.
+    /// Accepts the clients in a listener's backlog, at most as many as fit in it.
     fn accept_backlog(&mut self, now: Now, place: usize) {
         self.listeners[place].mark_readable();
         self.accept_from(now, place, sockets::BACKLOG.unsigned_abs());
@@ -176,6 +162,21 @@ impl Daemon {
         self.supervisor.give_up(listener.port());
         listener.close(self.poll.registry());
     }
+}
+
+/// The configuration names another address than the supervisor gave: an error, unless it is the same
+/// one in other words.
+fn rename_given(listener: &mut Listener, address: BoundTo) -> io::Result<()> {
+    let (host, port) = (address.0.as_deref(), address.1);
+    let is_same = listener.address().is_some_and(|ours| sockets::is_bound_to(ours, host, port));
+    if !is_same {
+        return Err(io::Error::other(
+            "the supervisor's socket unit has the address; change it there as well, and restart \
+             both",
+        ));
+    }
+    listener.rename(address);
+    Ok(())
 }
 
 /// Whether a host must be looked up in the network.
