@@ -18,13 +18,20 @@ use super::tls::Tls;
 use crate::config::Config;
 
 /// The state of a file, by which a change is noticed: also of the target of a symbolic link, as
-/// Kubernetes replaces a folder. `None`: it cannot be looked at.
-pub type Stamp = Option<(u64, u64, i64, i64, u64)>;
+/// Kubernetes replaces a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    modified_s: i64,
+    modified_ns: i64,
+    bytes: u64,
+}
 
 /// The files of a configuration, as they were when they were read last.
 pub struct Watch {
     config: Config,
-    stamps: Vec<Stamp>,
+    stamps: Vec<Option<Stamp>>,
     /// Why they could not be read since.
     error: Option<String>,
 }
@@ -41,7 +48,7 @@ pub enum Look {
 
 impl Watch {
     /// Watches the files that this configuration names. `stamps` are those before the last reading.
-    pub fn new(config: Config, stamps: Vec<Stamp>) -> Watch {
+    pub fn new(config: Config, stamps: Vec<Option<Stamp>>) -> Watch {
         Watch { config, stamps, error: None }
     }
 
@@ -67,14 +74,20 @@ impl Watch {
     }
 }
 
-/// The stamps of all files, in the order of the configuration.
-pub fn stamps(config: &Config) -> Vec<Stamp> {
+/// The stamps of all files, in the order of the configuration; `None`: a file cannot be looked at.
+pub fn stamps(config: &Config) -> Vec<Option<Stamp>> {
     config.certificate_files().map(stamp).collect()
 }
 
-fn stamp(file: &str) -> Stamp {
+fn stamp(file: &str) -> Option<Stamp> {
     let found = fs::metadata(file).ok()?;
-    Some((found.dev(), found.ino(), found.mtime(), found.mtime_nsec(), found.size()))
+    Some(Stamp {
+        device: found.dev(),
+        inode: found.ino(),
+        modified_s: found.mtime(),
+        modified_ns: found.mtime_nsec(),
+        bytes: found.size(),
+    })
 }
 
 /// The thread that looks, and what it has found.
@@ -110,7 +123,7 @@ impl Certificates {
             return;
         }
         let watch = Watch::new(config.clone(), tls.stamps.clone());
-        let thread = self.thread.get_or_insert_with(|| begin(&self.waker, self.look_every));
+        let thread = self.thread.get_or_insert_with(|| begin_thread(&self.waker, self.look_every));
         // fails if the thread could not begin: then SIGHUP is the only way
         let _ = thread.0.send((watch, self.generation));
     }
@@ -143,7 +156,7 @@ impl Daemon {
     }
 }
 
-fn begin(waker: &Arc<Waker>, look_every: Duration) -> Thread {
+fn begin_thread(waker: &Arc<Waker>, look_every: Duration) -> Thread {
     let (waker, (watches, to_watch), (sender, found)) = (Arc::clone(waker), channel(), channel());
     let thread = thread::Builder::new().name("certificates".into()).stack_size(STACK_BYTES);
     let _ = thread.spawn(move || look_for_ever(&to_watch, look_every, &sender, &waker));

@@ -72,6 +72,5 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 const RESPONSE_BYTES_MAX: usize = 1024;
 /// Answered by patroniglue itself (RFC 9110, section 9.3.7).
 const REQUEST: &[u8] = b"OPTIONS * HTTP/1.0\r\n\r\n";
-/// Shorter than a kubelet's patience with three failures; a daemon that stands still for this long
-/// is not healthy.
+/// A daemon that stands still for this long is not healthy.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -164,8 +164,8 @@ impl Daemon {
     }
 }
 
-/// The configuration names another address than the supervisor gave: an error, unless it is the same
-/// one in other words.
+/// The configuration names another address than the supervisor gave: an error, unless it is the
+/// same one in other words.
 fn rename_given(listener: &mut Listener, address: BoundTo) -> io::Result<()> {
     let (host, port) = (address.0.as_deref(), address.1);
     let is_same = listener.address().is_some_and(|ours| sockets::is_bound_to(ours, host, port));

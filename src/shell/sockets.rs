@@ -17,8 +17,8 @@ use super::stream_table::token_of;
 use crate::failure::Failure;
 use crate::slots::ConnId;
 
-/// Listens on a host's address, or on every address. Blocks while a name is resolved, so only at
-/// start.
+/// Listens on a host's address, or on every address. Blocks while a name is resolved, so that a
+/// reload refuses names that have to be looked up in the network.
 pub fn listen(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
     let socket = match host {
         Some(host) => listen_on_name(host, port),

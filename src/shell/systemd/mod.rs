@@ -2,8 +2,8 @@
 //! listeners that outlive the process in the descriptor store. All of it is in the environment;
 //! without it nothing is sent and nothing is taken.
 //!
-//! Nothing here waits: the notification socket is non-blocking, and a datagram that it does not
-//! take is lost.
+//! A notification never waits: the socket is non-blocking, and a datagram that it does not take is
+//! lost. Only [`Supervisor::wait_until_read`] waits, when a listener moves.
 
 mod handover;
 mod notify;
@@ -186,8 +186,8 @@ impl Supervisor {
     }
 
     /// Removes the listener of a port from the store. To be called before it is closed: a socket in
-    /// the store goes on accepting connections, which nobody serves. Its address is free only after
-    /// [`Supervisor::wait_until_read`].
+    /// the store goes on accepting connections that no process serves. Its address becomes free
+    /// after [`Supervisor::wait_until_read`], or a moment later ([`sockets::bind_again`]).
     pub(super) fn give_up(&self, port: Port) {
         self.notifier.send(&format!("FDSTOREREMOVE=1\nFDNAME={}", stored_name(port)));
     }

@@ -35,7 +35,7 @@ pub struct Tls {
     /// Warnings, to be logged.
     pub warnings: Vec<String>,
     /// The state of all files before they were read.
-    pub stamps: Vec<Stamp>,
+    pub stamps: Vec<Option<Stamp>>,
 }
 
 /// Settings of sessions with clients.
