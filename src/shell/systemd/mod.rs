@@ -3,7 +3,7 @@
 //! without it nothing is sent and nothing is taken.
 //!
 //! A notification never waits: the socket is non-blocking, and a datagram that it does not take is
-//! lost. Only [`Supervisor::wait_until_read`] waits, when a listener moves.
+//! lost. Only `Supervisor::wait_until_read` waits, when a listener moves.
 
 mod handover;
 mod notify;
