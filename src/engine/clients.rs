@@ -1,6 +1,6 @@
 //! Health checks: their requests and responses, and which client is closed to make room.
 
-use super::{Asked, Connection, Engine, Peer, Phase, Record};
+use super::{Asked, Client, Connection, Engine, Peer, Phase, Record};
 use crate::answer::{CacheStatus, Form};
 use crate::cache::{EntryId, Lookup, NoEntry};
 use crate::engine::Action;
@@ -145,21 +145,24 @@ impl Engine {
             self.target.replace_range(.., "-");
             self.remember(now, id, request);
         }
-        let Some(Connection { peer: Peer::Client(frontend, _), .. }) = self.connections.get_mut(id)
-        else {
-            return;
-        };
+        let Some(client) = self.client(id) else { return };
         let status = reply.status;
         let head_only = method == Method::Head;
-        frontend.refuse(now.time, reply.response(now, Persistence::Close, head_only));
+        client.frontend.refuse(now.time, reply.response(now, Persistence::Close, head_only));
         self.record(now, id, status);
+    }
+
+    pub(super) fn client(&mut self, id: ConnId) -> Option<&mut Client> {
+        match &mut self.connections.get_mut(id)?.peer {
+            Peer::Client(client) => Some(client),
+            Peer::Upstream(_) => None,
+        }
     }
 
     /// The client, if its request waits for an answer. During shutdown this request is its last.
     fn waiting_client(&mut self, id: ConnId) -> Option<(&mut Frontend, Request)> {
         let is_last = self.is_shutting_down();
-        let connection = self.connections.get_mut(id)?;
-        let Peer::Client(frontend, _) = &mut connection.peer else { return None };
+        let frontend = &mut self.client(id)?.frontend;
         if is_last {
             frontend.close_after_response();
         }
@@ -169,22 +172,20 @@ impl Engine {
 
     fn is_idle(&self, id: ConnId) -> bool {
         let connection = self.connections.get(id);
-        matches!(connection, Some(Connection { peer: Peer::Client(frontend, _), .. })
-            if frontend.is_idle())
+        matches!(connection, Some(Connection { peer: Peer::Client(client), .. })
+            if client.frontend.is_idle())
     }
 
     fn remember(&mut self, now: Now, id: ConnId, request: Request) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        if let Peer::Client(_, asked) = &mut connection.peer {
-            let (method, target) = (request.method, self.target.as_str().into());
-            *asked = Some(Box::new(Asked { at: now.time, method, target }));
+        let (method, target) = (request.method, self.target.as_str().into());
+        if let Some(client) = self.client(id) {
+            client.asked = Some(Box::new(Asked { at: now.time, method, target }));
         }
     }
 
     fn record(&mut self, now: Now, id: ConnId, status: u16) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let Peer::Client(_, asked) = &mut connection.peer else { return };
-        let Some(asked) = asked.take() else { return };
+        let asked = self.client(id).and_then(|client| client.asked.take());
+        let Some(asked) = asked else { return };
         let elapsed_ms = now.time.ms_since(asked.at);
         let Asked { method, target, .. } = *asked;
         self.records.push_back(Record { id, method, target, status, elapsed_ms });
@@ -197,8 +198,8 @@ impl Engine {
             return Some(id);
         }
         let idle = self.connections.iter().filter_map(|(id, connection)| {
-            let Peer::Client(frontend, _) = &connection.peer else { return None };
-            Some((frontend.idle_since(now)?, id))
+            let Peer::Client(client) = &connection.peer else { return None };
+            Some((client.frontend.idle_since(now)?, id))
         });
         self.idlest.extend(idle);
         if self.idlest.len() > IDLEST_BATCH {
@@ -214,8 +215,8 @@ impl Engine {
     fn next_idlest(&mut self, now: Time) -> Option<ConnId> {
         while let Some((since, id)) = self.idlest.pop() {
             let connection = self.connections.get(id);
-            if let Some(Connection { peer: Peer::Client(frontend, _), .. }) = connection
-                && frontend.idle_since(now) == Some(since)
+            if let Some(Connection { peer: Peer::Client(client), .. }) = connection
+                && client.frontend.idle_since(now) == Some(since)
             {
                 return Some(id);
             }
@@ -225,8 +226,8 @@ impl Engine {
 
     pub(super) fn close_clients(&mut self, which: impl Fn(&Frontend) -> bool) {
         let clients = self.connections.iter().filter_map(|(id, connection)| {
-            let Peer::Client(frontend, _) = &connection.peer else { return None };
-            which(frontend).then_some(id)
+            let Peer::Client(client) = &connection.peer else { return None };
+            which(&client.frontend).then_some(id)
         });
         for id in clients.collect::<Vec<_>>() {
             self.close_client(id);

@@ -171,8 +171,15 @@ struct Connection {
 
 #[derive(Debug)]
 enum Peer {
-    Client(Frontend, Option<Box<Asked>>),
+    Client(Client),
     Upstream(Box<Fetch>),
+}
+
+#[derive(Debug)]
+struct Client {
+    frontend: Frontend,
+    /// Only with [`Settings::records`].
+    asked: Option<Box<Asked>>,
 }
 
 /// What a [`Record`] needs of the request.
@@ -252,7 +259,8 @@ impl Engine {
             self.close_client(idlest);
         }
         self.clients += 1;
-        let peer = Peer::Client(Frontend::new(now.time), None);
+        let frontend = Frontend::new(now.time);
+        let peer = Peer::Client(Client { frontend, asked: None });
         let id = self.connections.insert(Connection { peer, scheduled: Time::NEVER });
         self.unscheduled.push(id);
         Some(id)
@@ -288,7 +296,7 @@ impl Engine {
     /// Bytes arrived, in any split.
     pub fn receive(&mut self, now: Now, id: ConnId, bytes: &[u8]) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
-            Some(Peer::Client(frontend, _)) => {
+            Some(Peer::Client(Client { frontend, .. })) => {
                 let step = frontend.receive(now.time, bytes, &mut self.target);
                 self.client_step(now, id, step);
             }
@@ -303,7 +311,7 @@ impl Engine {
     /// The transport took `count` bytes of [`Engine::output`].
     pub fn sent(&mut self, now: Now, id: ConnId, count: usize) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
-            Some(Peer::Client(frontend, _)) => {
+            Some(Peer::Client(Client { frontend, .. })) => {
                 let step = frontend.sent(now.time, count, &mut self.target);
                 self.client_step(now, id, step);
             }
@@ -315,7 +323,7 @@ impl Engine {
     /// The peer sent its last byte: FIN, or close_notify.
     pub fn eof(&mut self, now: Now, id: ConnId) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
-            Some(Peer::Client(frontend, _)) => {
+            Some(Peer::Client(Client { frontend, .. })) => {
                 let step = frontend.eof();
                 self.client_step(now, id, step);
             }
@@ -419,7 +427,7 @@ impl Engine {
     /// The bytes to send on this connection.
     pub fn output(&self, id: ConnId) -> &[u8] {
         match self.connections.get(id).map(|connection| &connection.peer) {
-            Some(Peer::Client(frontend, _)) => frontend.output(),
+            Some(Peer::Client(client)) => client.frontend.output(),
             Some(Peer::Upstream(fetch)) => fetch.output(),
             None => &[],
         }
@@ -428,7 +436,7 @@ impl Engine {
     /// When the response to this client was decided on, if no byte of it has been sent yet.
     pub fn unsent_since(&self, id: ConnId) -> Option<Time> {
         match self.connections.get(id).map(|connection| &connection.peer) {
-            Some(Peer::Client(frontend, _)) => frontend.unsent_since(),
+            Some(Peer::Client(client)) => client.frontend.unsent_since(),
             _ => None,
         }
     }
@@ -436,7 +444,7 @@ impl Engine {
     /// Whether more input is of use on this connection.
     pub fn wants_read(&self, id: ConnId) -> bool {
         match self.connections.get(id).map(|connection| &connection.peer) {
-            Some(Peer::Client(frontend, _)) => frontend.wants_read(),
+            Some(Peer::Client(client)) => client.frontend.wants_read(),
             Some(Peer::Upstream(fetch)) => fetch.wants_read(),
             None => false,
         }
@@ -482,9 +490,9 @@ impl Engine {
         let mut entries = Vec::new();
         for (id, connection) in self.connections.iter() {
             match &connection.peer {
-                Peer::Client(frontend, _) => {
+                Peer::Client(client) => {
                     clients += 1;
-                    waiting += usize::from(frontend.waiting().is_some());
+                    waiting += usize::from(client.frontend.waiting().is_some());
                 }
                 Peer::Upstream(fetch) if fetch.purpose() == Purpose::Dcs => {}
                 Peer::Upstream(fetch) => {
@@ -519,8 +527,8 @@ impl Engine {
             return;
         }
         match &mut connection.peer {
-            Peer::Client(frontend, _) => {
-                let step = frontend.expire();
+            Peer::Client(client) => {
+                let step = client.frontend.expire();
                 self.client_step(now, id, step);
                 if self.connections.get(id).is_some() {
                     self.actions.push_back(Action::Wake(id));
@@ -550,7 +558,8 @@ impl Engine {
 
     fn close_client(&mut self, id: ConnId) {
         let Some(connection) = self.connections.remove(id) else { return };
-        if matches!(&connection.peer, Peer::Client(frontend, _) if frontend.waiting().is_some()) {
+        let Peer::Client(client) = &connection.peer else { return };
+        if client.frontend.waiting().is_some() {
             self.cache.leave(id);
         }
         self.clients -= 1;
@@ -569,7 +578,7 @@ impl fmt::Display for Counts {
 impl Connection {
     fn deadline(&self) -> Time {
         match &self.peer {
-            Peer::Client(frontend, _) => frontend.deadline(),
+            Peer::Client(client) => client.frontend.deadline(),
             Peer::Upstream(fetch) => fetch.deadline(),
         }
     }
