@@ -22,9 +22,6 @@ fn faketime() -> Option<PathBuf> {
 /// With a short timeout, so that fetches from a silent Patroni end soon.
 const LINES: [(&str, &str); 2] = [("cache", "grace: 20"), ("backend", "timeout: 1")];
 
-/// After this number of fetches the lease is known.
-const FETCHES: usize = 6;
-
 struct Setup {
     glue: Glue,
     patroni: StandIn,
@@ -74,10 +71,7 @@ impl Setup {
 fn stepped(name: &str, offset: &str) {
     let Some(library) = faketime() else { return };
     let setup = Setup::new(&library, name);
-    // Patroni's intervals are read at the start, which may explain the first two values of
-    // dcs_last_seen: two more are needed, one a second, and a fetch takes place every 750 ms
-    let known = || setup.primary().0 == 200 && setup.patroni.requests().len() > FETCHES;
-    wait_for("a leader that is known", || known().then_some(()));
+    setup.glue.wait_for_known_lease(&setup.patroni);
     setup.patroni.set(Mood::Silent);
     let stale = || Some(setup.primary()).filter(|(_, cache)| cache.contains("silent"));
     let stale = wait_for("a stale answer", stale);

@@ -601,10 +601,7 @@ fn stale_answers_are_logged_once_with_their_age() {
     let more = [("cache", "grace: 60"), ("backend", "timeout: 1")];
     let mut glue = Glue::start(patroni.address, &more);
     let silent = |text: &str| header(text, "Cache-Status").is_some_and(|it| it.contains("silent"));
-    // dcs_last_seen moves on each second, and has to be seen twice
-    wait_for("a leader whose lease is known", || {
-        (glue.get("/primary").0 == 200 && patroni.requests().len() > 4).then_some(())
-    });
+    glue.wait_for_known_lease(&patroni);
     patroni.set(Mood::Silent);
     let age = wait_for("a stale answer", || {
         let (status, text) = glue.get("/primary");

@@ -162,6 +162,14 @@ impl Glue {
         (status_of(&text), text)
     }
 
+    /// Asks for `/primary` until the lease is known, by which stale answers are served. The daemon
+    /// reads Patroni's intervals at the start, which may explain the first two values of
+    /// `dcs_last_seen`. Two more are needed, one a second; a fetch takes place every 750 ms.
+    pub fn wait_for_known_lease(&self, patroni: &standin::StandIn) {
+        let is_known = || self.get("/primary").0 == 200 && patroni.requests().len() > 6;
+        wait_for("a lease that is known", || is_known().then_some(()));
+    }
+
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
