@@ -4,7 +4,7 @@
 const ASK_MS = 1000;
 const ABANDON_MS = 2000;
 // What is older must not look current.
-const CURRENT_MS = 1800;
+const CURRENT_MS = 1700;
 const TEXT_MAX = 300;
 const BRIEF_MAX = 40;
 const LEADER_PATHS = ["/primary", "/", "/read-write", "/master", "/leader"];
@@ -15,7 +15,9 @@ const SERIES = [
   ["stale", "Stale answers"],
   ["failed", "Failed answers"],
 ];
-const ROLES = { primary: "the primary", replica: "a replica", standby_leader: "the standby leader" };
+const ROLES = {
+  primary: "the primary", replica: "a replica", standby_leader: "the standby leader",
+};
 const SOURCES = { patroni: "Patroni's answers", dcs: "the DCS witness" };
 
 const page = (id) => document.getElementById(id);
@@ -380,5 +382,5 @@ document.addEventListener("visibilitychange", () => {
   watch();
   ask();
 });
-setInterval(watch, 200);
+setInterval(watch, 100);
 ask();
