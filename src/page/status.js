@@ -98,10 +98,9 @@ function drawHead(isLost) {
   document.body.className = level + (isLost ? " lost" : "");
   const prefix = document.hidden ? "Paused: " : "No answer from patroniglue: ";
   document.title = `${isLost ? prefix : ""}${brief(name)}${role} ${balancers}`;
+  // All four signs in the page were loaded at its start: a lost daemon cannot serve one.
   const icon = `/icon-${level}.svg`;
-  for (const [id, attribute] of [["icon", "href"], ["sign", "src"]]) {
-    if (page(id).getAttribute(attribute) !== icon) page(id).setAttribute(attribute, icon);
-  }
+  if (page("icon").getAttribute("href") !== icon) page("icon").href = icon;
 }
 
 function roleOf(node, isLost) {

@@ -13,8 +13,8 @@ const axe = await readFile(modules.resolve("axe-core/axe.min.js"), "utf8");
 
 const SEEN_MS_MAX = 2000;
 const PAGE_BYTES_MAX = 24 * 1024;
-const FILES = ["/", "/status.css", "/status.js",
-  "/icon-good.svg", "/icon-warn.svg", "/icon-bad.svg", "/icon-unknown.svg"];
+const FILES = ["/", "/status.css", "/status.js"];
+const ICONS = ["good", "warn", "bad", "unknown"].map((level) => `/icon-${level}.svg`);
 const POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
   "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const RULES = ["wcag2a", "wcag2aa", "wcag21aa", "best-practice"];
@@ -79,6 +79,8 @@ class View {
       return {
         title: document.title,
         icon: document.getElementById("icon").getAttribute("href"),
+        signs: [...document.images].filter((image) => image.checkVisibility()).map((image) =>
+          (image.naturalWidth ? image.getAttribute("src") : "not loaded")),
         sentence: text("name") + " " + text("role"),
         balancers: text("balancers"),
         patroni: `${text("patroni-lead")}; ${text("patroni-failure")}`,
@@ -163,8 +165,10 @@ class Scene {
 const routeOf = (status, target) => status.routes.find((route) => route.target === target);
 const served = (status, target) => routeOf(status, target)?.served;
 const statusOf = (status, target) => routeOf(status, target)?.status;
+const hasSign = (view, icon) =>
+  view.icon === `/icon-${icon}.svg` && String(view.signs) === view.icon;
 const shows = (view, icon, ...texts) =>
-  view.icon === `/icon-${icon}.svg` && view.banner === "" &&
+  hasSign(view, icon) && view.banner === "" &&
   texts.every((text) => Object.values(view).some((value) => String(value).includes(text)));
 
 async function withGrace(browser) {
@@ -231,7 +235,7 @@ async function withGrace(browser) {
 
 /** A daemon that hangs, goes on, and ends. */
 async function silence(scene) {
-  const isLost = (view) => view.isGrey && view.icon === "/icon-unknown.svg" &&
+  const isLost = (view) => view.isGrey && hasSign(view, "unknown") &&
     view.title.startsWith("No answer from patroniglue: ") &&
     /^This page has heard nothing from patroniglue for \d+ s\.$/.test(view.banner);
   scene.daemon.signal("SIGSTOP");
@@ -300,7 +304,7 @@ async function hostile(browser) {
     await scene.state("hostile", null, (view) => shows(view, "good", text));
     for (const view of scene.views) {
       const found = await view.page.evaluate(
-        () => document.querySelectorAll("#all script, #all img:not(#sign)").length);
+        () => document.querySelectorAll("#all script, #all main img, #all h1 img").length);
       assert(found === 0, `${view.name}: Patroni's name became markup`);
     }
     await scene.inspect("hostile");
@@ -324,6 +328,11 @@ async function files(browser) {
       const again = await fetch(url + file, { headers: { "If-None-Match": etag } });
       assert(again.status === 304, `${file} again: ${again.status}`);
     }
+    for (const icon of ICONS) {
+      const response = await fetch(url + icon);
+      assert(response.headers.get("Content-Type") === "image/svg+xml", `${icon}: Content-Type`);
+      bytes += (await response.arrayBuffer()).byteLength;
+    }
     assert(bytes <= PAGE_BYTES_MAX, `the page has ${bytes} bytes`);
     const { headers } = await fetch(`${url}/`);
     assert(headers.get("Content-Security-Policy") === POLICY, "Content-Security-Policy");
@@ -344,7 +353,7 @@ async function reload(browser, url) {
   await session.send("Network.enable");
   await page.reload();
   await pause(200);
-  assert(statuses.filter((status) => status === 304).length >= 3, `on reload: ${statuses}`);
+  assert(statuses.filter((status) => status === 304).length >= FILES.length, `on reload: ${statuses}`);
   await context.close();
 }
 
