@@ -138,13 +138,20 @@ function balancersOf(isLost) {
 function checkOf(route) {
   const on = `on ${brief(route.target)}`;
   const old = known(route.age_seconds) ? seconds(route.age_seconds) : "age unknown";
+  const got = route.status ?? "an answer";
   switch (route.served) {
     case "failing": return `503 ${on} (no answer from Patroni)`;
     case "fetching": return `nothing ${on} until Patroni answers`;
-    case "stale": return `${route.status ?? "an answer"} ${on} (stale, ${old} old)`;
-    case "expired": return `${route.status ?? "an answer"} ${on} (${old} ago)`;
-    default: return `${route.status ?? "an answer"} ${on} (${route.served})`;
+    case "stale":
+    case "expired":
+      return `${got} ${on} (${isStale(route) ? `stale, ${old} old` : `${old} ago`})`;
+    default: return `${got} ${on} (${route.served})`;
   }
+}
+
+// While Patroni answers, a stale answer is kept, but not served.
+function isStale(route) {
+  return route.served === "stale" && isPatroniDown();
 }
 
 function levelOf() {
@@ -212,7 +219,7 @@ function drawRoutes(routes) {
       known(route.age_seconds) ? seconds(route.age_seconds) : "–",
       `${route.served}${waiting}`, rate(route.requests_per_second ?? 0)];
     cells.forEach((cell, at) => put(line.children[at], cell));
-    setClass(line, route.served === "stale" || route.served === "failing" ? route.served : "");
+    setClass(line, isStale(route) ? "stale" : route.served === "failing" ? "failing" : "");
   });
 }
 
@@ -298,10 +305,11 @@ function drawDaemon(clients, listening) {
   page("clients-total").className = clients.refused_total > 0 ? "stale" : "";
   text("version", report.version ?? "–");
   text("started", moment(report.started) ?? "–");
-  const reload = (report.changes ?? []).find((change) => change.kind === "reload");
-  text("reload", moment(reload?.at) ?? "none lately");
-  text("listens", listening.checks ?? "–");
-  text("listens-admin", listening.admin ?? "–");
+  const config = report.config;
+  const failed = config?.reloaded === false;
+  text("config", `${moment(config?.read) ?? "–"}${failed ? "; the last reload failed" : ""}`);
+  page("config").className = failed ? "stale" : "";
+  list("listens", Object.entries(listening).map(([name, address]) => `${name} on ${address}`));
   text("now", String(report.now).replace("T", " ").replace(/\..*/, " UTC"));
 }
 

@@ -69,7 +69,7 @@ export class Daemon {
   }
 }
 
-const STATUS_MS_MAX = 15_000;
+const STATUS_MS_MAX = 30_000;
 
 async function freePort() {
   const server = net.createServer();
