@@ -202,6 +202,7 @@ function drawLease(lease) {
 }
 
 function leaseText(has) {
+  if (report.state === "draining") return "Not used while draining.";
   if (isPatroniDown()) {
     return has ? "Leader routes keep their stale answer that long, then get 503."
       : "Leader routes get no stale answer.";
