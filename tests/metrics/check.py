@@ -37,6 +37,10 @@ UNKNOWN = [r"patroniglue_node_info\{", r"patroniglue_node_role\{", "patroniglue_
 CAUSED = ["PatroniDoesNotAnswer", "PatroniglueServesStaleAnswers", "PatroniglueDraining",
           "PatroniglueCertificateExpires"]
 
+# A change of these is a restart, or a reload.
+CONSTANT = ["process_start_time_seconds",
+            "patroniglue_config_last_reload_success_timestamp_seconds"]
+
 
 class Scrapes:
     """The scrapes of all states."""
@@ -81,7 +85,8 @@ def main(binary, work):
         scrapes.judge("just started", plain,
                       present=[r'patroniglue_patroni_state\{state="unknown"\} 1$',
                                r'patroniglue_draining 0$'],
-                      absent=[*UNKNOWN, "patroniglue_tls_", "patroniglue_witness"])
+                      absent=[*UNKNOWN, "patroniglue_patroni_up ", "patroniglue_tls_",
+                              "patroniglue_witness"])
         tls = start("tls", tls_patroni, tls=daemon.client_context(certificate), extra={
             "frontend": {"certfile": certificate, "keyfile": key},
             "backend": {"scheme": "https", "cafile": certificate}})
@@ -217,6 +222,9 @@ def ask_alerts(prometheus):
     for name in CAUSED:
         was_there = f'count_over_time(ALERTS{{alertname="{name}"}}[{WINDOW}])'
         assert prometheus.query(was_there), f"{name} was neither pending nor firing"
+    for name in CONSTANT:
+        changed = prometheus.query(f"changes({name}[{WINDOW}]) > 0")
+        assert not changed, f"{name} changes without a restart or reload: {changed}"
     with open("extra/prometheus-rules-test.yml", encoding="utf-8") as file:
         cases = re.findall(r"- name: (\w+) (fires|does not fire)", file.read())
     alerts = {rule["name"] for rule in rules}

@@ -7,7 +7,7 @@ import threading
 import time
 
 SYSTEM_IDENTIFIER = "7711116521634884915"
-# Short, so that the HA loop is soon seen to move; grace is sure for ttl - loop_wait - retry_timeout.
+# A short loop_wait, so that the HA loop is soon seen to move.
 INTERVALS = {"ttl": 30, "loop_wait": 1, "retry_timeout": 3}
 PRIMARY_ROUTES = ["/", "/primary", "/read-write", "/master", "/leader"]
 REPLICA_ROUTES = ["/replica"]
@@ -106,7 +106,8 @@ class _EtcdHandler(http.server.BaseHTTPRequestHandler):
 
 
 def _respond(handler, status, body, length):
-    body = json.dumps(body, separators=None if not length else (",", ":")).encode()
+    """Patroni sends no length: the end of the connection is the end of the body."""
+    body = json.dumps(body).encode()
     try:
         handler.send_response(status)
         handler.send_header("Content-Type", "application/json")
