@@ -20,7 +20,7 @@ fn the_manual_has_every_flag() {
 #[test]
 fn the_manual_has_every_key() {
     let mut keys = Names::new();
-    for file in ["src/config/raw.rs", "src/config/dcs.rs"] {
+    for file in ["src/config/raw.rs", "src/config/ports.rs", "src/config/dcs.rs"] {
         keys.extend(keys_of(&read(file)));
     }
     assert_same(keys, items("CONFIGURATION", "Ic"));

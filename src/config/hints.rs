@@ -215,7 +215,7 @@ fn without_place(whole: &str) -> &str {
 /// Names up to this length are near another one only if one letter differs.
 const SHORT_NAME_BYTES_MAX: usize = 3;
 
-const SECTIONS: [(&str, &[&str]); 5] = [
+const SECTIONS: [(&str, &[&str]); 6] = [
     (
         "frontend",
         &[
@@ -268,6 +268,7 @@ const SECTIONS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("admin", &["host", "port"]),
+    ("agent", &["host", "port", "route"]),
 ];
 
 #[cfg(test)]

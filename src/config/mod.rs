@@ -7,6 +7,7 @@
 mod dcs;
 mod hints;
 mod lines;
+mod ports;
 mod raw;
 
 use std::fmt;
@@ -27,6 +28,10 @@ pub struct Config {
     pub cache: Cache,
     /// The DCS; `None`: it is not asked.
     pub dcs: Option<Dcs>,
+    /// Metrics and status; `None`: off.
+    pub admin: Option<Admin>,
+    /// HAProxy's agent checks; `None`: off.
+    pub agent: Option<Agent>,
     /// Settings that have no effect, or not the expected one; to be logged.
     pub warnings: Vec<String>,
 }
@@ -175,6 +180,26 @@ pub enum Password {
     Text(String),
     /// `password-file`, not read yet.
     File(String),
+}
+
+/// `admin`: where metrics and status are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// Name or address to listen on; `None`: all addresses.
+    pub host: Option<String>,
+    /// 0: any free port; the log names it.
+    pub port: u16,
+}
+
+/// `agent`: where HAProxy's agent checks are answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Name or address to listen on; `None`: all addresses.
+    pub host: Option<String>,
+    /// 0: any free port; the log names it.
+    pub port: u16,
+    /// The target whose answer is told; it has a route.
+    pub route: String,
 }
 
 /// An error in a configuration, printed as one line.

@@ -9,6 +9,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 
 use super::dcs::RawDcs;
+use super::ports::{LocalHost, RawAdmin, RawAgent, Target, check_ports};
 use super::{
     Backend, BackendTls, Cache, Config, Frontend, FrontendTls, Identity, TlsVersion, VerifyClient,
     WrongValue, zoneless,
@@ -22,8 +23,8 @@ pub struct RawConfig {
     backend: Option<RawBackend>,
     cache: Option<RawCache>,
     dcs: Option<RawDcs>,
-    #[serde(rename = "admin")]
-    _admin: Option<RawAdmin>,
+    admin: Option<RawAdmin>,
+    agent: Option<RawAgent>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -70,16 +71,6 @@ struct RawCache {
     fence: Option<Flag>,
 }
 
-#[derive(Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[serde(expecting = "a mapping of keys to values")]
-struct RawAdmin {
-    #[serde(rename = "host")]
-    _host: NotYet,
-    #[serde(rename = "port")]
-    _port: NotYet,
-}
-
 impl RawConfig {
     /// Reads the only document. A second one is an error, because it would be ignored.
     pub fn read(text: &str) -> Result<RawConfig, serde_yaml::Error> {
@@ -99,11 +90,14 @@ impl RawConfig {
         let section = if has_port { "backend" } else { "frontend" };
         let frontend = self.frontend.unwrap_or_default().checked(&mut warnings)?;
         let backend = self.backend.unwrap_or_default().checked(&mut warnings)?;
+        let admin = self.admin.unwrap_or_default().checked(&mut warnings);
+        let agent = self.agent.unwrap_or_default().checked(&mut warnings);
         if frontend.port == backend.port && reaches(&backend.host, frontend.host.as_deref()) {
             let message = "patroniglue would ask itself; set backend.port to Patroni's, or \
                 frontend.port to another one";
             return Err(WrongValue::new(section, "port", message));
         }
+        check_ports(&frontend, &backend, admin.as_ref(), agent.as_ref())?;
         let dcs = self.dcs.map(|dcs| dcs.checked(&mut warnings)).transpose()?;
         let cache = self.cache.unwrap_or_default();
         let ttl_ms = cache.ttl.map_or(1_000, |seconds| seconds.0);
@@ -125,6 +119,8 @@ impl RawConfig {
                 fence: cache.fence.is_some_and(|flag| flag.0),
             },
             dcs,
+            admin,
+            agent,
             warnings,
         })
     }
@@ -208,7 +204,7 @@ impl RawBackend {
 
 /// Whether connections to `host` arrive at a listener on `listening` of the same port. `false` if
 /// that depends on the machine.
-fn reaches(host: &str, listening: Option<&str>) -> bool {
+pub(super) fn reaches(host: &str, listening: Option<&str>) -> bool {
     let is_localhost = |host: &str| host.eq_ignore_ascii_case(LOCALHOST);
     let address = |host: &str| host.parse().ok().map(|address: IpAddr| address.to_canonical());
     let reached = address(host);
@@ -246,7 +242,7 @@ pub(super) fn identity(
 pub(super) struct Host(pub String);
 
 /// A host to listen on; `None`: all addresses.
-struct ListenHost(Option<String>);
+pub(super) struct ListenHost(pub Option<String>);
 
 /// A whole number within a range.
 pub(super) struct Count<const MIN: u64, const MAX: u64>(pub u64);
@@ -263,10 +259,6 @@ pub(super) enum Scheme {
     Http,
     Https,
 }
-
-/// A key that is reserved and has no effect yet. Only an empty value is accepted.
-#[derive(Default)]
-struct NotYet;
 
 /// A document after the first one. Only an empty one is accepted.
 struct Surplus;
@@ -393,15 +385,6 @@ impl FromScalar for Scheme {
     }
 }
 
-impl FromScalar for NotYet {
-    fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
-        match scalar {
-            Scalar::Null | Scalar::Text("") | Scalar::Integer(0) => Ok(NotYet),
-            _ => Err("not available yet".to_owned()),
-        }
-    }
-}
-
 impl FromScalar for Surplus {
     fn from_scalar(scalar: Scalar<'_>) -> Result<Self, String> {
         match scalar {
@@ -424,7 +407,8 @@ macro_rules! deserialize_from_scalar {
 deserialize_from_scalar!(
     [] ListenHost,
     [] Flag,
-    [] NotYet,
+    [] LocalHost,
+    [] Target,
     [] Surplus,
     [const MIN: u64, const MAX: u64] Count<MIN, MAX>,
     [const MIN: u64, const MAX: u64] Seconds<MIN, MAX>,
@@ -754,16 +738,5 @@ mod tests {
         let warning = "cache.ttl: load balancers may see a change of the node 5.5 s late; use 5 or \
             less";
         assert_eq!(config("cache: {ttl: 5.5}").warnings, [warning]);
-    }
-
-    #[test]
-    fn a_reserved_key_is_refused_unless_empty() {
-        let table = ["admin: {host: x}", "admin: {port: 1}"];
-        for text in table {
-            let error = Config::from_yaml(text).expect_err(text);
-            assert!(error.message.ends_with("not available yet"), "{text}: {error}");
-            assert!(error.message.contains('.'), "{text}: {error}");
-        }
-        config("backend: {insecure: off, cafile: \"\"}\nadmin: {host: \"\"}");
     }
 }

@@ -121,7 +121,7 @@ fn a_wrong_configuration_is_one_line_and_exit_code_1() {
             ":6: backend.port: patroniglue would ask itself; set backend.port to Patroni's",
         ),
         ("frontend:\n  port: 8008\n", ":2: frontend.port: patroniglue would ask itself"),
-        ("admin:\n  port: 1\n", ":2: admin.port: not available yet"),
+        ("agent:\n  route: /x\n", ":2: agent.route: \"/x\" is no route of Patroni; write one such"),
         ("frontend: [", ":1: "),
     ];
     for (text, message) in table {
@@ -181,7 +181,7 @@ fn the_example_file_states_the_defaults() {
     let rest: Vec<&str> = rest.filter_map(|line| line.split(':').next()).collect();
     let frontend = ["certfile", "keyfile", "cafile", "verify-client", "tls-ciphers", "connections"];
     let backend = ["cafile", "server-name", "certfile", "keyfile"];
-    assert_eq!(rest, [&frontend[..], &backend, &["dcs", "admin"]].concat());
+    assert_eq!(rest, [&frontend[..], &backend, &["dcs", "admin", "agent"]].concat());
     let spelled = read(&spelled);
     assert_eq!((spelled.cache, spelled.backend), (defaults.cache, defaults.backend));
     assert_eq!(spelled.frontend, defaults.frontend);
