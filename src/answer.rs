@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::http::head::PassedOn;
-use crate::http::write::{Cached, ResponseFields, response};
+use crate::http::write::{ALLOW_CHECKS, Cached, NO_STORE, ResponseFields, response};
 use crate::http::{Method, Persistence};
 use crate::time::{Now, Time};
 
@@ -111,7 +111,9 @@ impl Rendered {
             passed_on: if options { &PassedOn::NONE } else { &self.answer.passed_on },
             content_length: body_bytes,
             cached: Some(Cached { age_seconds: self.second.1, status: form.cache_status.name() }),
-            allow: options,
+            allow: options.then_some(ALLOW_CHECKS),
+            cache_control: NO_STORE,
+            more: "",
             persistence: form.persistence,
         };
         let body = if form.method == Method::Get { &self.answer.body[..] } else { &[] };
@@ -120,6 +122,19 @@ impl Rendered {
 }
 
 impl CacheStatus {
+    /// Its name in metrics and status.
+    pub fn label(self) -> &'static str {
+        match self {
+            CacheStatus::Hit => "hit",
+            CacheStatus::Miss => "miss",
+            CacheStatus::Collapsed => "collapsed",
+            CacheStatus::Stale => "stale",
+            CacheStatus::FailedHit => "failed_hit",
+            CacheStatus::Failed => "failed",
+        }
+    }
+
+    /// The parameters of `Cache-Status`.
     fn name(self) -> &'static str {
         match self {
             CacheStatus::Hit => "hit",

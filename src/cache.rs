@@ -4,14 +4,18 @@
 //! Routes without parameters have their entries for good. Targets with parameters share a limited
 //! number of entries, and a limited number of new ones per second.
 
+mod view;
+
 use std::collections::{BTreeMap, VecDeque};
 
+pub use self::view::{EntryView, Served};
 use crate::answer::{Answer, Rendered};
 use crate::failure::Culprit;
 use crate::node::Distrust;
 use crate::node::lease::{ALWAYS_FRESH_MS, Validity};
 use crate::routes::{LeaderRoutes, Route, plain_routes};
 use crate::slots::ConnId;
+use crate::stats::Rate;
 use crate::time::{Now, Time};
 use crate::wheel::TICK_MS;
 
@@ -65,6 +69,10 @@ struct Entry {
     fetch: Option<Fetching>,
     /// When a client last asked.
     wanted_at: Option<Time>,
+    /// How often clients ask.
+    rate: Rate,
+    /// The status that a client got last; 0: none yet.
+    served_status: u16,
     /// Whether clients asked more than once.
     wanted_again: bool,
     /// Whether a timer will end the waiters' patience: at most one for each entry, whichever fetch
@@ -156,7 +164,7 @@ impl Cache {
     /// being fetched: first those not in steady use, of these the least recently asked.
     pub fn find(&mut self, now: Time, route: Route, target: &str) -> Result<EntryId, NoEntry> {
         if !route.has_parameters {
-            return Ok(EntryId(route.index));
+            return Ok(EntryId(usize::from(route.index)));
         }
         if let Some(id) = self.variants.get(target) {
             return Ok(*id);
@@ -191,6 +199,7 @@ impl Cache {
         let ttl_ms = self.ttl_ms(now.time);
         let entry = &mut self.entries[id.0];
         entry.wanted_again |= entry.wanted_at.replace(now.time).is_some();
+        entry.rate.count(now.time);
         match (&entry.failure, &entry.fetch) {
             _ if entry.is_fresh(now, ttl_ms) => Lookup::Fresh,
             (Some(_), _) => Lookup::Failing,
@@ -422,6 +431,11 @@ impl Cache {
         self.entries[id.0].failure.as_mut().map(|failing| &mut failing.rendered)
     }
 
+    /// A client got a response with this status.
+    pub fn served(&mut self, id: EntryId, status: u16) {
+        self.entries[id.0].served_status = status;
+    }
+
     /// What Patroni is asked for this entry.
     pub fn target(&self, id: EntryId) -> &str {
         &self.entries[id.0].target
@@ -430,33 +444,6 @@ impl Cache {
     /// The route of this entry.
     pub fn route(&self, id: EntryId) -> Route {
         self.entries[id.0].route
-    }
-
-    /// How many entries there are.
-    pub fn count(&self) -> usize {
-        self.entries.len() - self.unused.len()
-    }
-
-    /// How many clients wait, in all entries together.
-    pub fn waiters(&self) -> usize {
-        let fetching = self.entries.iter().filter_map(|entry| entry.fetch.as_ref());
-        fetching.map(|fetch| fetch.waiters.len()).sum()
-    }
-
-    /// Panics if an entry is in an impossible state. `fetches`: the entries of all fetches that are
-    /// queued or in flight.
-    pub fn check_invariants(&self, fetches: &[EntryId]) {
-        for (index, entry) in self.entries.iter().enumerate() {
-            let of_entry = fetches.iter().filter(|id| id.0 == index).count();
-            assert_eq!(of_entry, usize::from(entry.fetch.is_some()), "{}: fetches", entry.target);
-        }
-        let variants = self.entries.len() - self.unused.len() - plain_routes().count();
-        assert_eq!(variants, self.variants.len(), "variants");
-        for (target, id) in &self.variants {
-            let entry = &self.entries[id.0];
-            assert!(entry.target == *target && entry.route.has_parameters, "{target}");
-        }
-        assert!(self.admitted.len() <= self.settings.variants_max.max(ADMITTED_KEPT), "admitted");
     }
 
     fn ttl_ms(&self, now: Time) -> u64 {
@@ -538,6 +525,8 @@ impl Entry {
             failure: None,
             fetch: None,
             wanted_at: None,
+            rate: Rate::default(),
+            served_status: 0,
             wanted_again: false,
             is_timed: false,
         }
@@ -545,11 +534,14 @@ impl Entry {
 
     /// The answer and its validity, if it is a 200 of one of these leader routes.
     fn leaders_200(&mut self, routes: LeaderRoutes) -> Option<&mut (Rendered, Validity)> {
-        let own = self.route.leader_routes()?;
-        let is_spoken_for = routes == LeaderRoutes::Any || own == routes;
-        self.answer
-            .as_mut()
-            .filter(|(rendered, _)| is_spoken_for && rendered.answer().status == 200)
+        let has_one = self.has_leaders_200(routes);
+        self.answer.as_mut().filter(|_| has_one)
+    }
+
+    fn has_leaders_200(&self, routes: LeaderRoutes) -> bool {
+        let is_spoken_for = |own| routes == LeaderRoutes::Any || own == routes;
+        self.route.leader_routes().is_some_and(is_spoken_for)
+            && self.answer.as_ref().is_some_and(|(rendered, _)| rendered.answer().status == 200)
     }
 
     /// Whether the answer is fresh. Its age must be less than the ttl, not equal: both times are

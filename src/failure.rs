@@ -109,10 +109,55 @@ impl Failure {
         }
     }
 
+    /// Its name in metrics and status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Failure::Refused => "refused",
+            Failure::Unreachable => "unreachable",
+            Failure::Unresolved => "unresolved",
+            Failure::NoDescriptor => "no_descriptor",
+            Failure::NoRoom => "no_room",
+            Failure::TimedOut => "timed_out",
+            Failure::HandshakeTimedOut => "handshake_timed_out",
+            Failure::Reset => "reset",
+            Failure::Closed => "closed",
+            Failure::Cut => "cut",
+            Failure::Garbage => "garbage",
+            Failure::TooLarge => "too_large",
+            Failure::Patroniglue => "patroniglue",
+            Failure::Tls(why) => why.name(),
+        }
+    }
+
     /// Whether Patroni has certainly not seen the request.
     pub fn is_before_request(self) -> bool {
         use Failure::{NoDescriptor, NoRoom, Refused, Unreachable, Unresolved};
         matches!(self, Refused | Unreachable | Unresolved | NoDescriptor | NoRoom)
+    }
+}
+
+impl TlsFailure {
+    fn name(self) -> &'static str {
+        match self {
+            TlsFailure::CertificateExpired => "certificate_expired",
+            TlsFailure::CertificateNotYetValid => "certificate_not_yet_valid",
+            TlsFailure::CertificateName => "certificate_name",
+            TlsFailure::CertificateIssuer => "certificate_issuer",
+            TlsFailure::CertificateOfCa => "certificate_of_ca",
+            TlsFailure::CertificateWithoutNames => "certificate_without_names",
+            TlsFailure::CertificateVersion => "certificate_version",
+            TlsFailure::CertificatePurpose => "certificate_purpose",
+            TlsFailure::CertificateSignature => "certificate_signature",
+            TlsFailure::UnsupportedCaKey(_) => "unsupported_ca_key",
+            TlsFailure::UnsupportedKey(_) => "unsupported_key",
+            TlsFailure::UnsupportedSignature(_) => "unsupported_signature",
+            TlsFailure::CertificateInvalid => "certificate_invalid",
+            TlsFailure::ClientCertificate => "client_certificate",
+            TlsFailure::HandshakeRefused => "handshake_refused",
+            TlsFailure::NoCommonVersion => "no_common_version",
+            TlsFailure::NotTls => "not_tls",
+            TlsFailure::Other => "tls_other",
+        }
     }
 }
 

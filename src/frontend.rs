@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::http::body::BodyDecoder;
 use crate::http::head::{self, BadRequest, Framing};
-use crate::http::{Method, Persistence, REQUEST_BODY_BYTES_MAX, REQUEST_HEAD_BYTES_MAX};
+use crate::http::{EntityTag, Method, Persistence, REQUEST_BODY_BYTES_MAX, REQUEST_HEAD_BYTES_MAX};
 use crate::time::Time;
 
 /// The state of a client's connection.
@@ -29,6 +29,8 @@ pub struct Request {
     pub method: Method,
     /// Whether the connection stays open after the response.
     pub persistence: Persistence,
+    /// The content that the client has already.
+    pub if_none_match: Option<EntityTag>,
 }
 
 /// The result of an input.
@@ -87,6 +89,13 @@ impl Frontend {
         Frontend { state: State::Head { kept: false }, input: Vec::new(), since: now }
     }
 
+    /// A connection that waits for its only response without having sent anything.
+    pub fn waiting_at_once(now: Time) -> (Self, Request) {
+        let (method, persistence) = (Method::Get, Persistence::Close);
+        let request = Request { method, persistence, if_none_match: None };
+        (Frontend { state: State::Waiting(request), input: Vec::new(), since: now }, request)
+    }
+
     /// Processes received bytes. The result does not depend on how they are split. Writes the
     /// target of a complete request to `target`.
     pub fn receive(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
@@ -119,7 +128,8 @@ impl Frontend {
         self.begin_response(now, bytes, then);
     }
 
-    /// Responds to an invalid request; the connection's last response.
+    /// Sends the connection's last response, also to what is no request, and discards input until
+    /// the client has read it.
     pub fn refuse(&mut self, now: Time, bytes: Rc<[u8]>) {
         self.begin_response(now, bytes, Then::Linger);
     }
@@ -207,6 +217,21 @@ impl Frontend {
         matches!(self.state, State::Responding { sent: 0, .. }).then_some(self.since)
     }
 
+    /// Since when the request waits for its response.
+    pub fn waiting_since(&self) -> Option<Time> {
+        matches!(self.state, State::Waiting(_)).then_some(self.since)
+    }
+
+    /// Whether the client may send the next request of a kept connection, and has not begun.
+    pub fn is_between_requests(&self) -> bool {
+        matches!(self.state, State::Head { kept: true }) && self.input.is_empty()
+    }
+
+    /// Whether the last response is sent.
+    pub fn is_lingering(&self) -> bool {
+        matches!(self.state, State::Lingering { .. })
+    }
+
     /// Whether input is processed in this state.
     pub fn wants_read(&self) -> bool {
         matches!(self.state, State::Head { .. } | State::Body(_) | State::Lingering { .. })
@@ -255,7 +280,8 @@ impl Frontend {
         };
         target.clear();
         target.push_str(parsed.target);
-        let request = Request { method: parsed.method, persistence: parsed.persistence };
+        let (method, persistence) = (parsed.method, parsed.persistence);
+        let request = Request { method, persistence, if_none_match: parsed.if_none_match };
         let (framing, head_bytes) = (parsed.framing, parsed.head_bytes);
         if buffered {
             input.drain(..head_bytes);
@@ -411,7 +437,8 @@ mod tests {
         assert_eq!(frontend.sent(NOW, 1, &mut target), Step::Continue);
         assert_eq!((frontend.output(), frontend.unsent_since()), (&b"ne"[..], None));
         let step = frontend.sent(NOW, 2, &mut target);
-        let request = Request { method: Method::Get, persistence: Persistence::Close };
+        let request =
+            Request { method: Method::Get, persistence: Persistence::Close, if_none_match: None };
         assert_eq!((step, target.as_str()), (Step::Ask(request), "/replica"));
         frontend.respond(NOW, b"two"[..].into());
         // "left" was not processed: closing now would send RST

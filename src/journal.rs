@@ -1,7 +1,9 @@
 //! What the log says: a change of state once, a repeated failure once a second.
 
-use log::{info, warn};
+use log::Level::{Info, Warn};
+use log::{Level, warn};
 
+use crate::changes::{Changes, Kind};
 use crate::failure::{Culprit, Failure};
 use crate::node::Notice;
 use crate::node::intervals::Intervals;
@@ -18,10 +20,15 @@ pub struct Journal {
     /// Patroni.
     failing: Targets,
     role: Option<String>,
+    /// Since when.
+    role_since: Time,
     /// The last answer of a leader route.
     leader: Option<LeaderAnswer>,
-    /// The number of changes that [`Journal::summary`] shows.
-    changes: u32,
+    /// How often [`Journal::summary`] has changed.
+    summary_version: u32,
+    /// How often the node's role has changed.
+    role_changes: u64,
+    changes: Changes,
     failures: Repeats,
     refusals: Repeats,
     /// Targets whose stale answer is already reported.
@@ -78,27 +85,53 @@ impl Journal {
     }
 
     /// How often the summary has changed.
-    pub fn changes(&self) -> u32 {
-        self.changes
+    pub fn summary_version(&self) -> u32 {
+        self.summary_version
+    }
+
+    /// The last changes, for the status.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// How often the node's role has changed.
+    pub fn role_changes(&self) -> u64 {
+        self.role_changes
+    }
+
+    /// Since when the node has its role.
+    pub fn role_since(&self) -> Time {
+        self.role_since
+    }
+
+    /// What the last rehearsal of the witness said.
+    pub fn last_rehearsal(&self) -> Option<&str> {
+        self.rehearsed.as_deref()
+    }
+
+    /// Logs and remembers a change.
+    pub fn log(&mut self, now: Time, level: Level, kind: Kind, text: &str) {
+        self.changes.log(now, level, kind, text);
     }
 
     /// A fetch brought an answer.
-    pub fn answered(&mut self, target: &str) {
+    pub fn answered(&mut self, now: Time, target: &str) {
         if self.patroni != Patroni::Answers {
-            info!("patroni answers");
-            self.changes = self.changes.wrapping_add(1);
+            self.log(now, Info, Kind::Patroni, "patroni answers");
+            self.summary_version = self.summary_version.wrapping_add(1);
             self.patroni = Patroni::Answers;
         }
         self.failing.remove(target);
         self.served_stale.remove(target);
-        self.witness_ended("patroni answers");
+        self.witness_ended(now, "patroni answers");
     }
 
     /// A stale answer was served: logged once until Patroni answers this target again.
     pub fn served_stale(&mut self, now: Time, target: &str, age_ms: u64) {
         if self.served_stale.insert(now, target) {
             let seconds = age_ms as f64 / 1e3;
-            warn!("patroni is silent: serving stale {target}, age {seconds:.1} s");
+            let text = format!("patroni is silent: serving stale {target}, age {seconds:.1} s");
+            self.log(now, Warn, Kind::Stale, &text);
         }
     }
 
@@ -106,9 +139,9 @@ impl Journal {
     pub fn failed(&mut self, now: Time, target: &str, failure: Failure) {
         let is_patronis = failure.culprit() != Culprit::Ours;
         if is_patronis && self.failing.insert(now, target) && self.patroni != Patroni::Fails {
-            info!("{}", self.patroni.outage());
+            self.log(now, Info, Kind::Patroni, self.patroni.outage());
             self.patroni = Patroni::Fails;
-            self.changes = self.changes.wrapping_add(1);
+            self.summary_version = self.summary_version.wrapping_add(1);
         }
         if let Some(times) = self.failures.count(now) {
             warn!("fetching {target}: {failure} ({times} times)");
@@ -127,15 +160,18 @@ impl Journal {
         if self.role.as_deref() == Some(&report.role) {
             return;
         }
-        self.changes = self.changes.wrapping_add(1);
-        match self.role.replace(report.role.clone()) {
-            None => info!("this node is {}", report.role),
+        self.summary_version = self.summary_version.wrapping_add(1);
+        self.role_since = now;
+        let text = match self.role.replace(report.role.clone()) {
+            None => format!("this node is {}", report.role),
             Some(previous) => {
+                self.role_changes += 1;
                 let served = self.leader.as_ref().map(|leader| leader.served(now));
                 let served = served.unwrap_or_default();
-                info!("this node's role changed from {previous} to {}{served}", report.role);
+                format!("this node's role changed from {previous} to {}{served}", report.role)
             }
-        }
+        };
+        self.log(now, Info, Kind::Role, &text);
     }
 
     /// A leader route was answered with this status: what load balancers get from now on.
@@ -149,24 +185,31 @@ impl Journal {
 
     /// The node's verdict on an answer of `target` has a notice.
     pub fn notice(&mut self, now: Time, target: &str, notice: Notice) {
-        match notice {
-            Notice::LeaseBoundPassed if !self.on_word.insert(now, target) => {}
-            Notice::LeaseBoundPassed => warn!(
-                "{target}: patroni says 200, but its dcs_last_seen is too long ago for a lease: \
-                 keeping the answer for {} ms",
-                crate::node::lease::WORD_MS
-            ),
-            Notice::ClockSkewed => warn!(
-                "patroni's clock differs from this host's: no stale leader answers; \
-                 run patroniglue on patroni's host or synchronise the clocks"
-            ),
-            Notice::Renamed => warn!("another node answers as the backend: starting anew"),
-            Notice::FirstNodeBack => info!("the first node answers again"),
-        }
+        let (level, kind, text) = match notice {
+            Notice::LeaseBoundPassed if !self.on_word.insert(now, target) => return,
+            Notice::LeaseBoundPassed => {
+                let text = format!(
+                    "{target}: patroni says 200, but its dcs_last_seen is too long ago for a \
+                     lease: keeping the answer for {} ms",
+                    crate::node::lease::WORD_MS
+                );
+                return self.log(now, Warn, Kind::Stale, &text);
+            }
+            Notice::ClockSkewed => {
+                let text = "patroni's clock differs from this host's: no stale leader answers; \
+                            run patroniglue on patroni's host or synchronise the clocks";
+                (Warn, Kind::Stale, text)
+            }
+            Notice::Renamed => {
+                (Warn, Kind::Role, "another node answers as the backend: starting anew")
+            }
+            Notice::FirstNodeBack => (Info, Kind::Role, "the first node answers again"),
+        };
+        self.log(now, level, kind, text);
     }
 
     /// A rehearsal of reading the DCS has ended: logged when the outcome changes.
-    pub fn rehearsed(&mut self, outcome: &Outcome) {
+    pub fn rehearsed(&mut self, now: Time, outcome: &Outcome) {
         let text = match outcome {
             Outcome::Evidence(_) => "the lease is readable".to_owned(),
             Outcome::Contradiction(why) | Outcome::Nothing(why) => why.to_string(),
@@ -174,14 +217,17 @@ impl Journal {
         if self.rehearsed.as_ref() == Some(&text) {
             return;
         }
-        match outcome {
+        let (level, line) = match outcome {
             Outcome::Evidence(Evidence { lease: Some(lease), .. }) => {
-                info!("dcs: {text}, {lease}");
+                (Info, format!("dcs: {text}, {lease}"))
             }
-            Outcome::Evidence(_) => info!("dcs: {text}"),
-            Outcome::Contradiction(_) => warn!("dcs: the keys contradict patroni: {text}"),
-            Outcome::Nothing(_) => warn!("dcs: no witness of the lease: {text}"),
-        }
+            Outcome::Evidence(_) => (Info, format!("dcs: {text}")),
+            Outcome::Contradiction(_) => {
+                (Warn, format!("dcs: the keys contradict patroni: {text}"))
+            }
+            Outcome::Nothing(_) => (Warn, format!("dcs: no witness of the lease: {text}")),
+        };
+        self.log(now, level, Kind::Witness, &line);
         self.rehearsed = Some(text);
     }
 
@@ -193,50 +239,57 @@ impl Journal {
             return;
         }
         self.on_witness = Some(now);
-        match evidence.lease {
+        let text = match evidence.lease {
             Some(lease) => {
-                warn!("patroni is silent: stale answers rest on the lease in the dcs, {lease}");
+                format!("patroni is silent: stale answers rest on the lease in the dcs, {lease}")
             }
-            None => warn!("patroni is silent: stale answers rest on the dcs"),
-        }
+            None => "patroni is silent: stale answers rest on the dcs".to_owned(),
+        };
+        self.log(now, Warn, Kind::Witness, &text);
     }
 
     /// Stale answers no longer rest on the DCS, if they did.
-    pub fn witness_ended(&mut self, why: &str) {
+    pub fn witness_ended(&mut self, now: Time, why: &str) {
         if self.on_witness.take().is_some() {
-            warn!("stale answers no longer rest on the dcs: {why}");
+            let text = format!("stale answers no longer rest on the dcs: {why}");
+            self.log(now, Warn, Kind::Witness, &text);
         }
     }
 
     /// A leader's 200 was not passed on, because Patroni's HA loop hangs: logged once per target.
     pub fn fenced(&mut self, now: Time, target: &str) {
         if self.fenced.insert(now, target) {
-            warn!("{target}: patroni's HA loop hangs: answering 503 (cache.fence)");
+            let text = format!("{target}: patroni's HA loop hangs: answering 503 (cache.fence)");
+            self.log(now, Warn, Kind::Stale, &text);
         }
     }
 
     /// Another node answers at another address of `backend.host`.
-    pub fn other_node(&mut self, difference: &str) {
-        warn!("backend.host leads to another node: {difference}; answering 503 until it is back");
+    pub fn other_node(&mut self, now: Time, difference: &str) {
+        let text = format!(
+            "backend.host leads to another node: {difference}; answering 503 until it is back"
+        );
+        self.log(now, Warn, Kind::Role, &text);
     }
 
     /// The wall clock jumped, or the machine slept.
-    pub fn clock_jumped(&mut self) {
-        warn!("the wall clock jumped: forgetting all answers");
+    pub fn clock_jumped(&mut self, now: Time) {
+        self.log(now, Warn, Kind::Stale, "the wall clock jumped: forgetting all answers");
     }
 
     /// `intervals`: those under which `cache.grace` has no effect on leader routes, if it has none.
-    pub fn intervals_without_grace(&mut self, intervals: Option<Intervals>) {
+    pub fn intervals_without_grace(&mut self, now: Time, intervals: Option<Intervals>) {
         if self.intervals_without_grace == intervals {
             return;
         }
         self.intervals_without_grace = intervals;
         if let Some(Intervals { ttl, loop_wait, retry_timeout }) = intervals {
-            warn!(
+            let text = format!(
                 "cache.grace has no effect on leader routes: with patroni's ttl {ttl}, loop_wait \
                  {loop_wait}, retry_timeout {retry_timeout} no lease is sure to last; \
                  raise ttl above loop_wait + retry_timeout"
             );
+            self.log(now, Warn, Kind::Stale, &text);
         }
     }
 }
@@ -325,7 +378,7 @@ mod tests {
         let mut said = Vec::new();
         for second in 0..40 {
             let now = Time::from_ms(second * 1_000);
-            journal.answered("/primary");
+            journal.answered(Time::ZERO, "/primary");
             journal.failed(now, "/cluster", Failure::Garbage);
             said.push(journal.patroni == Patroni::Fails);
         }
@@ -335,10 +388,10 @@ mod tests {
         journal.failed(Time::from_ms(40_000), "/primary", Failure::TimedOut);
         assert_eq!(journal.patroni, Patroni::Fails, "that one is news");
         // and so is one that was answered meanwhile, or not asked for long
-        journal.answered("/primary");
+        journal.answered(Time::ZERO, "/primary");
         journal.failed(Time::from_ms(41_000), "/primary", Failure::TimedOut);
         assert_eq!(journal.patroni, Patroni::Fails);
-        journal.answered("/replica");
+        journal.answered(Time::ZERO, "/replica");
         journal.failed(Time::from_ms(41_000 + REMEMBERED_MS), "/cluster", Failure::Garbage);
         assert_eq!(journal.patroni, Patroni::Fails);
     }
@@ -349,7 +402,7 @@ mod tests {
         journal.failed(Time::ZERO, "/primary", Failure::NoRoom);
         assert_eq!(journal.patroni, Patroni::Unknown);
         assert_eq!(journal.patroni.outage(), "patroni does not answer");
-        journal.answered("/primary");
+        journal.answered(Time::ZERO, "/primary");
         assert_eq!(journal.patroni.outage(), "patroni stopped answering");
     }
 
@@ -358,7 +411,7 @@ mod tests {
         let mut journal = Journal::default();
         journal.served_stale(Time::ZERO, "/primary", 1_500);
         assert_eq!(journal.served_stale.0.len(), 1);
-        journal.answered("/primary");
+        journal.answered(Time::ZERO, "/primary");
         assert_eq!(journal.served_stale.0.len(), 0);
     }
 

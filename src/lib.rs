@@ -8,8 +8,11 @@
 //!  config       YAML to checked values
 //!  engine       connections, inputs, actions: joins all modules below, decides nothing itself
 //!  logformat    the line per request
+//!  admin        metrics, status, and the files of the status page
 //!  frontend     one client: bytes to requests, responses to bytes
 //!  journal      what is logged: each change once, a repeated failure once a second
+//!  changes      the last changes of state, for the status page
+//!  stats        counters, for the metrics and the status page
 //!  fetch        one fetch: a request to an upstream, bytes to an answer or a failure
 //!  cache        an entry per target: its answer, its failure, its waiting clients
 //!  node         what is known about the node, and until when its answers may be served
@@ -84,6 +87,7 @@ pub mod fetch;
 
 pub mod http;
 
+pub mod admin;
 pub mod answer;
 pub mod cache;
 
@@ -93,7 +97,9 @@ pub mod routes;
 
 pub mod node;
 
+pub mod changes;
 pub mod journal;
+pub mod stats;
 
 pub mod shrink;
 pub mod slots;

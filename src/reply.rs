@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use crate::http::Persistence;
 use crate::http::head::{BadRequest, PassedOn};
-use crate::http::write::{ResponseFields, error_json, response};
+use crate::http::write::{
+    ALLOW_ADMIN, ALLOW_CHECKS, NO_STORE, ResponseFields, error_json, response,
+};
 use crate::time::Now;
 
 /// A response that is not Patroni's.
@@ -14,20 +16,27 @@ pub struct LocalReply {
     pub status: u16,
     /// The `error` of its JSON; empty: no body.
     message: &'static str,
-    /// Whether `Allow` is sent.
-    allow: bool,
+    /// The value of `Allow`.
+    allow: Option<&'static str>,
 }
 
 impl LocalReply {
     /// The path is not in the table of routes.
     pub const NOT_FOUND: Self = Self::new(404, "no such route");
     /// Patroni is asked by GET only (RFC 9110, section 15.5.6: with `Allow`).
-    pub const METHOD_NOT_ALLOWED: Self =
-        LocalReply { allow: true, ..Self::new(405, "only GET, HEAD and OPTIONS are answered") };
+    pub const METHOD_NOT_ALLOWED: Self = LocalReply {
+        allow: Some(ALLOW_CHECKS),
+        ..Self::new(405, "only GET, HEAD and OPTIONS are answered")
+    };
+    /// The admin port has nothing at this path.
+    pub const NO_SUCH_PAGE: Self = Self::new(404, "no such page; see / and /metrics");
+    /// The admin port changes nothing.
+    pub const READ_ONLY: Self =
+        LocalReply { allow: Some(ALLOW_ADMIN), ..Self::new(405, "only GET and HEAD are answered") };
     /// RFC 9110, section 15.6.2.
     pub const UNKNOWN_METHOD: Self = Self::new(501, "unknown method");
     /// `OPTIONS *` (RFC 9110, section 9.3.7).
-    pub const SERVER_OPTIONS: Self = LocalReply { allow: true, ..Self::new(200, "") };
+    pub const SERVER_OPTIONS: Self = LocalReply { allow: Some(ALLOW_CHECKS), ..Self::new(200, "") };
     /// The deadline of a request passed before it was complete.
     pub const TOO_SLOW: Self = Self::new(408, "the request was not complete in time");
     /// The operator drains the node.
@@ -44,7 +53,7 @@ impl LocalReply {
     pub const TOO_MANY_CONNECTIONS: Self = Self::new(503, "too many connections");
 
     const fn new(status: u16, message: &'static str) -> Self {
-        LocalReply { status, message, allow: false }
+        LocalReply { status, message, allow: None }
     }
 
     /// The refusal of what is not a request.
@@ -71,6 +80,8 @@ impl LocalReply {
             content_length: body.len(),
             cached: None,
             allow: self.allow,
+            cache_control: NO_STORE,
+            more: "",
             persistence,
         };
         response(&fields, if head_only { b"" } else { body.as_bytes() })

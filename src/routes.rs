@@ -11,7 +11,7 @@ use crate::http::{LONG_RESPONSE_BODY_BYTES_MAX, RESPONSE_BODY_BYTES_MAX};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
     /// The index in [`ROUTES`].
-    pub index: usize,
+    pub index: u8,
     /// Whether the target has known parameters. If so, only its text identifies it.
     pub has_parameters: bool,
 }
@@ -72,12 +72,12 @@ pub struct Policy {
 impl Route {
     /// The route's path.
     pub fn path(self) -> &'static str {
-        ROUTES[self.index].0
+        ROUTES[usize::from(self.index)].0
     }
 
     /// The route's family.
     pub fn family(self) -> Family {
-        ROUTES[self.index].1
+        ROUTES[usize::from(self.index)].1
     }
 
     /// The leader routes that its 503 speaks for; `None`: it is not a leader route.
@@ -161,12 +161,12 @@ pub fn resolve(target: &str, canonical: &mut String) -> Option<Route> {
         canonical.push(if at == 0 { '?' } else { '&' });
         canonical.push_str(pair);
     }
-    Some(Route { index, has_parameters: count > 0 })
+    Some(Route { index: index as u8, has_parameters: count > 0 })
 }
 
 /// All routes of the table, without parameters.
 pub fn plain_routes() -> impl Iterator<Item = Route> {
-    (0..ROUTES.len()).map(|index| Route { index, has_parameters: false })
+    (0..ROUTES.len()).map(|index| Route { index: index as u8, has_parameters: false })
 }
 
 fn find(path: &str) -> Option<usize> {
@@ -253,6 +253,7 @@ pub static ROUTES: &[(&str, Family)] = &[
     ("/history", Family::History),
     ("/metrics", Family::Metrics),
 ];
+const _: () = assert!(ROUTES.len() < u8::MAX as usize);
 /// Parameters of the replica and health routes.
 const REPLICA_PARAMETERS: [&str; 3] = ["lag", "replication_state", "tag_*"];
 /// Parameters of `/readiness`.

@@ -92,6 +92,7 @@ fn a_hit_allocates_nothing_and_arms_nothing() {
         fence: false,
         dcs: None,
         host: "localhost:8008".into(),
+        agent_target: "/replica".into(),
         records: false,
     });
     let requests: [&[u8]; 3] = [

@@ -2,9 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use patroniglue::admin::ShellView;
 use patroniglue::answer::AddressId;
 use patroniglue::cache::CacheSettings;
-use patroniglue::engine::{Action, Engine, Port, Settings};
+use patroniglue::engine::{ADMIN_CLIENTS_MAX, Action, Engine, Port, Settings};
 use patroniglue::failure::Failure;
 use patroniglue::fetch::Progress;
 use patroniglue::routes::ROUTES;
@@ -22,6 +23,7 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
         fence: false,
         dcs: None,
         host: "patroni:8008".into(),
+        agent_target: "/replica".into(),
         records: true,
     });
     let mut ids: Vec<ConnId> = Vec::new();
@@ -30,8 +32,10 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
         let now = Now { time: Time::from_ms(ms), unix_ms: 1_700_000_000_000 + ms };
         let id = ids.get(usize::from(which) % ids.len().max(1)).copied();
         let id = id.unwrap_or(ConnId { slot: u32::from(which), generation: u32::from(what) });
-        match what % 12 {
+        match what % 14 {
             0 => ids.extend(engine.accept(now, Port::Checks)),
+            12 => ids.extend(engine.accept(now, Port::Admin)),
+            13 => ids.extend(engine.accept(now, Port::Agent)),
             1 => {
                 engine.connected_to(id, AddressId(u32::from(which)));
                 engine.progress(id, Progress::Open);
@@ -53,12 +57,16 @@ fuzz_target!(|steps: Vec<(u8, u8, &[u8])>| {
                 Action::Connect(id, _) => ids.push(id),
                 Action::Close(closed) => ids.retain(|id| *id != closed),
                 Action::Wake(_) | Action::ShutdownWrite(_) | Action::NextAddress(_) => {}
+                Action::Report(id, report) => {
+                    engine.report(now, id, report, &ShellView::default());
+                }
             }
         }
         while engine.poll_record().is_some() {}
         engine.next_deadline();
         let counts = engine.counts();
-        assert!(counts.clients <= 4 && counts.fetches <= 2 && counts.waiters <= counts.clients);
+        assert!(counts.clients <= 4 + 2 * ADMIN_CLIENTS_MAX && counts.fetches <= 2);
+        assert!(counts.waiters <= counts.clients);
         assert!(counts.entries <= ROUTES.len() + 2);
     }
 });

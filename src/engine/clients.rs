@@ -1,6 +1,9 @@
 //! Health checks: their requests and responses, and which client is closed to make room.
 
-use super::{Asked, Client, Connection, Engine, Peer, Phase, Record};
+use std::rc::Rc;
+
+use super::admin::ADMIN_CLIENTS_MAX;
+use super::{Asked, Client, Connection, Engine, Peer, Phase, Port, Record};
 use crate::answer::{CacheStatus, Form};
 use crate::cache::{EntryId, Lookup, NoEntry};
 use crate::engine::Action;
@@ -13,9 +16,12 @@ use crate::slots::ConnId;
 use crate::time::{Now, Time};
 
 impl Engine {
-    /// The maximum number of clients.
-    pub fn clients_max(&self) -> usize {
-        self.settings.clients_max
+    /// The maximum number of clients of a port.
+    pub fn clients_max(&self, port: Port) -> usize {
+        match port {
+            Port::Checks => self.settings.clients_max,
+            Port::Admin | Port::Agent => ADMIN_CLIENTS_MAX,
+        }
     }
 
     pub(super) fn client_step(&mut self, now: Now, id: ConnId, step: Step) {
@@ -38,11 +44,14 @@ impl Engine {
 
     /// The hot path: one lookup. With a fresh answer that is all, unless a refresh is overdue
     /// because no client had asked before.
-    fn ask(&mut self, now: Now, id: ConnId, request: Request) {
+    pub(super) fn ask(&mut self, now: Now, id: ConnId, request: Request) {
         if self.settings.records {
             self.remember(now, id, request);
         }
-        let entry = match self.entry_for(now, request) {
+        if self.port_of(id) == Some(Port::Admin) {
+            return self.ask_admin(now, id, request);
+        }
+        let entry = match self.entry_for(now, id, request) {
             Ok(entry) => entry,
             Err(reply) => return self.answer_locally(now, id, reply),
         };
@@ -70,7 +79,8 @@ impl Engine {
     }
 
     /// The entry of a request, or a local reply.
-    fn entry_for(&mut self, now: Now, request: Request) -> Result<EntryId, LocalReply> {
+    fn entry_for(&mut self, now: Now, id: ConnId, request: Request) -> Result<EntryId, LocalReply> {
+        self.set_route(id, None);
         match request.method {
             Method::Unknown => return Err(LocalReply::UNKNOWN_METHOD),
             Method::Connect => return Err(LocalReply::METHOD_NOT_ALLOWED),
@@ -78,6 +88,7 @@ impl Engine {
             _ => {}
         }
         let route = resolve(&self.target, &mut self.canonical).ok_or(LocalReply::NOT_FOUND)?;
+        self.set_route(id, Some(route));
         match request.method {
             Method::Get | Method::Head | Method::Options => {
                 if self.is_drained(route) {
@@ -107,7 +118,9 @@ impl Engine {
         if self.is_drained(self.cache.route(entry)) {
             return self.answer_locally(now, id, LocalReply::DRAINING); // it has waited since before
         }
-        let Some((_, Request { method, persistence })) = self.waiting_client(id) else { return };
+        let Some((_, Request { method, persistence, .. })) = self.waiting_client(id) else {
+            return;
+        };
         let form = Form { method, persistence, cache_status };
         let rendered = match cache_status {
             CacheStatus::Failed | CacheStatus::FailedHit => self.cache.failure(entry),
@@ -125,28 +138,53 @@ impl Engine {
                 None => self.journal.served_stale(now.time, self.cache.target(entry), age_ms),
             }
         }
-        if let Some((frontend, _)) = self.waiting_client(id) {
-            frontend.respond(now.time, bytes);
+        self.cache.served(entry, status);
+        self.respond(now, id, status, Some(cache_status), bytes);
+    }
+
+    /// Sends a client its response, and counts it.
+    fn respond(
+        &mut self,
+        now: Now,
+        id: ConnId,
+        status: u16,
+        cache_status: Option<CacheStatus>,
+        bytes: Rc<[u8]>,
+    ) {
+        let Some((port, route)) = self.client(id).map(|client| (client.port, client.route)) else {
+            return;
+        };
+        if port == Port::Checks {
+            self.stats.answered(now.time, route, status, cache_status);
+        }
+        let line = (port == Port::Agent).then(|| self.agent_line(status));
+        let Some((frontend, _)) = self.waiting_client(id) else { return };
+        match line {
+            Some(line) => frontend.refuse(now.time, line),
+            None => frontend.respond(now.time, bytes),
         }
         self.record(now, id, status);
     }
 
     pub(super) fn answer_locally(&mut self, now: Now, id: ConnId, reply: LocalReply) {
-        let Some((frontend, request)) = self.waiting_client(id) else { return };
-        let (head_only, status) = (request.method == Method::Head, reply.status);
-        frontend.respond(now.time, reply.response(now, request.persistence, head_only));
-        self.record(now, id, status);
+        let Some((_, request)) = self.waiting_client(id) else { return };
+        let bytes = reply.response(now, request.persistence, request.method == Method::Head);
+        self.respond(now, id, reply.status, None, bytes);
     }
 
     /// Responds to bytes that are not a request.
     fn refuse(&mut self, now: Now, id: ConnId, method: Method, reply: LocalReply) {
         if self.settings.records {
-            let request = Request { method, persistence: Persistence::Close };
+            let persistence = Persistence::Close;
+            let request = Request { method, persistence, if_none_match: None };
             self.target.replace_range(.., "-");
             self.remember(now, id, request);
         }
-        let Some(client) = self.client(id) else { return };
         let status = reply.status;
+        if self.port_of(id) == Some(Port::Checks) {
+            self.stats.answered(now.time, None, status, None);
+        }
+        let Some(client) = self.client(id) else { return };
         let head_only = method == Method::Head;
         client.frontend.refuse(now.time, reply.response(now, Persistence::Close, head_only));
         self.record(now, id, status);
@@ -159,8 +197,21 @@ impl Engine {
         }
     }
 
+    fn port_of(&self, id: ConnId) -> Option<Port> {
+        match &self.connections.get(id)?.peer {
+            Peer::Client(client) => Some(client.port),
+            Peer::Upstream(_) => None,
+        }
+    }
+
+    fn set_route(&mut self, id: ConnId, route: Option<Route>) {
+        if let Some(client) = self.client(id) {
+            client.route = route;
+        }
+    }
+
     /// The client, if its request waits for an answer. During shutdown this request is its last.
-    fn waiting_client(&mut self, id: ConnId) -> Option<(&mut Frontend, Request)> {
+    pub(super) fn waiting_client(&mut self, id: ConnId) -> Option<(&mut Frontend, Request)> {
         let is_last = self.is_shutting_down();
         let frontend = &mut self.client(id)?.frontend;
         if is_last {
@@ -183,7 +234,7 @@ impl Engine {
         }
     }
 
-    fn record(&mut self, now: Now, id: ConnId, status: u16) {
+    pub(super) fn record(&mut self, now: Now, id: ConnId, status: u16) {
         let asked = self.client(id).and_then(|client| client.asked.take());
         let Some(asked) = asked else { return };
         let elapsed_ms = now.time.ms_since(asked.at);
@@ -193,27 +244,29 @@ impl Engine {
 
     /// The client to close when there is no room. The longest idle are found in batches: one walk
     /// over all connections makes room for [`IDLEST_BATCH`] new clients.
-    pub(super) fn longest_idle(&mut self, now: Time) -> Option<ConnId> {
-        if let Some(id) = self.next_idlest(now) {
+    pub(super) fn longest_idle(&mut self, now: Time, port: Port) -> Option<ConnId> {
+        if let Some(id) = self.next_idlest(now, port) {
             return Some(id);
         }
         let idle = self.connections.iter().filter_map(|(id, connection)| {
             let Peer::Client(client) = &connection.peer else { return None };
-            Some((client.frontend.idle_since(now)?, id))
+            let idle_since = client.frontend.idle_since(now).filter(|_| client.port == port);
+            Some((idle_since?, id))
         });
-        self.idlest.extend(idle);
-        if self.idlest.len() > IDLEST_BATCH {
-            self.idlest.select_nth_unstable(IDLEST_BATCH);
-            self.idlest.truncate(IDLEST_BATCH);
-            self.idlest.shrink_to_fit();
+        let idlest = &mut self.idlest[port as usize];
+        idlest.extend(idle);
+        if idlest.len() > IDLEST_BATCH {
+            idlest.select_nth_unstable(IDLEST_BATCH);
+            idlest.truncate(IDLEST_BATCH);
+            idlest.shrink_to_fit();
         }
-        self.idlest.sort_unstable_by(|one, other| other.cmp(one));
-        self.next_idlest(now)
+        idlest.sort_unstable_by(|one, other| other.cmp(one));
+        self.next_idlest(now, port)
     }
 
     /// The next client of the last batch that is still idle.
-    fn next_idlest(&mut self, now: Time) -> Option<ConnId> {
-        while let Some((since, id)) = self.idlest.pop() {
+    fn next_idlest(&mut self, now: Time, port: Port) -> Option<ConnId> {
+        while let Some((since, id)) = self.idlest[port as usize].pop() {
             let connection = self.connections.get(id);
             if let Some(Connection { peer: Peer::Client(client), .. }) = connection
                 && client.frontend.idle_since(now) == Some(since)

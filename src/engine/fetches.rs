@@ -12,6 +12,7 @@ use crate::http::write::request;
 use crate::node::intervals::INTERVALS_TARGET;
 use crate::node::lease::ALWAYS_FRESH_MS;
 use crate::slots::ConnId;
+use crate::stats::{Handshake, Side};
 use crate::time::{Now, Time};
 
 /// The fetches from one upstream.
@@ -218,6 +219,8 @@ impl Engine {
         while let Some(id) = self.fetches.next(now.time, self.settings.fetches_max) {
             let Some(fetch) = self.fetch(id) else { continue };
             fetch.connect(now.time);
+            self.stats.fetch_begun(now.time);
+            let Some(fetch) = self.fetch(id) else { continue };
             let reads_dcs = match fetch.purpose() {
                 Purpose::Entry(entry) => self.cache.route(entry).family().reads_dcs(),
                 Purpose::Intervals | Purpose::Dcs => true,
@@ -242,6 +245,7 @@ impl Engine {
         if self.fetches.waits_for_others(id) {
             outcome = Err(Failure::NoRoom);
         }
+        self.count_fetch(now, &fetch, &outcome);
         let was_asked = self.remove_fetch(now, id, Some(&outcome));
         match (fetch.purpose(), outcome) {
             (Purpose::Entry(entry), Ok(answer)) => self.learn(now, entry, answer, fetch.deadline()),
@@ -251,6 +255,18 @@ impl Engine {
             (Purpose::Intervals | Purpose::Dcs, outcome) => self.learn_intervals(now, outcome),
         }
         self.dispatch(now);
+    }
+
+    fn count_fetch(&mut self, now: Now, fetch: &Fetch, outcome: &Result<Answer, Failure>) {
+        match outcome {
+            Ok(_) => self.stats.fetch_answered(now.time, now.time.ms_since(fetch.asked_at())),
+            Err(failure) => {
+                if matches!(failure, Failure::Tls(_) | Failure::HandshakeTimedOut) {
+                    self.stats.handshake(Side::Patroni, Handshake::Failed);
+                }
+                self.stats.fetch_failed(now.time, *failure);
+            }
+        }
     }
 
     /// Takes a fetch out of the queue, or closes its connection. `outcome`: `None` if it is no

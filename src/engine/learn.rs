@@ -22,7 +22,7 @@ use crate::time::{Now, Time};
 impl Engine {
     /// The fetch of an entry brought an answer, before its `deadline`.
     pub(super) fn learn(&mut self, now: Now, entry: EntryId, answer: Answer, deadline: Time) {
-        self.journal.answered(self.cache.target(entry));
+        self.journal.answered(now.time, self.cache.target(entry));
         if self.has_jumped(now) {
             self.queue_fetch(now, Purpose::Entry(entry), deadline); // asked for before the jump
             return;
@@ -49,7 +49,7 @@ impl Engine {
             Verdict::OtherNode { difference, is_news } => {
                 if is_news {
                     self.distrust(now, Distrust::Everything);
-                    self.journal.other_node(&difference);
+                    self.journal.other_node(now.time, &difference);
                 }
                 let is_check = route.family().is_drained();
                 let refusal = || unavailable(&difference, answer.asked_at);
@@ -111,7 +111,7 @@ impl Engine {
             self.distrust(now, distrust);
         }
         if self.settings.cache.grace_ms > 0 {
-            self.journal.intervals_without_grace(self.node.intervals_without_grace());
+            self.journal.intervals_without_grace(now.time, self.node.intervals_without_grace());
         }
     }
 
@@ -127,7 +127,7 @@ impl Engine {
     fn has_jumped(&mut self, now: Now) -> bool {
         let distrust = self.node.observe_clock(now);
         if let Some(distrust) = distrust {
-            self.journal.clock_jumped();
+            self.journal.clock_jumped(now.time);
             self.drop_read(); // its begin is a time by the clock before the jump
             self.distrust(now, distrust);
         }

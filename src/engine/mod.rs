@@ -4,7 +4,10 @@
 //! connection's [`ConnId`] and the time; after every input it carries out all actions that
 //! [`Engine::poll_action`] returns. The same inputs lead to the same actions.
 
+mod admin;
+mod agent;
 mod clients;
+mod deadlines;
 mod fetches;
 mod learn;
 mod patience;
@@ -14,10 +17,12 @@ mod witness;
 use std::collections::VecDeque;
 use std::fmt;
 
+pub use self::admin::ADMIN_CLIENTS_MAX;
 use self::fetches::Fetches;
 pub use self::shutdown::SHUTDOWN_MS_MAX;
 use self::witness::Witness;
 pub use self::witness::{DCS_REQUEST_MS_MAX, DcsSettings};
+use crate::admin::Report;
 use crate::answer::AddressId;
 use crate::cache::{Cache, CacheSettings, EntryId};
 use crate::failure::Failure;
@@ -26,7 +31,9 @@ use crate::frontend::Frontend;
 use crate::http::Method;
 use crate::journal::Journal;
 use crate::node::Node;
+use crate::routes::Route;
 use crate::slots::{ConnId, Slots};
+use crate::stats::{Handshake, Side, Stats};
 use crate::time::{Now, Time};
 use crate::wheel::Wheel;
 
@@ -47,15 +54,16 @@ pub struct Engine {
     actions: VecDeque<Action>,
     records: VecDeque<Record>,
     journal: Journal,
+    stats: Stats,
     node: Node,
     /// The last requested target, and its canonical form for Patroni; kept so that a hit
     /// allocates nothing.
     target: String,
     canonical: String,
-    /// Clients that may make room for new ones, the longest idle last.
-    idlest: Vec<(Time, ConnId)>,
-    /// The number of clients.
-    clients: usize,
+    /// Clients of each port that may make room for new ones, the longest idle last.
+    idlest: [Vec<(Time, ConnId)>; Port::COUNT],
+    /// The number of clients of each port.
+    clients: [usize; Port::COUNT],
     /// [`Node::in_transition_until`] after the last answer.
     in_transition_until: Time,
     /// Whether the wheel has [`Timer::Sweep`].
@@ -85,6 +93,8 @@ pub struct Settings {
     pub clients_max: usize,
     /// Patroni's name and port, for `Host`.
     pub host: Box<str>,
+    /// The target whose answer HAProxy's agent is told.
+    pub agent_target: Box<str>,
     /// Whether to produce access-log records.
     pub records: bool,
 }
@@ -94,6 +104,10 @@ pub struct Settings {
 pub enum Port {
     /// Health checks.
     Checks,
+    /// Metrics and status, for operators.
+    Admin,
+    /// HAProxy's agent checks.
+    Agent,
 }
 
 /// Where a fetch goes.
@@ -130,6 +144,8 @@ pub enum Action {
     Close(ConnId),
     /// The upstream's address in use gave no usable answer: connect to the next one from now on.
     NextAddress(UpstreamId),
+    /// A client asks for a report: call [`Engine::report`].
+    Report(ConnId, Report),
 }
 
 /// A request that was answered.
@@ -178,6 +194,11 @@ enum Peer {
 #[derive(Debug)]
 struct Client {
     frontend: Frontend,
+    port: Port,
+    /// The shell's TLS handshake goes on.
+    is_handshaking: bool,
+    /// The route of the request that waits for its response.
+    route: Option<Route>,
     /// Only with [`Settings::records`].
     asked: Option<Box<Asked>>,
 }
@@ -223,11 +244,12 @@ impl Engine {
             actions: VecDeque::new(),
             records: VecDeque::new(),
             journal: Journal::default(),
+            stats: Stats::default(),
             node: Node::new(settings.fence),
             target: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             canonical: String::with_capacity(crate::http::TARGET_BYTES_MAX),
-            idlest: Vec::new(),
-            clients: 0,
+            idlest: Default::default(),
+            clients: [0; Port::COUNT],
             in_transition_until: Time::ZERO,
             sweeping: false,
             phase: Phase::Starting,
@@ -250,25 +272,53 @@ impl Engine {
 
     /// A client connected. `None`: at capacity, and no client is idle.
     pub fn accept(&mut self, now: Now, port: Port) -> Option<ConnId> {
-        let Port::Checks = port;
         if self.is_shutting_down() {
             return None;
         }
-        if self.clients >= self.settings.clients_max {
-            let idlest = self.longest_idle(now.time)?;
+        if self.clients[port as usize] >= self.clients_max(port) {
+            let Some(idlest) = self.longest_idle(now.time, port) else {
+                self.stats.clients_refused += u64::from(port == Port::Checks);
+                return None;
+            };
             self.close_client(idlest);
         }
-        self.clients += 1;
+        self.clients[port as usize] += 1;
+        self.stats.clients_accepted += u64::from(port == Port::Checks);
         let frontend = Frontend::new(now.time);
-        let peer = Peer::Client(Client { frontend, asked: None });
+        let client = Client { frontend, port, is_handshaking: false, route: None, asked: None };
+        let peer = Peer::Client(client);
         let id = self.connections.insert(Connection { peer, scheduled: Time::NEVER });
         self.unscheduled.push(id);
+        if port == Port::Agent {
+            self.ask_agent(now, id);
+        }
         Some(id)
+    }
+
+    /// The TLS handshake of a client begins.
+    pub fn handshake_begins(&mut self, id: ConnId) {
+        if let Some(client) = self.client(id) {
+            client.is_handshaking = true;
+        }
+    }
+
+    /// A TLS handshake has ended, with a client or with Patroni.
+    pub fn handshake_ended(&mut self, id: ConnId, handshake: Handshake) {
+        let side = match self.client(id) {
+            Some(client) => {
+                client.is_handshaking = false;
+                Side::Client
+            }
+            None => Side::Patroni,
+        };
+        self.stats.handshake(side, handshake);
     }
 
     /// Descriptors ran out: closes the longest idle client. Returns whether there was one.
     pub fn make_room(&mut self, now: Now) -> bool {
-        let idlest = self.longest_idle(now.time);
+        self.stats.descriptor_shortages += 1;
+        let ports = [Port::Checks, Port::Admin];
+        let idlest = ports.into_iter().find_map(|port| self.longest_idle(now.time, port));
         idlest.map(|id| self.close_client(id)).is_some()
     }
 
@@ -403,7 +453,7 @@ impl Engine {
 
     /// Changes whenever [`Engine::summary`] does.
     pub fn summary_version(&self) -> (bool, u32) {
-        (self.draining, self.journal.changes())
+        (self.draining, self.journal.summary_version())
     }
 
     /// The next action; to be polled until there is none. In debug builds the invariants are
@@ -450,24 +500,10 @@ impl Engine {
         }
     }
 
-    /// When to call [`Engine::tick`] next, if no input comes earlier. To be called once, at the end
-    /// of a turn.
-    pub fn next_deadline(&mut self) -> Option<Time> {
-        while let Some(id) = self.unscheduled.pop() {
-            let Some(connection) = self.connections.get_mut(id) else { continue };
-            let deadline = connection.deadline();
-            if deadline < connection.scheduled {
-                connection.scheduled = deadline;
-                self.wheel.schedule(deadline, Timer::Connection(id));
-            }
-        }
-        self.wheel.next()
-    }
-
     /// How many there are of everything.
     pub fn counts(&self) -> Counts {
         Counts {
-            clients: self.clients,
+            clients: self.clients.iter().sum(),
             fetches: self.fetches.in_flight(),
             queued: self.fetches.queued(),
             waiters: self.cache.waiters(),
@@ -479,19 +515,19 @@ impl Engine {
 
     /// The number of connections and timers, on which the memory in use depends most.
     pub fn connections_and_timers(&self) -> usize {
-        self.clients + self.fetches.in_flight() + self.wheel.len()
+        self.clients.iter().sum::<usize>() + self.fetches.in_flight() + self.wheel.len()
     }
 
     /// Panics if counts and states do not agree. Linear in the number of connections.
     pub fn check_invariants(&self) {
-        let mut clients = 0;
+        let mut clients = [0; Port::COUNT];
         let mut waiting = 0;
         let mut upstream = Vec::new();
         let mut entries = Vec::new();
         for (id, connection) in self.connections.iter() {
             match &connection.peer {
                 Peer::Client(client) => {
-                    clients += 1;
+                    clients[client.port as usize] += 1;
                     waiting += usize::from(client.frontend.waiting().is_some());
                 }
                 Peer::Upstream(fetch) if fetch.purpose() == Purpose::Dcs => {}
@@ -514,55 +550,13 @@ impl Engine {
         self.cache.set_has_witness(self.witness.is_some());
     }
 
-    // ---- time
-
-    fn look_at_deadline(&mut self, now: Now, id: ConnId) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        if connection.scheduled > now.time {
-            return; // the deadline came nearer since: the wheel has this connection twice
-        }
-        connection.scheduled = Time::NEVER;
-        if connection.deadline() > now.time {
-            self.unscheduled.push(id);
-            return;
-        }
-        match &mut connection.peer {
-            Peer::Client(client) => {
-                let step = client.frontend.expire();
-                self.client_step(now, id, step);
-                if self.connections.get(id).is_some() {
-                    self.actions.push_back(Action::Wake(id));
-                }
-            }
-            Peer::Upstream(fetch) => {
-                let outcome = fetch.expire();
-                self.fetch_step(now, id, outcome);
-            }
-        }
-    }
-
-    /// Schedules a deadline that came nearer. One that became later costs nothing.
-    fn reschedule(&mut self, id: ConnId) {
-        let Some(connection) = self.connections.get(id) else { return };
-        if connection.deadline() < connection.scheduled {
-            self.unscheduled.push(id);
-        }
-    }
-
-    fn schedule_sweep(&mut self, now: Time) {
-        if !self.sweeping {
-            self.sweeping = true;
-            self.wheel.schedule(now.plus_ms(self.settings.interval_ms), Timer::Sweep);
-        }
-    }
-
     fn close_client(&mut self, id: ConnId) {
         let Some(connection) = self.connections.remove(id) else { return };
         let Peer::Client(client) = &connection.peer else { return };
         if client.frontend.waiting().is_some() {
             self.cache.leave(id);
         }
-        self.clients -= 1;
+        self.clients[client.port as usize] -= 1;
         self.actions.push_back(Action::Close(id));
     }
 }
@@ -575,13 +569,9 @@ impl fmt::Display for Counts {
     }
 }
 
-impl Connection {
-    fn deadline(&self) -> Time {
-        match &self.peer {
-            Peer::Client(client) => client.frontend.deadline(),
-            Peer::Upstream(fetch) => fetch.deadline(),
-        }
-    }
+impl Port {
+    /// How many ports there are.
+    pub const COUNT: usize = 3;
 }
 
 /// With more connections the invariants are not checked after each input.

@@ -7,7 +7,7 @@
 //!
 //! [`Cache::lookup`]: crate::cache::Cache::lookup
 
-use super::{Action, Engine, Timer};
+use super::{Action, Engine, Port, Timer};
 use crate::answer::CacheStatus;
 use crate::cache::{EntryId, PATIENCE_MS, Silence};
 use crate::node::witness::Evidence;
@@ -76,7 +76,10 @@ impl Engine {
         [first, other]: [CacheStatus; 2],
     ) {
         for (at, id) in waiters.into_iter().enumerate() {
-            if self.connections.get(id).is_some() {
+            if let Some(client) = self.client(id) {
+                let waited_ms = client.frontend.waiting_since().map(|at| now.time.ms_since(at));
+                let waited_ms = waited_ms.filter(|_| client.port == Port::Checks);
+                waited_ms.into_iter().for_each(|ms| self.stats.request_wait.add(ms));
                 self.answer(now, id, entry, if at == 0 { first } else { other });
                 self.reschedule(id);
                 self.actions.push_back(Action::Wake(id));

@@ -1,6 +1,6 @@
 //! The end: no new clients, a short time for those that are left.
 
-use super::{Action, Engine, Phase, Timer};
+use super::{Action, Engine, Phase, Port, Timer};
 use crate::cache::PATIENCE_MS;
 use crate::reply::LocalReply;
 use crate::time::Now;
@@ -22,7 +22,7 @@ impl Engine {
 
     /// Whether shutdown has begun and the last client is closed.
     pub fn is_shut_down(&self) -> bool {
-        self.is_shutting_down() && self.clients == 0
+        self.is_shutting_down() && self.clients == [0; Port::COUNT]
     }
 
     /// Answers all clients that wait for a fetch: the daemon ends before it does.

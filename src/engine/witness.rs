@@ -10,8 +10,11 @@ use crate::answer::{Answer, CacheStatus};
 use crate::cache::EntryId;
 use crate::failure::Failure;
 use crate::fetch::{Expected, Fetch, Purpose};
-use crate::node::witness::{Access, Outcome, Read, ReadFailure, Settings as WitnessSettings, Step};
+use crate::node::witness::{
+    Access, Outcome, Read, ReadFailure, Settings as WitnessSettings, Step, Why,
+};
 use crate::slots::ConnId;
+use crate::stats::WitnessRead;
 use crate::time::{Now, Time};
 
 /// The settings of the DCS as an upstream.
@@ -71,7 +74,7 @@ impl Engine {
             return;
         }
         if self.evidence(now, entry).is_none() {
-            self.journal.witness_ended("the evidence is over");
+            self.journal.witness_ended(now.time, "the evidence is over");
         }
         let Some(witness) = &self.witness else { return };
         let is_due = witness.read_at.is_none_or(|at| now.time.ms_since(at) >= READ_MS);
@@ -100,7 +103,9 @@ impl Engine {
         }
         let subject = match self.node.witness_subject() {
             Ok(subject) => subject,
-            Err(why) if is_rehearsal => return self.journal.rehearsed(&Outcome::Nothing(why)),
+            Err(why) if is_rehearsal => {
+                return self.journal.rehearsed(now.time, &Outcome::Nothing(why));
+            }
             Err(_) => return,
         };
         witness.read_at = Some(now.time);
@@ -167,15 +172,21 @@ impl Engine {
     fn end_read(&mut self, now: Now, outcome: Outcome) {
         let reading = self.witness.as_mut().and_then(|witness| witness.reading.take());
         let Some(reading) = reading else { return };
+        self.stats.witness_read(match outcome {
+            Outcome::Evidence(_) => WitnessRead::Evidence,
+            Outcome::Contradiction(_) => WitnessRead::Contradiction,
+            Outcome::Nothing(Why::Failed(_)) => WitnessRead::Failed,
+            Outcome::Nothing(_) => WitnessRead::Nothing,
+        });
         if reading.is_rehearsal {
-            self.journal.rehearsed(&outcome);
+            self.journal.rehearsed(now.time, &outcome);
         }
         if self.node.witness_subject().as_ref() != Ok(reading.read.subject()) {
             return; // Patroni has said something else since
         }
         if let Some(distrust) = self.node.testify(now.time, &outcome, reading.is_rehearsal) {
             if let Outcome::Contradiction(why) = &outcome {
-                self.journal.witness_ended(&why.to_string());
+                self.journal.witness_ended(now.time, &why.to_string());
             }
             self.distrust(now, distrust);
         }

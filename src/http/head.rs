@@ -10,7 +10,7 @@ use core::net::Ipv6Addr; // parses text only
 use httparse::{Header, Status};
 
 use super::{
-    HEADERS_MAX, Method, Persistence, REQUEST_HEAD_BYTES_MAX, RESPONSE_HEAD_BYTES_MAX,
+    EntityTag, HEADERS_MAX, Method, Persistence, REQUEST_HEAD_BYTES_MAX, RESPONSE_HEAD_BYTES_MAX,
     TARGET_BYTES_MAX, has_token,
 };
 
@@ -25,6 +25,8 @@ pub struct RequestHead<'a> {
     pub persistence: Persistence,
     /// How long the body is.
     pub framing: Framing,
+    /// The content that the client has already.
+    pub if_none_match: Option<EntityTag>,
     /// Bytes the head took, its empty line included.
     pub head_bytes: usize,
 }
@@ -157,6 +159,7 @@ fn parse_request(bytes: &[u8]) -> Result<Option<RequestHead<'_>>, BadRequest> {
         target: target_path(method, path)?,
         persistence: fields.persistence(method, minor),
         framing: fields.framing(minor)?,
+        if_none_match: fields.if_none_match,
         head_bytes,
     }))
 }
@@ -215,6 +218,7 @@ struct RequestFields<'a> {
     expectation: bool,
     close: bool,
     keep_alive: bool,
+    if_none_match: Option<EntityTag>,
 }
 
 impl<'a> RequestFields<'a> {
@@ -226,6 +230,7 @@ impl<'a> RequestFields<'a> {
             expectation: false,
             close: false,
             keep_alive: false,
+            if_none_match: None,
         };
         for header in headers {
             fields.add(header)?;
@@ -261,6 +266,8 @@ impl<'a> RequestFields<'a> {
             }
         } else if is("expect") {
             self.expectation = true;
+        } else if is("if-none-match") {
+            self.if_none_match = EntityTag::from_field(header.value);
         }
         Ok(())
     }

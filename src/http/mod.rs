@@ -6,6 +6,8 @@ pub mod json;
 pub mod proxy;
 pub mod write;
 
+use std::fmt;
+
 /// Maximum bytes of a request's head with its empty line; over it 431 (RFC 6585, section 5).
 pub const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
 /// Maximum bytes of a response's head; `restapi.http_extra_headers` adds fields to Patroni's.
@@ -41,6 +43,10 @@ pub enum Method {
     Unknown,
 }
 
+/// Differs for different contents of a file (RFC 9110, section 8.8.3): a strong one, a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntityTag(u64);
+
 /// Whether a connection stays open after the response (RFC 9112, section 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
@@ -50,6 +56,33 @@ pub enum Persistence {
     KeepAlive,
     /// Kept: the default of HTTP/1.1, without a field.
     Persistent,
+}
+
+impl EntityTag {
+    /// The tag of a content: FNV-1a, 64 bits.
+    pub const fn of(bytes: &[u8]) -> EntityTag {
+        let mut hash = 0xcbf2_9ce4_8422_2325;
+        let mut at = 0;
+        while at < bytes.len() {
+            hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
+            at += 1;
+        }
+        EntityTag(hash)
+    }
+
+    /// The first of our tags in `If-None-Match` (RFC 9110, section 13.1.2), which compares weakly.
+    /// A list has more than one only if another server is at the same address.
+    pub fn from_field(value: &[u8]) -> Option<EntityTag> {
+        let parts = value.split(|byte| *byte == b'"');
+        let text = parts.filter(|part| part.len() == 16).find_map(|part| str::from_utf8(part).ok());
+        u64::from_str_radix(text?, 16).ok().map(EntityTag)
+    }
+}
+
+impl fmt::Display for EntityTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{:016x}\"", self.0)
+    }
 }
 
 impl Method {

@@ -22,11 +22,22 @@ pub struct ResponseFields<'a> {
     pub content_length: usize,
     /// `Age` and `Cache-Status` of Patroni's answers; `None` for local replies.
     pub cached: Option<Cached<'a>>,
-    /// Whether `Allow` is sent: to OPTIONS and with 405 (RFC 9110, section 10.2.1).
-    pub allow: bool,
+    /// The value of `Allow`: to OPTIONS and with 405 (RFC 9110, section 10.2.1).
+    pub allow: Option<&'a str>,
+    /// The value of `Cache-Control`.
+    pub cache_control: &'a str,
+    /// Further fields, each with its line's end.
+    pub more: &'a str,
     /// Whether the connection stays open after the response.
     pub persistence: Persistence,
 }
+
+/// `Cache-Control` of a response that is true only now.
+pub const NO_STORE: &str = "no-store";
+/// `Allow` of the routes.
+pub const ALLOW_CHECKS: &str = "GET, HEAD, OPTIONS";
+/// `Allow` of the admin port's paths.
+pub const ALLOW_ADMIN: &str = "GET, HEAD";
 
 /// The source of an answer.
 #[derive(Clone, Copy, Debug)]
@@ -100,10 +111,11 @@ fn head(fields: &ResponseFields<'_>, bytes: &mut Vec<u8>) {
         line(bytes, format_args!("Age: {}", cached.age_seconds));
         line(bytes, format_args!("Cache-Status: patroniglue; {}", cached.status));
     }
-    line(bytes, format_args!("Cache-Control: no-store"));
-    if fields.allow {
-        line(bytes, format_args!("Allow: GET, HEAD, OPTIONS"));
+    line(bytes, format_args!("Cache-Control: {}", fields.cache_control));
+    if let Some(allow) = fields.allow {
+        line(bytes, format_args!("Allow: {allow}"));
     }
+    bytes.extend_from_slice(fields.more.as_bytes());
     match fields.persistence {
         Persistence::Close => line(bytes, format_args!("Connection: close")),
         Persistence::KeepAlive => line(bytes, format_args!("Connection: keep-alive")),
@@ -130,6 +142,7 @@ fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         204 => "No Content",
+        304 => "Not Modified",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
@@ -164,7 +177,9 @@ mod tests {
             passed_on: &PassedOn::json(),
             content_length: 2,
             cached: Some(Cached { age_seconds: 3, status: "hit" }),
-            allow: false,
+            allow: None,
+            cache_control: NO_STORE,
+            more: "",
             persistence: Persistence::KeepAlive,
         };
         let text = "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
@@ -172,8 +187,12 @@ mod tests {
             Cache-Status: patroniglue; hit\r\nCache-Control: no-store\r\n\
             Connection: keep-alive\r\n\r\n{}";
         assert_eq!(String::from_utf8_lossy(&response(&fields, b"{}")), text);
-        let bare =
-            ResponseFields { cached: None, passed_on: &PassedOn::NONE, allow: true, ..fields };
+        let bare = ResponseFields {
+            cached: None,
+            passed_on: &PassedOn::NONE,
+            allow: Some(ALLOW_CHECKS),
+            ..fields
+        };
         let text = "HTTP/1.1 299 \r\nDate: Fri, 31 Dec 9999 23:59:59 GMT\r\nContent-Length: 2\r\n\
             Cache-Control: no-store\r\nAllow: GET, HEAD, OPTIONS\r\nConnection: close\r\n\r\n";
         let close = Persistence::Close;
@@ -193,7 +212,9 @@ mod tests {
                 passed_on: &PassedOn::NONE,
                 content_length: 0,
                 cached: None,
-                allow: false,
+                allow: None,
+                cache_control: NO_STORE,
+                more: "",
                 persistence: Persistence::Persistent,
             };
             let text = String::from_utf8_lossy(&response(&fields, b"")).into_owned();

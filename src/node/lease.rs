@@ -82,8 +82,13 @@ impl Until {
         Until { time: now.time.plus_ms(unix_ms.saturating_sub(now.unix_ms)), unix_ms }
     }
 
+    /// Milliseconds until it is over.
+    pub fn left_ms(self, now: Now) -> u64 {
+        self.time.ms_since(now.time).min(self.unix_ms.saturating_sub(now.unix_ms))
+    }
+
     /// Over when either of the two is.
-    fn sooner(self, other: Until) -> Until {
+    pub fn sooner(self, other: Until) -> Until {
         Until { time: self.time.min(other.time), unix_ms: self.unix_ms.min(other.unix_ms) }
     }
 
@@ -111,6 +116,11 @@ impl Lease {
     /// from before that.
     pub fn forget_previous(&mut self) {
         self.previous_seen = None;
+    }
+
+    /// Whether two cycles of the HA loop are known.
+    pub fn has_two_cycles(&self) -> bool {
+        self.seen.is_some() && self.previous_seen.is_some()
     }
 
     /// Forgets all renewals.

@@ -14,6 +14,7 @@ pub mod report;
 #[cfg(test)]
 mod tests;
 pub mod wall_clock;
+mod why_not;
 pub mod witness;
 
 use self::dcs_reads::DcsReads;
@@ -21,6 +22,7 @@ use self::intervals::{Intervals, KnownIntervals};
 use self::lease::{Basis, LeaderAnswer, Lease, Until, Validity};
 use self::report::{Identity, NodeReport};
 use self::wall_clock::{PatroniClock, WallClock};
+pub use self::why_not::WhyNot;
 use self::witness::{Evidence, Outcome, Standing, Subject, Why};
 use crate::answer::{AddressId, Answer};
 use crate::failure::{Culprit, Failure};
@@ -236,6 +238,11 @@ impl Node {
         changed.then_some(Distrust::Leaders(LeaderRoutes::Any))
     }
 
+    /// Patroni's intervals, as they were fetched last.
+    pub fn intervals(&self) -> Option<Intervals> {
+        self.intervals.last()
+    }
+
     /// The last intervals, if the lease is never sure under them: grace has no effect then.
     pub fn intervals_without_grace(&self) -> Option<Intervals> {
         self.intervals.last().filter(|intervals| intervals.bounds().sure_seconds == 0)
@@ -309,6 +316,12 @@ impl Node {
         self.evidence.filter(|evidence| {
             !evidence.is_over(now) && (evidence.standing == Standing::Leader || !is_leaders)
         })
+    }
+
+    /// The evidence by which a leader's 200 may be served while Patroni is silent.
+    pub fn leaders_evidence(&self, now: Now) -> Option<Evidence> {
+        let evidence = self.evidence.filter(|evidence| !evidence.is_over(now));
+        evidence.filter(|evidence| evidence.standing == Standing::Leader)
     }
 
     /// The node's last report.

@@ -41,6 +41,8 @@ pub struct Member {
     pub name: Option<String>,
     /// The cluster's name.
     pub scope: Option<String>,
+    /// Patroni's version.
+    pub version: Option<String>,
 }
 
 /// Which node answers. Fields that a report lacks are not compared.

@@ -10,12 +10,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use log::{info, warn};
+use log::{Level, warn};
 use mio::Waker;
 
 use super::Daemon;
 use super::tls::Tls;
+use crate::changes::Kind;
 use crate::config::Config;
+use crate::time::Now;
 
 /// The state of a file, by which a change is noticed: also of the target of a symbolic link, as
 /// Kubernetes replaces a folder.
@@ -140,16 +142,18 @@ impl Certificates {
 
 impl Daemon {
     /// Takes over the certificates that the thread has read.
-    pub(super) fn take_certificates(&mut self) {
+    pub(super) fn take_certificates(&mut self, now: Now) {
         match self.certificates.found() {
             Some(Found::Changed(tls)) => {
-                tls.warnings.iter().for_each(|warning| warn!("{warning}"));
+                tls.findings.warnings.iter().for_each(|warning| warn!("{warning}"));
                 self.tls = *tls;
-                info!("certificates have changed, and were read again");
+                let text = "certificates have changed, and were read again";
+                self.engine.log_change(now, Level::Info, Kind::Tls, text);
             }
             Some(Found::Daily(warnings)) => warnings.iter().for_each(|warning| warn!("{warning}")),
             Some(Found::Failed(error)) => {
-                warn!("certificates have changed, but are not used: {error}");
+                let text = format!("certificates have changed, but are not used: {error}");
+                self.engine.log_change(now, Level::Warn, Kind::Tls, &text);
             }
             None => {}
         }
@@ -188,9 +192,9 @@ fn look_for_ever(
             Look::Failed(Some(error)) => Found::Failed(error),
             Look::Failed(None) => continue,
             Look::Unchanged if unlogged < A_DAY => continue,
-            Look::Unchanged => {
-                Found::Daily(Tls::read(&watch.config).map(|tls| tls.warnings).unwrap_or_default())
-            }
+            Look::Unchanged => Found::Daily(
+                Tls::read(&watch.config).map(|tls| tls.findings.warnings).unwrap_or_default(),
+            ),
         };
         unlogged = Duration::ZERO;
         if sender.send((found, generation)).is_err() || waker.wake().is_err() {

@@ -6,13 +6,17 @@ use log::warn;
 
 use super::resolver::ADDRESSES_MAX;
 use crate::config::Config;
+use crate::engine::ADMIN_CLIENTS_MAX;
 
 /// Returns the maximum number of clients: the configured one, limited by the descriptors left
 /// after the daemon's own and the upstreams'.
 pub fn clients_max(config: &Config) -> usize {
     let limit = raise_descriptor_limit();
     let dcs = config.dcs.as_ref().map_or(0, |_| DESCRIPTORS_DCS);
-    let reserve = DESCRIPTORS_OWN + config.backend.connections as u64 + dcs;
+    let of_port = ADMIN_CLIENTS_MAX as u64 + 1;
+    let admin = config.admin.as_ref().map_or(0, |_| of_port);
+    let agent = config.agent.as_ref().map_or(0, |_| of_port);
+    let reserve = DESCRIPTORS_OWN + config.backend.connections as u64 + dcs + admin + agent;
     let allowed = usize::try_from(limit.saturating_sub(reserve)).unwrap_or(usize::MAX).max(1);
     match config.frontend.connections {
         Some(wanted) if wanted > allowed => {

@@ -19,7 +19,7 @@ pub struct Loaded {
 impl Loaded {
     /// The warnings of both.
     pub fn warnings(&self) -> impl Iterator<Item = &String> {
-        self.config.warnings.iter().chain(&self.tls.warnings)
+        self.config.warnings.iter().chain(&self.tls.findings.warnings)
     }
 
     /// Logs the warnings of both.

@@ -9,6 +9,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 
 use super::descriptors::is_no_descriptor;
+use super::operate::section_of;
 use super::sockets;
 use crate::engine::Port;
 use crate::journal::Repeats;
@@ -53,7 +54,8 @@ impl Listener {
         let (host, number) = (bound_to.0.as_deref(), bound_to.1);
         let socket = sockets::listen(host, number).map_err(|error| {
             let named = host.unwrap_or("*");
-            let named = format!("frontend.host {named}, frontend.port {number}");
+            let section = section_of(port);
+            let named = format!("{section}.host {named}, {section}.port {number}");
             io::Error::new(error.kind(), format!("cannot listen on {named}: {error}"))
         })?;
         Listener::with_socket(port, bound_to, socket, registry, token)

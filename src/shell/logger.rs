@@ -22,8 +22,12 @@ use simple_logger::SimpleLogger;
 struct Queue {
     sender: SyncSender<Message>,
     level: LevelFilter,
+    /// Lines dropped since the last one that was written.
     dropped_count: AtomicU64,
 }
+
+/// Lines dropped since the start.
+static DROPPED_COUNT: AtomicU64 = AtomicU64::new(0);
 
 enum Message {
     Line {
@@ -59,6 +63,7 @@ impl Log for Queue {
         let line = Message::Line { level: record.level(), target: TARGET.to_owned(), text };
         if let Err(TrySendError::Full(_)) = self.sender.try_send(line) {
             self.dropped_count.fetch_add(1, Ordering::Relaxed);
+            DROPPED_COUNT.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let dropped_count = self.dropped_count.swap(0, Ordering::Relaxed);
@@ -76,6 +81,11 @@ impl Log for Queue {
             let _ = is_done.recv_timeout(FLUSH_TIMEOUT);
         }
     }
+}
+
+/// How many lines were dropped since the start because stderr was not read.
+pub fn dropped_count() -> u64 {
+    DROPPED_COUNT.load(Ordering::Relaxed)
 }
 
 /// Prints one line to stderr at once, for use without a started logger.

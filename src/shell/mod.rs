@@ -42,6 +42,8 @@ pub mod hosts;
 mod listener;
 pub mod logger;
 mod operate;
+mod process;
+mod reports;
 mod resolver;
 mod serve;
 mod signals;
@@ -67,6 +69,7 @@ use self::certificates::{Certificates, LOOK_EVERY};
 use self::clock::Clock;
 use self::files::Loaded;
 use self::listener::Listener;
+use self::reports::Reports;
 use self::resolver::lookup_in_thread;
 use self::signals::Signals;
 use self::stream::Buffers;
@@ -90,7 +93,7 @@ pub struct Daemon {
     engine: Engine,
     phase: Phase,
     supervisor: Supervisor,
-    /// Empty during shutdown.
+    /// At most one for each port; none during shutdown.
     listeners: Vec<Listener>,
     connectors: Connectors,
     certificates: Certificates,
@@ -109,6 +112,7 @@ pub struct Daemon {
     tls: Tls,
     buffers: Buffers,
     trim: MemoryTrim,
+    reports: Reports,
     client_tls_failures: Repeats,
     proxy_failures: Repeats,
     outdated_responses: Repeats,
@@ -157,9 +161,10 @@ impl Daemon {
         let registry = poll.registry().try_clone().map_err(|error| format!("poll: {error}"))?;
         let settings = operate::engine_settings(&config, options.verbose);
         let waker = Waker::new(&registry, THREADS).map_err(|error| format!("waker: {error}"))?;
-        let token = Token(LISTENERS_START);
-        let bound_to = (config.frontend.host.clone(), config.frontend.port);
-        let checks = supervisor.listener(Port::Checks, bound_to, &registry, token)?;
+        let listeners = operate::ports(&config).into_iter().map(|(port, bound_to)| {
+            supervisor.listener(port, bound_to, &registry, token_of_port(port))
+        });
+        let listeners = listeners.collect::<Result<Vec<_>, String>>()?;
         supervisor.close_unused();
         let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
         let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;
@@ -169,14 +174,16 @@ impl Daemon {
         certificates.watch(&config, &tls);
         let lookup = lookup_in_thread(waker);
         let connectors = Connectors::new(&config, registry, lookup);
+        let clock = Clock::new();
+        let reports = Reports::new(clock.now());
         Ok(Daemon {
             engine: Engine::new(settings),
             phase: Phase::Serving,
             supervisor,
-            listeners: vec![checks],
+            listeners,
             connectors,
             certificates,
-            clock: Clock::new(),
+            clock,
             streams: StreamTable::default(),
             queue: Vec::new(),
             postponed: Vec::new(),
@@ -184,6 +191,7 @@ impl Daemon {
             tls,
             buffers: Buffers::new(),
             trim: MemoryTrim::default(),
+            reports,
             client_tls_failures: Repeats::default(),
             proxy_failures: Repeats::default(),
             outdated_responses: Repeats::default(),
@@ -200,14 +208,22 @@ impl Daemon {
 
     /// The address health checks are sent to.
     pub fn address(&self) -> Option<SocketAddr> {
-        self.listeners.first().and_then(Listener::address)
+        self.address_of(Port::Checks)
+    }
+
+    /// The address of a port.
+    pub fn address_of(&self, port: Port) -> Option<SocketAddr> {
+        self.listener(port).and_then(Listener::address)
+    }
+
+    fn listener(&self, port: Port) -> Option<&Listener> {
+        self.listeners.iter().find(|listener| listener.port() == port)
     }
 
     /// Serves until a signal begins the shutdown and the last client has its answer.
     pub fn run(mut self) -> io::Result<()> {
         if let Some(address) = self.address() {
-            let clients_max = self.engine.clients_max();
-            info!("{}", operate::start_line(&self.config, address, clients_max));
+            self.log_start(address);
             self.supervisor.ready(&format!("listening on {address}"));
         }
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
@@ -236,7 +252,7 @@ impl Daemon {
         self.continue_connecting(now);
         self.serve_queue(now);
         self.handle_signals(now);
-        if self.listeners.is_empty() && self.phase == Phase::Serving {
+        if self.listener(Port::Checks).is_none() && self.phase == Phase::Serving {
             // a reload has lost it: a restart by the supervisor brings it back
             return Err(io::Error::other("no address is left to listen on"));
         }
@@ -270,8 +286,10 @@ impl Daemon {
             SIGNALS => self.signalled = true,
             THREADS => self.woken = true,
             Token(token @ LISTENERS_START..) => {
-                if let Some(listener) = self.listeners.get_mut(token - LISTENERS_START) {
-                    listener.mark_readable();
+                let mut listeners = self.listeners.iter_mut();
+                let port = token - LISTENERS_START;
+                if let Some(it) = listeners.find(|listener| listener.port() as usize == port) {
+                    it.mark_readable();
                 }
             }
             token => match self.streams.of_token(token) {
@@ -285,9 +303,13 @@ impl Daemon {
     }
 }
 
+/// The token of a port's listener.
+fn token_of_port(port: Port) -> Token {
+    Token(LISTENERS_START + port as usize)
+}
+
 const EVENTS_PER_POLL: usize = 1024;
 /// The token of the first listener. No stream has these tokens: no slot is as large.
-const LISTENERS_START: usize = SIGNALS.0 - LISTENERS_MAX;
-const LISTENERS_MAX: usize = 2;
+const LISTENERS_START: usize = SIGNALS.0 - Port::COUNT;
 const SIGNALS: Token = Token(usize::MAX - 1);
 const THREADS: Token = Token(usize::MAX);

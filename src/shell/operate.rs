@@ -4,19 +4,17 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use log::{Level, info, log};
-use mio::Token;
+use log::{Level, info};
 
 use super::files::Loaded;
 use super::listener::{BoundTo, Listener};
 use super::signals::Event as SignalEvent;
-use super::{Daemon, LISTENERS_START, Phase, descriptors, files, sockets};
+use super::{Daemon, Phase, descriptors, files, sockets, token_of_port};
 use crate::VERSION;
 use crate::cache::CacheSettings;
-use crate::config::{
-    Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Frontend, FrontendTls, Password, VerifyClient,
-};
-use crate::engine::{DcsSettings, Settings};
+use crate::changes::Kind;
+use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, FrontendTls, Password, VerifyClient};
+use crate::engine::{DcsSettings, Port, Settings};
 use crate::node::witness::rule::MARGIN_MS_MAX;
 use crate::node::witness::{Credentials, Settings as WitnessSettings};
 use crate::time::Now;
@@ -33,7 +31,8 @@ impl Daemon {
                 SignalEvent::Shutdown => self.begin_shutdown(now),
                 SignalEvent::Reload => self.handle_reload(now),
                 SignalEvent::Drain(draining) => {
-                    info!("{}", if draining { "draining" } else { "no longer draining" });
+                    let text = if draining { "draining" } else { "no longer draining" };
+                    self.engine.log_change(now, Level::Info, Kind::Drain, text);
                     self.engine.drain(draining);
                 }
             }
@@ -50,7 +49,7 @@ impl Daemon {
         // connections in the backlog may already have sent a request: accept them before closing
         (0..self.listeners.len()).for_each(|place| self.accept_backlog(now, place));
         let line = format!("shutting down: {} clients left", self.engine.counts().clients);
-        info!("{line}");
+        self.engine.log_change(now, Level::Info, Kind::Start, &line);
         self.supervisor.stopping(&line);
         for listener in self.listeners.drain(..) {
             listener.close(self.poll.registry());
@@ -71,20 +70,16 @@ impl Daemon {
             Ok(()) => format!("reloaded {}", path.display()),
             Err(error) => format!("not reloaded: {error}"),
         };
-        log!(if outcome.is_ok() { Level::Info } else { Level::Error }, "{line}");
+        self.reports.is_reloaded = outcome.is_ok();
+        let level = if outcome.is_ok() { Level::Info } else { Level::Error };
+        self.engine.log_change(now, level, Kind::Reload, &line);
         self.supervisor.ready(&line);
     }
 
     fn reload(&mut self, now: Now, path: &Path) -> Result<(), String> {
         let loaded = files::read_config(path)?;
-        let Frontend { host, port, .. } = &loaded.config.frontend;
-        let previous = self.config.frontend.host.as_ref();
-        if host.as_deref().is_some_and(is_other_name) && host.as_ref() != previous {
-            // resolving may block for seconds
-            return Err("frontend.host: another name needs a restart; write an address".into());
-        }
         // the last step that can fail: until then nothing has changed
-        self.listen_on(now, 0, (host.clone(), *port)).map_err(|error| error.to_string())?;
+        self.listen_as_configured(now, &loaded.config)?;
         loaded.log_warnings();
         let Loaded { config, tls } = loaded;
         self.connectors.configure(&config);
@@ -92,23 +87,81 @@ impl Daemon {
         // set first: fetches that are restarted use the new certificates
         self.certificates.watch(&config, &tls);
         (self.config, self.tls) = (config, tls);
+        self.reports.configured_unix_ms = now.unix_ms;
         self.engine.configure(now, settings);
         self.perform_actions(now);
         Ok(())
     }
 
+    /// Moves the listeners to the configured addresses, begins those of new ports and closes those
+    /// that are no longer wanted. After an error everything listens as before.
+    fn listen_as_configured(&mut self, now: Now, config: &Config) -> Result<(), String> {
+        let wanted = ports(config);
+        for (port, (host, _)) in &wanted {
+            let previous = self.listener(*port).and_then(|listener| listener.bound_to().0.as_ref());
+            if host.as_deref().is_some_and(is_other_name) && host.as_ref() != previous {
+                // resolving may block for seconds
+                let section = section_of(*port);
+                return Err(format!(
+                    "{section}.host: another name needs a restart; write an address"
+                ));
+            }
+        }
+        let mut added = Vec::new();
+        for (port, bound_to) in &wanted {
+            if self.listener(*port).is_none() {
+                let (registry, token) = (self.poll.registry(), token_of_port(*port));
+                let listener = Listener::new(*port, bound_to.clone(), registry, token);
+                added.push(listener.map_err(|error| error.to_string())?);
+            }
+        }
+        self.move_listeners(now, &wanted).map_err(|error| error.to_string())?;
+        for listener in added {
+            self.supervisor.keep(&listener);
+            if let Some(address) = listener.address() {
+                info!("{} listening on {address}", section_of(listener.port()));
+            }
+            self.listeners.push(listener);
+        }
+        let is_unwanted = |port: Port| wanted.iter().all(|(wanted, _)| *wanted != port);
+        while let Some(at) = self.listeners.iter().position(|it| is_unwanted(it.port())) {
+            self.close_listener(now, at);
+        }
+        Ok(())
+    }
+
+    /// Moves each listener to its address; all of them, or none.
+    fn move_listeners(&mut self, now: Now, wanted: &[(Port, BoundTo)]) -> io::Result<()> {
+        let mut moved: Vec<(Port, BoundTo)> = Vec::new();
+        for (port, bound_to) in wanted {
+            let Some(listener) = self.listener(*port) else { continue };
+            let previous = listener.bound_to().clone();
+            if let Err(error) = self.listen_on(now, *port, bound_to.clone()) {
+                for (port, previous) in moved {
+                    let _ = self.listen_on(now, port, previous); // `error` is the one to report
+                }
+                return Err(error);
+            }
+            moved.push((*port, previous));
+        }
+        Ok(())
+    }
+
     /// Listens on another address in place of a listener's. Clients in the backlog of the previous
     /// one are accepted first. After an error it listens as before.
-    fn listen_on(&mut self, now: Now, place: usize, address: BoundTo) -> io::Result<()> {
-        let Some(listener) = self.listeners.get_mut(place) else { return Ok(()) };
-        let (port, previous) = (listener.port(), listener.bound_to().clone());
+    fn listen_on(&mut self, now: Now, port: Port, address: BoundTo) -> io::Result<()> {
+        let Some(place) = self.listeners.iter().position(|it| it.port() == port) else {
+            return Ok(());
+        };
+        let listener = &mut self.listeners[place];
+        let previous = listener.bound_to().clone();
         if previous == address {
             return Ok(());
         }
         if listener.is_given() {
             return rename_given(listener, address);
         }
-        let token = Token(LISTENERS_START + place);
+        let token = token_of_port(port);
         let registry = self.poll.registry().try_clone()?;
         let listen = |address: &BoundTo| Listener::new(port, address.clone(), &registry, token);
         let mut outcome = listen(&address);
@@ -130,7 +183,8 @@ impl Daemon {
         let listener = outcome?;
         self.supervisor.keep(&listener);
         if let Some(address) = listener.address() {
-            info!("listening on {address}");
+            let section = if port == Port::Checks { "" } else { section_of(port) };
+            info!("{}", format!("{section} listening on {address}").trim_start());
         }
         self.listeners.insert(place, listener);
         Ok(())
@@ -184,6 +238,24 @@ fn is_other_name(host: &str) -> bool {
     host.parse::<IpAddr>().is_err() && !host.eq_ignore_ascii_case("localhost")
 }
 
+/// The ports of a configuration, and what each is bound to.
+pub(super) fn ports(config: &Config) -> Vec<(Port, BoundTo)> {
+    let frontend = &config.frontend;
+    let admin = config.admin.as_ref().map(|admin| (Port::Admin, (admin.host.clone(), admin.port)));
+    let agent = config.agent.as_ref().map(|agent| (Port::Agent, (agent.host.clone(), agent.port)));
+    let checks = (Port::Checks, (frontend.host.clone(), frontend.port));
+    [Some(checks), admin, agent].into_iter().flatten().collect()
+}
+
+/// The section of the configuration that a port is from.
+pub(super) fn section_of(port: Port) -> &'static str {
+    match port {
+        Port::Checks => "frontend",
+        Port::Admin => "admin",
+        Port::Agent => "agent",
+    }
+}
+
 /// What the daemon begins with, in one line.
 pub(super) fn start_line(config: &Config, address: SocketAddr, clients_max: usize) -> String {
     let tls = match &config.frontend.tls {
@@ -219,6 +291,7 @@ pub(super) fn engine_settings(config: &Config, records: bool) -> Settings {
         fence: config.cache.fence,
         dcs: config.dcs.as_ref().map(dcs_settings),
         host: config.backend.authority().into(),
+        agent_target: config.agent.as_ref().map_or("", |agent| &agent.route).into(),
         records,
     }
 }

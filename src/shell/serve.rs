@@ -14,6 +14,7 @@ use crate::http::Persistence;
 use crate::logformat;
 use crate::reply::LocalReply;
 use crate::slots::ConnId;
+use crate::stats::Handshake;
 use crate::time::Now;
 
 impl Daemon {
@@ -179,6 +180,9 @@ impl Daemon {
             return self.log_upstream_tls_error(now, upstream, error);
         }
         let Some(address) = stream.peer() else { return };
+        if stream.is_handshaking() {
+            self.engine.handshake_ended(id, Handshake::Failed);
+        }
         if let Some(times) = self.client_tls_failures.count(now.time) {
             info!("TLS client {address}: {error} ({times} times)");
         }
@@ -228,6 +232,7 @@ impl Daemon {
                 }
                 Action::Close(id) => self.close(id),
                 Action::NextAddress(upstream) => self.connectors.next_address(upstream),
+                Action::Report(id, report) => self.report(now, id, report),
             }
         }
     }
@@ -245,7 +250,8 @@ impl Daemon {
     pub(super) fn accept(&mut self, now: Now, handshake_steps: u32) {
         for place in 0..self.listeners.len() {
             // always at least one, so that clients stalling in the handshake cannot block new ones
-            let accepts_max = match self.tls.server {
+            let is_check = self.listeners[place].port() == Port::Checks;
+            let accepts_max = match self.tls.server.as_ref().filter(|_| is_check) {
                 Some(_) => HANDSHAKES_PER_TURN_MAX.saturating_sub(handshake_steps).max(1),
                 None => ACCEPTS_PER_TURN_MAX,
             };
@@ -271,20 +277,31 @@ impl Daemon {
 
     /// Serves a new client at once: its request has usually arrived already.
     pub(super) fn add_client(&mut self, now: Now, socket: TcpStream, port: Port) {
-        let session = match self.tls.server.as_ref().map(Session::server).transpose() {
+        // only load balancers may speak TLS or send a PROXY header
+        let is_check = port == Port::Checks;
+        let server = self.tls.server.as_ref().filter(|_| is_check);
+        let session = match server.map(Session::server).transpose() {
             Ok(session) => session,
             Err(error) => return warn!("TLS session for a client: {error}"),
         };
+        let is_secured = session.is_some();
         let mut stream = Stream::accepted(socket, session, port);
-        if self.config.frontend.proxy_protocol {
+        if self.config.frontend.proxy_protocol && is_check {
             stream = stream.expecting_proxy_header();
         }
         let Some(id) = self.engine.accept(now, port) else {
-            let reply = LocalReply::TOO_MANY_CONNECTIONS.response(now, Persistence::Close, false);
-            return stream.reject(&reply, &mut self.buffers);
+            if port != Port::Agent {
+                let reply = LocalReply::TOO_MANY_CONNECTIONS;
+                let reply = reply.response(now, Persistence::Close, false);
+                stream.reject(&reply, &mut self.buffers);
+            }
+            return;
         };
-        self.perform_actions(now);
         self.streams.insert(id, stream);
+        if is_secured {
+            self.engine.handshake_begins(id);
+        }
+        self.perform_actions(now);
         self.serve(now, id);
     }
 }

@@ -20,6 +20,7 @@ use crate::fetch::Progress;
 use crate::frontend::UNREAD_BYTES_MAX;
 use crate::http::REQUEST_HEAD_BYTES_MAX;
 use crate::http::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader};
+use crate::stats::Handshake;
 
 /// A connection: plain bytes on the side of the engine, a socket on the other.
 pub struct Stream<S> {
@@ -314,6 +315,11 @@ impl<S: Read + Write> Stream<S> {
             self.progress = Progress::Open;
         }
         opened
+    }
+
+    /// How the TLS handshake ended, once it has.
+    pub fn handshake(&self) -> Option<Handshake> {
+        self.tls.as_ref().and_then(|secured| secured.session.handshake())
     }
 
     /// Whether the TLS handshake is in progress. The stream is then always read.

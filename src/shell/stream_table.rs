@@ -27,6 +27,11 @@ impl StreamTable {
         self.count += 1;
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// The stream under `id`; `None` if it was removed, even if another has the slot.
     pub fn get_mut(&mut self, id: ConnId) -> Option<&mut Stream<TcpStream>> {
         match self.by_slot.get_mut(id.slot as usize) {

@@ -98,7 +98,7 @@ impl Daemon {
     /// Continues the connections that are being made, with new addresses if there are any.
     pub(super) fn continue_connecting(&mut self, now: Now) {
         if std::mem::take(&mut self.woken) {
-            self.take_certificates();
+            self.take_certificates(now);
             self.connectors.all().for_each(|connector| connector.take_addresses(now.time));
         }
         // most turns only serve hits
@@ -158,11 +158,17 @@ impl Daemon {
     /// has.
     pub(super) fn report_opened(&mut self, id: ConnId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
-        let opened = stream.has_just_opened() && stream.is_upstream();
-        if opened {
+        if !stream.has_just_opened() {
+            return false;
+        }
+        let (upstream, handshake) = (stream.upstream(), stream.handshake());
+        if let Some(handshake) = handshake.filter(|_| upstream != Some(UpstreamId::Dcs)) {
+            self.engine.handshake_ended(id, handshake);
+        }
+        if upstream.is_some() {
             self.engine.progress(id, Progress::Open);
         }
-        opened
+        upstream.is_some()
     }
 
     pub(super) fn log_upstream_tls_error(

@@ -120,6 +120,7 @@ fn settings(limits: CacheSettings, clients_max: usize) -> Settings {
         fence: false,
         dcs: None,
         host: "patroni:8008".into(),
+        agent_target: "/replica".into(),
         records: false,
     }
 }

@@ -222,6 +222,8 @@ fn number(variable: &str) -> Option<u64> {
 fn given_name(port: Port) -> &'static str {
     match port {
         Port::Checks => "frontend",
+        Port::Admin => "admin",
+        Port::Agent => "agent",
     }
 }
 
@@ -234,6 +236,8 @@ fn status_line(text: &str) -> String {
 fn stored_name(port: Port) -> &'static str {
     match port {
         Port::Checks => "kept-frontend",
+        Port::Admin => "kept-admin",
+        Port::Agent => "kept-agent",
     }
 }
 

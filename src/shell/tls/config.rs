@@ -32,10 +32,20 @@ pub struct Tls {
     pub client: Option<ClientSide>,
     /// Towards the DCS, if `dcs.scheme` is `https`.
     pub dcs: Option<ClientSide>,
-    /// Warnings, to be logged.
-    pub warnings: Vec<String>,
+    /// What was found in the files.
+    pub findings: Findings,
     /// The state of all files before they were read.
     pub stamps: Vec<Option<Stamp>>,
+}
+
+/// What was found in files of certificates.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// To be logged.
+    pub warnings: Vec<String>,
+    /// The key of each file with a certificate of ours, and the Unix second in which its first
+    /// certificate expires.
+    pub not_after: Vec<(String, u64)>,
 }
 
 /// Settings of sessions with clients.
@@ -61,18 +71,18 @@ impl Tls {
     pub fn read(config: &Config) -> Result<Tls, WrongValue> {
         let mut tls = Tls { stamps: stamps(config), ..Tls::default() };
         if let Some(frontend) = &config.frontend.tls {
-            let config = Arc::new(server(frontend, &mut tls.warnings)?);
+            let config = Arc::new(server(frontend, &mut tls.findings)?);
             let wants_certificates = frontend.cafile.is_some();
             tls.server = Some(ServerSide { config, wants_certificates });
         }
         if let Some(backend) = &config.backend.tls {
             let hosts = [config.backend.host.as_str()];
-            tls.client = Some(ClientSide::read("backend", backend, &hosts, &mut tls.warnings)?);
+            tls.client = Some(ClientSide::read("backend", backend, &hosts, &mut tls.findings)?);
         }
         let dcs = config.dcs.as_ref();
         if let Some((dcs, dcs_tls)) = dcs.and_then(|dcs| Some((dcs, dcs.tls.as_ref()?))) {
             let hosts: Vec<&str> = dcs.hosts.iter().map(|host| host.host.as_str()).collect();
-            tls.dcs = Some(ClientSide::read("dcs", dcs_tls, &hosts, &mut tls.warnings)?);
+            tls.dcs = Some(ClientSide::read("dcs", dcs_tls, &hosts, &mut tls.findings)?);
         }
         Ok(tls)
     }
@@ -84,7 +94,7 @@ impl ClientSide {
         section: &'static str,
         tls: &BackendTls,
         hosts: &[&str],
-        warnings: &mut Vec<String>,
+        findings: &mut Findings,
     ) -> Result<ClientSide, WrongValue> {
         let checked = |name: &str| {
             server_name(name).ok_or_else(|| {
@@ -96,7 +106,7 @@ impl ClientSide {
         if name.is_none() {
             hosts.iter().try_for_each(|host| checked(host).map(drop))?;
         }
-        let config = Arc::new(client(section, tls, warnings)?);
+        let config = Arc::new(client(section, tls, findings)?);
         Ok(ClientSide { config, name, kept_since: Time::ZERO })
     }
 
@@ -115,8 +125,8 @@ impl ClientSide {
     }
 }
 
-fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig, WrongValue> {
-    let provider = Arc::new(provider(tls, warnings)?);
+fn server(tls: &FrontendTls, findings: &mut Findings) -> Result<ServerConfig, WrongValue> {
+    let provider = Arc::new(provider(tls, findings)?);
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_protocol_versions(versions(tls.min_version)).map_err(|_| {
         let message = "none of these cipher suites fits frontend.tls-min-version".to_owned();
@@ -126,7 +136,7 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
         None => builder.with_no_client_auth(),
         Some(file) => {
             let certificates = certificates("frontend", "cafile", file)?;
-            let roots = Arc::new(roots("frontend", file, &certificates, warnings)?);
+            let roots = Arc::new(roots("frontend", file, &certificates, findings)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
             let verifier = match tls.verify_client {
                 VerifyClient::Required => verifier,
@@ -138,7 +148,7 @@ fn server(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<ServerConfig,
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let identity = certified_key("frontend", &tls.identity, warnings)?;
+    let identity = certified_key("frontend", &tls.identity, findings)?;
     let mut config = builder.with_cert_resolver(Arc::new(identity));
     // a client that offers only h2 gets the alert no_application_protocol
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
@@ -165,7 +175,7 @@ fn server_name(host: &str) -> Option<ServerName<'static>> {
 fn client(
     section: &'static str,
     tls: &BackendTls,
-    warnings: &mut Vec<String>,
+    findings: &mut Findings,
 ) -> Result<ClientConfig, WrongValue> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
@@ -180,7 +190,7 @@ fn client(
         let (roots, own, file) = match &tls.cafile {
             Some(file) => {
                 let own = certificates(section, "cafile", file)?;
-                (roots(section, file, &own, warnings)?, own, file.as_str())
+                (roots(section, file, &own, findings)?, own, file.as_str())
             }
             None => (public_roots(), Vec::new(), "the public roots"),
         };
@@ -192,7 +202,7 @@ fn client(
     match &tls.identity {
         None => Ok(builder.with_no_client_auth()),
         Some(identity) => {
-            let identity = certified_key(section, identity, warnings)?;
+            let identity = certified_key(section, identity, findings)?;
             Ok(builder.with_client_cert_resolver(Arc::new(identity)))
         }
     }
@@ -203,7 +213,7 @@ fn client(
 fn certified_key(
     section: &'static str,
     identity: &Identity,
-    warnings: &mut Vec<String>,
+    findings: &mut Findings,
 ) -> Result<SingleCertAndKey, WrongValue> {
     let Identity { certfile, keyfile } = identity;
     let chain = certificates(section, "certfile", certfile)?;
@@ -226,8 +236,9 @@ fn certified_key(
             "the key does not belong to the certificate in {certfile}"
         )));
     }
+    findings.not_after.push((format!("{section}.certfile"), leaf.not_after));
     for warning in warnings_of_dates(&chain, UnixTime::now().as_secs()) {
-        warnings.push(format!("{section}.certfile: {certfile}: {warning}"));
+        findings.warnings.push(format!("{section}.certfile: {certfile}: {warning}"));
     }
     Ok(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
 }
@@ -276,7 +287,7 @@ fn warnings_of_roots(roots: &[CertificateDer<'_>], now: u64) -> Vec<String> {
 
 /// ring's cipher suites, limited to those in `tls-ciphers`. Without a TLS 1.3 suite in the list
 /// all three of TLS 1.3 are enabled: in Go they cannot be configured, so lists lack them.
-fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvider, WrongValue> {
+fn provider(tls: &FrontendTls, findings: &mut Findings) -> Result<CryptoProvider, WrongValue> {
     let mut provider = ring::default_provider();
     if tls.ciphers.is_empty() {
         return Ok(provider);
@@ -285,14 +296,14 @@ fn provider(tls: &FrontendTls, warnings: &mut Vec<String>) -> Result<CryptoProvi
     let mut named = Vec::new();
     for name in &tls.ciphers {
         if name == FALLBACK {
-            warnings.push(format!("frontend.tls-ciphers: {name} is not a cipher suite"));
+            findings.warnings.push(format!("frontend.tls-ciphers: {name} is not a cipher suite"));
             continue;
         }
         let suite = suite(name).ok_or_else(|| wrong(unknown_suite(name)))?;
         if provider.cipher_suites.iter().any(|spoken| spoken.suite() == suite) {
             named.push(suite);
         } else {
-            warnings.push(format!("frontend.tls-ciphers: {name} is not supported"));
+            findings.warnings.push(format!("frontend.tls-ciphers: {name} is not supported"));
         }
     }
     if named.is_empty() {
@@ -362,7 +373,7 @@ fn roots(
     section: &'static str,
     file: &str,
     certificates: &[CertificateDer<'static>],
-    warnings: &mut Vec<String>,
+    findings: &mut Findings,
 ) -> Result<RootCertStore, WrongValue> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
@@ -370,7 +381,7 @@ fn roots(
         added.map_err(|_| wrong_file(section, "cafile", file, &INVALID))?;
     }
     for warning in warnings_of_roots(certificates, UnixTime::now().as_secs()) {
-        warnings.push(format!("{section}.cafile: {file}: {warning}"));
+        findings.warnings.push(format!("{section}.cafile: {file}: {warning}"));
     }
     Ok(roots)
 }

@@ -8,10 +8,11 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{Error, InvalidMessage};
+use rustls::{Error, HandshakeKind, InvalidMessage};
 
 use super::config::{ClientSide, ServerSide};
 use super::error::{Peer, TlsError};
+use crate::stats::Handshake;
 
 /// One TLS connection.
 pub struct Session {
@@ -163,6 +164,18 @@ impl Session {
             Side::Server(connection) => connection.is_handshaking(),
             Side::Client(connection) => connection.is_handshaking(),
         }
+    }
+
+    /// How the handshake ended, once it has.
+    pub fn handshake(&self) -> Option<Handshake> {
+        let kind = match &self.side {
+            Side::Server(connection) => connection.handshake_kind(),
+            Side::Client(connection) => connection.handshake_kind(),
+        };
+        kind.map(|kind| match kind {
+            HandshakeKind::Resumed => Handshake::Resumed,
+            HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest => Handshake::Full,
+        })
     }
 
     /// Whether the peer sent close_notify. An end without it is a cut.

@@ -732,7 +732,7 @@ fn an_unusable_file_of_the_dcs_is_an_error_at_its_key() {
         let error = Tls::read(&config).err().map(|wrong| wrong.to_string()).unwrap_or_default();
         assert!(error.starts_with(message), "{error:?} instead of {message:?}");
     }
-    assert_eq!(Tls::read(&dcs_config()).map(|tls| tls.warnings), Ok(Vec::new()));
+    assert_eq!(Tls::read(&dcs_config()).map(|tls| tls.findings.warnings), Ok(Vec::new()));
 }
 
 fn identity_of(tls: &mut BackendTls) -> &mut Identity {

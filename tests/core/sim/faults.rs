@@ -156,6 +156,7 @@ pub fn settings(random: &mut Random, faults: &Faults) -> Settings {
         fence: false,
         dcs: None,
         host: "patroni:8008".into(),
+        agent_target: "/replica".into(),
         records: random.chance(500),
     }
 }

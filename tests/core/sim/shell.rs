@@ -207,6 +207,7 @@ impl World {
                 Owner::Dcs(at) => self.close_dcs(id, at, cause, step)?,
             },
             Action::NextAddress(UpstreamId::Patroni) => {}
+            Action::Report(..) => return Err("a report, although no client asks for one".into()),
             Action::NextAddress(UpstreamId::Dcs) => {
                 self.etcd.iter_mut().for_each(|etcd| etcd.next_host());
             }
@@ -220,7 +221,7 @@ impl World {
             Action::Wake(id) => (2, id),
             Action::ShutdownWrite(id) => (3, id),
             Action::Close(id) => (4, id),
-            Action::NextAddress(_) => return self.hash.number(5 << 60),
+            Action::NextAddress(_) | Action::Report(..) => return self.hash.number(5 << 60),
         };
         self.hash.number(kind << 60 | u64::from(id.slot) << 32 | u64::from(id.generation));
     }

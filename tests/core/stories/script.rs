@@ -324,6 +324,7 @@ fn story(file: &str, title: &str) -> Story {
         fence: false,
         dcs: None,
         host: "localhost:8008".into(),
+        agent_target: "/replica".into(),
         records: false,
     };
     Story {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, UNIX_EPOCH};
 
 use patroniglue::VERSION;
+use patroniglue::admin::ShellView;
 use patroniglue::answer::AddressId;
 use patroniglue::engine::{Action, Counts, Engine, Port, Settings, UpstreamId};
 use patroniglue::failure::Failure;
@@ -538,6 +539,10 @@ impl World {
                 }
                 Action::Close(id) => self.close(id, action)?,
                 Action::NextAddress(_) => {}
+                Action::Report(id, report) => {
+                    let now = self.now();
+                    self.engine.report(now, id, report, &ShellView::default());
+                }
             }
         }
         Ok(())

@@ -1,0 +1,180 @@
+//! Requests on the admin port, and what the reports show of the engine. Changes nothing but the
+//! client's state.
+
+use super::{Action, Engine, Phase, Port};
+use crate::admin::page::{self, File};
+use crate::admin::{LeaseView, Report, Resource, ShellView, Source, State, View};
+use crate::admin::{metrics, resolve, status};
+use crate::changes::Kind;
+use crate::failure::Culprit;
+use crate::frontend::Request;
+use crate::http::head::PassedOn;
+use crate::http::write::{NO_STORE, ResponseFields, response};
+use crate::http::{Method, Persistence};
+use crate::node::WhyNot;
+use crate::reply::LocalReply;
+use crate::slots::ConnId;
+use crate::stats::Second;
+use crate::time::Now;
+
+impl Engine {
+    /// Answers a request, or asks the shell for its part of a report.
+    pub(super) fn ask_admin(&mut self, now: Now, id: ConnId, request: Request) {
+        match (request.method, resolve(&self.target)) {
+            (Method::Unknown, _) => self.answer_locally(now, id, LocalReply::UNKNOWN_METHOD),
+            (Method::Get | Method::Head, None) => {
+                self.answer_locally(now, id, LocalReply::NO_SUCH_PAGE);
+            }
+            (Method::Get | Method::Head, Some(resource)) => match resource {
+                Resource::Health => self.answer_health(now, id),
+                Resource::Report(report) => self.actions.push_back(Action::Report(id, report)),
+                Resource::File(file) => self.answer_file(now, id, request, file),
+            },
+            _ => self.answer_locally(now, id, LocalReply::READ_ONLY),
+        }
+    }
+
+    /// Answers the request that [`Action::Report`] named.
+    pub fn report(&mut self, now: Now, id: ConnId, report: Report, shell: &ShellView) {
+        let seconds = self.stats.recent.whole_seconds(now.time).collect();
+        let view = self.view(now, seconds);
+        let (content_type, text) = match report {
+            Report::Metrics => (metrics::CONTENT_TYPE, metrics::text(&view, shell)),
+            Report::Status => (status::CONTENT_TYPE, status::json(&view, shell)),
+        };
+        self.answer_admin(now, id, content_type, text.as_bytes());
+        self.reschedule(id);
+    }
+
+    /// Logs a change of the shell's, and remembers it for the status.
+    pub fn log_change(&mut self, now: Now, level: log::Level, kind: Kind, text: &str) {
+        self.journal.log(now.time, level, kind, text);
+    }
+
+    /// 200 as long as the loop turns: a probe of Patroni's state would restart this daemon when it
+    /// is needed.
+    fn answer_health(&mut self, now: Now, id: ConnId) {
+        let patroni = self.stats.patroni.standing.name();
+        let body = format!("{{\"status\":\"ok\",\"patroni\":\"{patroni}\"}}\n");
+        self.answer_admin(now, id, status::CONTENT_TYPE, body.as_bytes());
+    }
+
+    fn answer_admin(&mut self, now: Now, id: ConnId, content_type: &[u8], body: &[u8]) {
+        let passed_on = PassedOn { content_type: Some(content_type.into()) };
+        let fields = ResponseFields {
+            passed_on: &passed_on,
+            more: "X-Content-Type-Options: nosniff\r\n",
+            ..self.admin_fields(now, 200, body.len())
+        };
+        self.respond_admin(now, id, &fields, body);
+    }
+
+    fn answer_file(&mut self, now: Now, id: ConnId, request: Request, file: &File) {
+        let passed_on = PassedOn { content_type: Some(file.content_type.into()) };
+        let is_known = request.if_none_match == Some(file.tag);
+        let fields = ResponseFields {
+            passed_on: &passed_on,
+            cache_control: "no-cache",
+            more: &format!("{}ETag: {}\r\n", page::FIELDS, file.tag),
+            ..self.admin_fields(now, if is_known { 304 } else { 200 }, file.bytes.len())
+        };
+        self.respond_admin(now, id, &fields, if is_known { b"" } else { file.bytes });
+    }
+
+    fn admin_fields(&self, now: Now, status: u16, bytes: usize) -> ResponseFields<'static> {
+        ResponseFields {
+            status,
+            date_unix_seconds: now.unix_ms / 1000,
+            passed_on: &PassedOn::NONE,
+            content_length: bytes,
+            cached: None,
+            allow: None,
+            cache_control: NO_STORE,
+            more: "",
+            persistence: Persistence::Close,
+        }
+    }
+
+    /// Responds to a request, without the body if it is HEAD.
+    fn respond_admin(&mut self, now: Now, id: ConnId, fields: &ResponseFields<'_>, body: &[u8]) {
+        let Some((frontend, request)) = self.waiting_client(id) else { return };
+        let fields = ResponseFields { persistence: request.persistence, ..fields.clone() };
+        let body = if request.method == Method::Head { b"" } else { body };
+        frontend.respond(now.time, response(&fields, body));
+        self.record(now, id, fields.status);
+    }
+
+    fn view(&self, now: Now, seconds: Vec<Second>) -> View<'_> {
+        let mut entries: Vec<_> = self.cache.views(now).collect();
+        entries.sort_by(|one, other| other.per_second.total_cmp(&one.per_second));
+        View {
+            now,
+            stats: &self.stats,
+            seconds,
+            changes: self.journal.changes(),
+            node: self.node.report().map(|report| (report, self.journal.role_since())),
+            role_changes: self.journal.role_changes(),
+            intervals: self.node.intervals(),
+            lease: self.lease_view(now),
+            entries,
+            clients: (self.clients[Port::Checks as usize], self.clients_max(Port::Checks)),
+            fetches: (self.fetches.in_flight(), self.fetches.queued()),
+            waiters: self.cache.waiters(),
+            state: match self.phase {
+                Phase::Starting | Phase::Serving if self.draining => State::Draining,
+                Phase::Starting | Phase::Serving => State::Serving,
+                Phase::ShuttingDown | Phase::Closing => State::Ending,
+            },
+            has_witness: self.witness.is_some(),
+        }
+    }
+
+    /// Until when a leader's 200 may be served stale: by grace or by the evidence of the DCS,
+    /// whichever ends later.
+    fn lease_view(&self, now: Now) -> LeaseView {
+        let (has_leaders, is_witnessed) = self.cache.leaders_in_memory();
+        let evidence = self.node.leaders_evidence(now).filter(|_| is_witnessed);
+        let sources = [
+            (self.cache.leader_stale_until(now), Source::Patroni),
+            (evidence.map(|evidence| evidence.until), Source::Dcs),
+        ];
+        let known = sources.into_iter().filter_map(|(until, source)| {
+            let left_ms = until?.left_ms(now);
+            (left_ms > 0).then_some((left_ms, source))
+        });
+        match known.max_by_key(|(left_ms, _)| *left_ms) {
+            Some((left_ms, source)) => LeaseView::Sure { left_ms, source },
+            None => LeaseView::Not { why: self.why_not(now, has_leaders) },
+        }
+    }
+
+    /// Why no leader's 200 may be served stale, in the order in which an operator asks.
+    fn why_not(&self, now: Now, has_leaders: bool) -> String {
+        let of_node = self.node.why_no_lease(now);
+        if let Some(why @ (WhyNot::NoReport | WhyNot::NotLeader)) = of_node {
+            return why.to_string();
+        }
+        let failure = self.stats.patroni.failure.map(|(failure, _)| failure);
+        match failure.map(|failure| (failure.culprit(), failure)) {
+            Some((Culprit::Gone | Culprit::Broken, failure)) => return failure.to_string(),
+            _ if self.settings.cache.grace_ms == 0 && self.witness.is_none() => {
+                return "grace is 0".to_owned();
+            }
+            _ => {}
+        }
+        if let Some(why) = of_node {
+            return why.to_string();
+        }
+        if !has_leaders {
+            return "no leader's 200 is in memory".to_owned();
+        }
+        match &self.journal.last_rehearsal() {
+            Some(text) if self.witness.is_some() => format!("the time is over; dcs: {text}"),
+            _ => "the time is over".to_owned(),
+        }
+    }
+}
+
+/// Maximum clients of the admin port: beside those of the checks' port, so that a full one can be
+/// looked at.
+pub const ADMIN_CLIENTS_MAX: usize = 64;

@@ -1,0 +1,38 @@
+//! HAProxy's agent checks: one line for each connection, which says everything, so that a missed
+//! one does no harm. The lookup is that of a health check; the line only takes the server out.
+
+use std::rc::Rc;
+
+use super::{Client, Engine, Peer};
+use crate::frontend::Frontend;
+use crate::slots::ConnId;
+use crate::time::Now;
+
+impl Engine {
+    /// A new connection asks for the route's answer, without a word.
+    pub(super) fn ask_agent(&mut self, now: Now, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let Peer::Client(Client { frontend, .. }) = &mut connection.peer else { return };
+        let (waiting, request) = Frontend::waiting_at_once(now.time);
+        *frontend = waiting;
+        self.target.clear();
+        self.target.push_str(&self.settings.agent_target);
+        self.ask(now, id, request);
+        self.reschedule(id);
+    }
+
+    /// The line for a response with this status.
+    pub(super) fn agent_line(&self, status: u16) -> Rc<[u8]> {
+        let line = if self.is_shutting_down() {
+            // the next start says up
+            "down ready #patroniglue is ending\n".to_owned()
+        } else if self.draining {
+            "up drain 100%\n".to_owned()
+        } else if status == 200 {
+            "up ready 100%\n".to_owned()
+        } else {
+            format!("down ready #{status} on {}\n", self.settings.agent_target)
+        };
+        line.into_bytes().into()
+    }
+}
