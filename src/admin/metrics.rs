@@ -145,7 +145,7 @@ fn patroni(out: &mut Exposition, view: &View<'_>) {
     let help = "1 for what Patroni is at the moment, 0 for the others.";
     out.family("patroniglue_patroni_state", GAUGE, help);
     for standing in Standing::ALL {
-        let is_it = u8::from(standing == patroni.standing);
+        let is_it = u8::from(standing == view.standing.0);
         out.sample("", &[("state", standing.name())], is_it);
     }
     let help = "Unix time of Patroni's last answer.";

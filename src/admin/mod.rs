@@ -9,7 +9,7 @@ use crate::cache::EntryView;
 use crate::changes::Changes;
 use crate::node::intervals::Intervals;
 use crate::node::report::NodeReport;
-use crate::stats::{Second, Stats};
+use crate::stats::{Second, Standing, Stats};
 use crate::time::{Now, Time};
 
 /// What an admin path leads to.
@@ -41,6 +41,8 @@ pub struct View<'a> {
     pub stats: &'a Stats,
     /// The last two minutes, the oldest second first.
     pub seconds: Vec<Second>,
+    /// Whether Patroni answers, and since when: also by a fetch that has not ended.
+    pub standing: (Standing, Time),
     /// The last changes.
     pub changes: &'a Changes,
     /// The node's last report, and since when it has its role.

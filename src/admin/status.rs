@@ -71,8 +71,8 @@ fn patroni(view: &View<'_>, shell: &ShellView) -> Value {
     });
     json!({
         "address": shell.patroni,
-        "state": patroni.standing.name(),
-        "since": time(view.unix_ms(patroni.since)),
+        "state": view.standing.0.name(),
+        "since": time(view.unix_ms(view.standing.1)),
         "last_answer": patroni.answered_at.map(|at| time(view.unix_ms(at))),
         "failure": failure,
     })

@@ -5,6 +5,7 @@ use super::{Action, Engine, Phase, Port};
 use crate::admin::page::{self, File};
 use crate::admin::{LeaseView, Report, Resource, ShellView, Source, State, View};
 use crate::admin::{metrics, resolve, status};
+use crate::cache::PATIENCE_MS;
 use crate::changes::Kind;
 use crate::failure::Culprit;
 use crate::frontend::Request;
@@ -14,8 +15,8 @@ use crate::http::{Method, Persistence};
 use crate::node::WhyNot;
 use crate::reply::LocalReply;
 use crate::slots::ConnId;
-use crate::stats::Second;
-use crate::time::Now;
+use crate::stats::{PatroniState, Second, Standing};
+use crate::time::{Now, Time};
 
 impl Engine {
     /// Answers a request, or asks the shell for its part of a report.
@@ -54,7 +55,7 @@ impl Engine {
     /// 200 as long as the loop turns: a probe of Patroni's state would restart this daemon when it
     /// is needed.
     fn answer_health(&mut self, now: Now, id: ConnId) {
-        let patroni = self.stats.patroni.standing.name();
+        let patroni = self.standing(now).0.name();
         let body = format!("{{\"status\":\"ok\",\"patroni\":\"{patroni}\"}}\n");
         self.answer_admin(now, id, status::CONTENT_TYPE, body.as_bytes());
     }
@@ -111,6 +112,7 @@ impl Engine {
             now,
             stats: &self.stats,
             seconds,
+            standing: self.standing(now),
             changes: self.journal.changes(),
             node: self.node.report().map(|report| (report, self.journal.role_since())),
             role_changes: self.journal.role_changes(),
@@ -126,6 +128,18 @@ impl Engine {
                 Phase::ShuttingDown | Phase::Closing => State::Ending,
             },
             has_witness: self.witness.is_some(),
+        }
+    }
+
+    /// Whether Patroni answers, and since when. It is silent before the first fetch times out, as
+    /// soon as stale answers are served.
+    fn standing(&self, now: Now) -> (Standing, Time) {
+        let PatroniState { standing, since, .. } = self.stats.patroni;
+        match self.fetches.silent_at().filter(|at| *at <= now.time) {
+            Some(at) if matches!(standing, Standing::Unknown | Standing::Answers) => {
+                (Standing::Silent, Time::from_ms(at.as_ms().saturating_sub(PATIENCE_MS)))
+            }
+            _ => (standing, since),
         }
     }
 

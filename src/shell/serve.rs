@@ -297,11 +297,11 @@ impl Daemon {
             }
             return;
         };
+        self.perform_actions(now); // a client closed for this one has had its slot
         self.streams.insert(id, stream);
         if is_secured {
             self.engine.handshake_begins(id);
         }
-        self.perform_actions(now);
         self.serve(now, id);
     }
 }

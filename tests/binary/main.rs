@@ -1,5 +1,6 @@
 //! The real binary on loopback: command line, HTTP, attacks, TLS, clocks, turns of the loop.
 
+mod admin;
 mod attacks;
 mod certificates;
 mod cli;
