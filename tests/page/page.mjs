@@ -129,16 +129,18 @@ class Scene {
   static async open(browser, grace, looks = LOOKS) {
     const scene = new Scene();
     scene.patroni = new Patroni();
-    scene.patroni.mood = "frozen";
-    scene.daemon = await Daemon.start(PATRONIGLUE, await scene.patroni.listen(), grace);
+    const patroniPort = await scene.patroni.listen();
+    // not frozen: a read of the DCS that Patroni may still carry out keeps a lease unknown
+    await scene.patroni.refuse();
+    scene.daemon = await Daemon.start(PATRONIGLUE, patroniPort, grace);
     scene.views = [];
     for (const look of looks) scene.views.push(await View.open(browser, scene.daemon.url, look));
     return scene;
   }
 
-  /** Lets Patroni answer like this, while load balancers ask. */
-  begin(mood) {
-    this.patroni.mood = mood;
+  /** Starts Patroni, and load balancers that ask. */
+  async begin() {
+    await this.patroni.listen();
     this.endChecks = check(this.daemon.port, ["/primary", "/replica"]);
   }
 
@@ -179,7 +181,7 @@ async function withGrace(browser) {
       (view) => view.sentence.startsWith("Nothing is known of this node yet"));
     await scene.inspect("started");
 
-    scene.begin("primary");
+    await scene.begin();
     await scene.state("primary",
       (status) => status.node?.role === "primary" && status.lease.remaining_seconds > 0,
       (view) => shows(view, "good", "pg1 is the primary.", "Load balancers get 200 on /primary (",
@@ -279,7 +281,7 @@ async function isHidden(view) {
 async function withoutGrace(browser) {
   const scene = await Scene.open(browser, 0);
   try {
-    scene.begin("primary");
+    await scene.begin();
     await scene.state("primary, grace 0", (status) => status.node?.role === "primary",
       (view) => shows(view, "good", "pg1 is the primary.", "none: grace is 0"));
     scene.patroni.mood = "frozen";
@@ -298,7 +300,7 @@ async function hostile(browser) {
   const markup = "<script>document.title = \"taken\"</script>\"<img src=x>";
   try {
     scene.patroni.name = markup + "x".repeat(64 * 1024);
-    scene.begin("primary");
+    await scene.begin();
     const { node } = await scene.daemon.until("Patroni answers", (status) => status.node);
     const text = node.name?.startsWith("<script>") ? "<script>" : "is the primary.";
     await scene.state("hostile", null, (view) => shows(view, "good", text));
