@@ -4,7 +4,7 @@
 const ASK_MS = 1000;
 const ABANDON_MS = 2000;
 // What is older must not look current.
-const CURRENT_MS = 1700;
+const CURRENT_MS = 1500;
 const TEXT_MAX = 300;
 const BRIEF_MAX = 40;
 const LEADER_PATHS = ["/primary", "/", "/read-write", "/master", "/leader"];
@@ -81,8 +81,8 @@ function drawHead(isLost) {
   if (!report) return;
   const level = isLost ? "unknown" : levelOf();
   const node = report.node;
-  const name = node ? (node.name ?? "This node") : "Nothing is known of this node yet";
-  const role = node ? roleOf(node, isLost) : ".";
+  const name = node ? (node.name ?? "This node") : "";
+  const role = node ? roleOf(node, isLost) : "Nothing is known of this node yet.";
   const balancers = balancersOf(isLost);
   text("name", name);
   text("role", role);
@@ -138,15 +138,13 @@ function balancersOf(isLost) {
 function checkOf(route) {
   const on = `on ${brief(route.target)}`;
   const old = known(route.age_seconds) ? seconds(route.age_seconds) : "age unknown";
-  const got = route.status ?? "an answer";
-  switch (route.served) {
-    case "failing": return `503 ${on} (no answer from Patroni)`;
-    case "fetching": return `nothing ${on} until Patroni answers`;
-    case "stale":
-    case "expired":
-      return `${got} ${on} (${isStale(route) ? `stale, ${old} old` : `${old} ago`})`;
-    default: return `${got} ${on} (${route.served})`;
+  const got = `${route.status ?? "an answer"} ${on}`;
+  if (route.served === "failing") return `503 ${on} (no answer from Patroni)`;
+  if (route.served === "fetching" && (!route.status || isPatroniDown())) {
+    return `nothing ${on} until Patroni answers`;
   }
+  if (route.served === "fresh") return `${got} (fresh)`;
+  return `${got} (${isStale(route) ? `stale, ${old} old` : `${old} ago`})`;
 }
 
 // While Patroni answers, a stale answer is kept, but not served.
@@ -154,13 +152,16 @@ function isStale(route) {
   return route.served === "stale" && isPatroniDown();
 }
 
+function wordOf(route) {
+  return route.served === "stale" && !isStale(route) ? "expired" : route.served;
+}
+
 function levelOf() {
   const { patroni, lease, node } = report;
   const route = routeOf(node?.role === "replica" ? REPLICA_PATHS : LEADER_PATHS);
   if (patroni?.state === "gone") return "bad";
   if (patroni?.state === "silent") {
-    const isServed = route ? route.served === "stale" || route.served === "fresh"
-      : lease?.remaining_seconds > 0;
+    const isServed = route ? ["stale", "fresh"].includes(route.served) : lease?.remaining_seconds;
     return isServed ? "warn" : "bad";
   }
   if (!node || patroni?.state !== "answers") return "unknown";
@@ -211,14 +212,15 @@ function leaseText(has) {
     : "If Patroni falls silent, leader routes get 503 at once.";
 }
 
-function drawRoutes(routes) {
+function drawRoutes(unsorted) {
+  const routes = [...unsorted].sort((one, other) => (one.target < other.target ? -1 : 1));
   page("routes-table").hidden = !routes.length;
   page("routes-none").hidden = routes.length > 0;
   rows("routes", routes, () => row("th", "td", "td", "td", "td"), (line, route) => {
     const waiting = route.waiters > 0 ? `, ${count(route.waiters)} waiting` : "";
     const cells = [route.target, route.status ?? "–",
       known(route.age_seconds) ? seconds(route.age_seconds) : "–",
-      `${route.served}${waiting}`, rate(route.requests_per_second ?? 0)];
+      `${wordOf(route)}${waiting}`, rate(route.requests_per_second ?? 0)];
     cells.forEach((cell, at) => put(line.children[at], cell));
     setClass(line, isStale(route) ? "stale" : route.served === "failing" ? "failing" : "");
   });
@@ -299,11 +301,10 @@ function scaleOf(most) {
 }
 
 function drawDaemon(clients, listening) {
-  const number = (value) => (known(value) ? count(value) : "–");
-  text("clients", `${number(clients.open)} open of at most ${number(clients.max)}`);
-  text("clients-total",
-    `${number(clients.accepted_total)} accepted, ${number(clients.refused_total)} refused`);
-  page("clients-total").className = clients.refused_total > 0 ? "stale" : "";
+  const { open, max, accepted_total: accepted, refused_total: refused } = clients;
+  text("clients", `${count(open)} open of at most ${count(max)}`);
+  text("clients-total", `${count(accepted)} accepted, ${count(refused)} refused`);
+  page("clients-total").className = refused > 0 ? "stale" : "";
   text("version", report.version ?? "–");
   text("started", moment(report.started) ?? "–");
   const config = report.config;
@@ -383,7 +384,7 @@ function round(value) {
 }
 
 function count(value) {
-  return Number(value).toLocaleString("en");
+  return known(value) ? Number(value).toLocaleString("en") : "–";
 }
 
 document.addEventListener("visibilitychange", () => {

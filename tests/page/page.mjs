@@ -165,6 +165,8 @@ class Scene {
 }
 
 const routeOf = (status, target) => status.routes.find((route) => route.target === target);
+// a fetch has timed out as well
+const isSilent = ({ patroni }) => patroni.state === "silent" && patroni.failure !== null;
 const served = (status, target) => routeOf(status, target)?.served;
 const statusOf = (status, target) => routeOf(status, target)?.status;
 const hasSign = (view, icon) =>
@@ -178,7 +180,7 @@ async function withGrace(browser) {
   const { daemon, patroni } = scene;
   try {
     await scene.state("started", (status) => status.node === null,
-      (view) => view.sentence.startsWith("Nothing is known of this node yet"));
+      (view) => view.sentence.trim() === "Nothing is known of this node yet.");
     await scene.inspect("started");
 
     await scene.begin();
@@ -191,7 +193,7 @@ async function withGrace(browser) {
 
     patroni.mood = "frozen";
     await scene.state("frozen-with-grace",
-      (status) => status.patroni.state === "silent" && served(status, "/primary") === "stale",
+      (status) => isSilent(status) && served(status, "/primary") === "stale",
       (view) => shows(view, "warn", "pg1 was last seen as the primary.",
         "200 on /primary (stale, ", "silent since ", "did not answer in time", " s left"));
     await barRuns(scene.views);
@@ -286,7 +288,7 @@ async function withoutGrace(browser) {
       (view) => shows(view, "good", "pg1 is the primary.", "none: grace is 0"));
     scene.patroni.mood = "frozen";
     await scene.state("frozen-without-grace",
-      (status) => status.patroni.state === "silent" && served(status, "/primary") === "failing",
+      (status) => isSilent(status) && served(status, "/primary") === "failing",
       (view) => shows(view, "bad", "503 on /primary (no answer from Patroni)", "silent since ",
         "none: grace is 0"));
     await scene.inspect("frozen-without-grace");
@@ -355,7 +357,8 @@ async function reload(browser, url) {
   await session.send("Network.enable");
   await page.reload();
   await pause(200);
-  assert(statuses.filter((status) => status === 304).length >= FILES.length, `on reload: ${statuses}`);
+  const unchanged = statuses.filter((status) => status === 304);
+  assert(unchanged.length >= FILES.length, `on reload: ${statuses}`);
   await context.close();
 }
 
