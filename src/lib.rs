@@ -12,9 +12,9 @@
 //!  frontend     one client: bytes to requests, responses to bytes
 //!  journal      what is logged: each change once, a repeated failure once a second
 //!  changes      the last changes of state, for the status page
-//!  stats        counters, for the metrics and the status page
 //!  fetch        one fetch: a request to an upstream, bytes to an answer or a failure
 //!  cache        an entry per target: its answer, its failure, its waiting clients
+//!  stats        counters, for the metrics and the status page
 //!  node         what is known about the node, and until when its answers may be served
 //!  answer       an upstream's answer, and the responses rendered from it
 //!  reply        local responses: 404, 405, 503 while draining

@@ -311,7 +311,10 @@ impl Exposition {
 
 impl Display for Seconds {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}", self.0 / 1_000, self.0 % 1_000)
+        match self.0 % 1_000 {
+            0 => write!(f, "{}", self.0 / 1_000),
+            ms => write!(f, "{}.{ms:03}", self.0 / 1_000),
+        }
     }
 }
 

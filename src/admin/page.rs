@@ -11,13 +11,21 @@ pub struct File {
     pub content_type: &'static [u8],
     /// Its content.
     pub bytes: &'static [u8],
+    /// The value of `Cache-Control`.
+    pub cache_control: &'static str,
     /// Differs if the content does.
     pub tag: EntityTag,
 }
 
 impl File {
     const fn new(path: &'static str, content_type: &'static [u8], bytes: &'static [u8]) -> File {
-        File { path, content_type, bytes, tag: EntityTag::of(bytes) }
+        File { path, content_type, bytes, cache_control: "no-cache", tag: EntityTag::of(bytes) }
+    }
+
+    /// A sign of the daemon's state. The page needs that for a lost daemon when nothing serves it
+    /// any longer.
+    const fn icon(path: &'static str, bytes: &'static [u8]) -> File {
+        File { cache_control: "max-age=3600", ..File::new(path, SVG, bytes) }
     }
 }
 
@@ -31,14 +39,15 @@ pub static FILES: [File; 7] = [
     File::new("/", HTML, include_bytes!("../page/index.html")),
     File::new("/status.css", CSS, include_bytes!("../page/status.css")),
     File::new("/status.js", SCRIPT, include_bytes!("../page/status.js")),
-    File::new("/icon-good.svg", SVG, include_bytes!("../page/icon-good.svg")),
-    File::new("/icon-warn.svg", SVG, include_bytes!("../page/icon-warn.svg")),
-    File::new("/icon-bad.svg", SVG, include_bytes!("../page/icon-bad.svg")),
-    File::new("/icon-unknown.svg", SVG, include_bytes!("../page/icon-unknown.svg")),
+    File::icon("/icon-good.svg", include_bytes!("../page/icon-good.svg")),
+    File::icon("/icon-warn.svg", include_bytes!("../page/icon-warn.svg")),
+    File::icon("/icon-bad.svg", include_bytes!("../page/icon-bad.svg")),
+    File::icon("/icon-unknown.svg", include_bytes!("../page/icon-unknown.svg")),
 ];
 
 /// The fields of every file: nothing is loaded from elsewhere, nothing inline is run, and no other
-/// page shows this one in a frame. A browser asks each time whether the file has changed.
+/// page shows this one in a frame. A browser asks each time
+/// whether a file other than an icon has changed.
 pub const FIELDS: &str = "Content-Security-Policy: default-src 'none'; script-src 'self'; \
     style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'\r\nReferrer-Policy: no-referrer\r\nX-Content-Type-Options: nosniff\r\n";

@@ -5,7 +5,7 @@ use super::{Action, Engine, Phase, Port};
 use crate::admin::page::{self, File};
 use crate::admin::{LeaseView, Report, Resource, ShellView, Source, State, View};
 use crate::admin::{metrics, resolve, status};
-use crate::cache::PATIENCE_MS;
+use crate::cache::{PATIENCE_MS, Served};
 use crate::changes::Kind;
 use crate::failure::Culprit;
 use crate::frontend::Request;
@@ -75,7 +75,7 @@ impl Engine {
         let is_known = request.if_none_match == Some(file.tag);
         let fields = ResponseFields {
             passed_on: &passed_on,
-            cache_control: "no-cache",
+            cache_control: file.cache_control,
             more: &format!("{}ETag: {}\r\n", page::FIELDS, file.tag),
             ..self.admin_fields(now, if is_known { 304 } else { 200 }, file.bytes.len())
         };
@@ -107,6 +107,11 @@ impl Engine {
 
     fn view(&self, now: Now, seconds: Vec<Second>) -> View<'_> {
         let mut entries: Vec<_> = self.cache.views(now).collect();
+        for entry in entries.iter_mut().filter(|entry| entry.served != Served::Fresh) {
+            if self.evidence(now, entry.id).is_some() {
+                entry.served = Served::Stale;
+            }
+        }
         entries.sort_by(|one, other| other.per_second.total_cmp(&one.per_second));
         View {
             now,

@@ -142,7 +142,7 @@ def play(work, patroni, glue, front):
     glue.process.signal(signal.SIGKILL)
     # the agent's last word was up: the health check is the fence
     wait_for("DOWN after kill -9", lambda: state(work).startswith("DOWN"), LIMIT_S)
-    print("kill -9: DOWN by the health check, whatever the agent said last")
+    print("kill -9: DOWN by the health check, although the agent's last word was up")
     glue.process.close()
     glue.start()
     expect("the start after it", "UP")

@@ -73,7 +73,7 @@ impl Watched {
 
     fn agent_line(&self) -> String {
         let mut stream = connect(self.agent);
-        let _ = stream.write_all(b"whatever is sent\n");
+        let _ = stream.write_all(b"a line, if agent-send is set\n");
         read_to_end(&mut stream)
     }
 }

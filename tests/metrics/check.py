@@ -31,8 +31,7 @@ WINDOW = "2m"
 SELECTOR = re.compile(r"\b(?:(?:patroniglue|process)_\w+|up)\b(?:\{[^}]*\})?")
 # Lines that are not written before Patroni's first answer.
 UNKNOWN = [r"patroniglue_node_info\{", r"patroniglue_node_role\{", "patroniglue_node_timeline ",
-           "patroniglue_node_dcs_last_seen", "patroniglue_patroni_last_answer",
-           r"patroniglue_answer_status\{"]
+           "patroniglue_node_dcs_last_seen", "patroniglue_patroni_last_answer"]
 # Alerts that the states of `main` cause, at least as pending.
 CAUSED = ["PatroniDoesNotAnswer", "PatroniglueServesStaleAnswers", "PatroniglueDraining",
           "PatroniglueCertificateExpires"]
@@ -81,12 +80,14 @@ def main(binary, work):
         patroni = standins.Patroni("main")
         tls_patroni = standins.Patroni("tls", tls=daemon.server_context(certificate, key))
         frozen, etcd = standins.Patroni("witness"), standins.Etcd("witness")
-        plain = start("plain", patroni)
-        scrapes.judge("just started", plain,
+        # without grace nothing is asked before the first check
+        fresh = start("fresh", patroni, extra={"cache": {"grace": 0}})
+        scrapes.judge("just started", fresh,
                       present=[r'patroniglue_patroni_state\{state="unknown"\} 1$',
                                r'patroniglue_draining 0$'],
                       absent=[*UNKNOWN, "patroniglue_patroni_up ", "patroniglue_tls_",
-                              "patroniglue_witness"])
+                              "patroniglue_witness", r"patroniglue_answer_status\{"])
+        plain = start("plain", patroni)
         tls = start("tls", tls_patroni, tls=daemon.client_context(certificate), extra={
             "frontend": {"certfile": certificate, "keyfile": key},
             "backend": {"scheme": "https", "cafile": certificate}})
@@ -116,6 +117,7 @@ def never_seen(scrapes, plain):
                   present=[r'patroniglue_patroni_up 0$',
                            r'patroniglue_patroni_state\{state="gone"\} 1$',
                            r'patroniglue_fetch_failures_total\{reason="refused"\} [1-9]',
+                           r'patroniglue_answer_status\{route="/primary"\} 503$',
                            r'patroniglue_requests_total\{[^}]*cache="failed"[^}]*\} [1-9]'],
                   absent=UNKNOWN)
 

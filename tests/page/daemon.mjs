@@ -12,7 +12,7 @@ export class Daemon {
   log = "";
 
   /** Starts it and waits until it answers on its admin port. */
-  static async start(binary, patroniPort, grace) {
+  static async start(binary, patroniPort, grace, etcdPort) {
     const daemon = new Daemon();
     daemon.port = await freePort();
     daemon.adminPort = await freePort();
@@ -24,6 +24,7 @@ export class Daemon {
       `backend: {host: 127.0.0.1, port: ${patroniPort}, timeout: 2}`,
       `cache: {ttl: 1, grace: ${grace}}`,
       `admin: {host: 127.0.0.1, port: ${daemon.adminPort}}`,
+      etcdPort ? `dcs: {type: etcd3, hosts: "127.0.0.1:${etcdPort}"}` : "",
       "",
     ].join("\n"));
     daemon.process = spawn(binary, ["-config", config], { stdio: ["ignore", "pipe", "pipe"] });

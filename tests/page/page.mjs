@@ -4,7 +4,7 @@ import { mkdir, readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import path from "node:path";
 import { Daemon, pause } from "./daemon.mjs";
-import { check, Patroni } from "./standins.mjs";
+import { check, Etcd, Patroni } from "./standins.mjs";
 
 const { PATRONIGLUE, SCREENSHOTS, MODULES } = process.env;
 const modules = createRequire(path.join(path.resolve(MODULES), "page.mjs"));
@@ -126,13 +126,13 @@ class View {
 
 /** One daemon, its Patroni, and the views of its page. */
 class Scene {
-  static async open(browser, grace, looks = LOOKS) {
+  static async open(browser, grace, looks = LOOKS, etcdPort = null) {
     const scene = new Scene();
     scene.patroni = new Patroni();
     const patroniPort = await scene.patroni.listen();
     // not frozen: a read of the DCS that Patroni may still carry out keeps a lease unknown
     await scene.patroni.refuse();
-    scene.daemon = await Daemon.start(PATRONIGLUE, patroniPort, grace);
+    scene.daemon = await Daemon.start(PATRONIGLUE, patroniPort, grace, etcdPort);
     scene.views = [];
     for (const look of looks) scene.views.push(await View.open(browser, scene.daemon.url, look));
     return scene;
@@ -297,6 +297,27 @@ async function withoutGrace(browser) {
   }
 }
 
+/** Without grace, but with a DCS that confirms the lease. */
+async function withWitness(browser) {
+  const etcd = new Etcd();
+  const scene = await Scene.open(browser, 0, LOOKS, await etcd.listen());
+  try {
+    await scene.begin();
+    await scene.state("primary, with dcs",
+      (status) => status.lease.source === "dcs" && served(status, "/primary") === "fresh",
+      (view) => shows(view, "good", "pg1 is the primary.", "dcs: the lease is readable", " s left"));
+    scene.patroni.mood = "frozen";
+    await scene.state("witness-in-force",
+      (status) => isSilent(status) && served(status, "/primary") === "stale",
+      (view) => shows(view, "warn", "200 on /primary (stale, ", "silent since ", " s left",
+        "stale answers rest on the lease in the dcs"));
+    await scene.inspect("witness-in-force");
+  } finally {
+    await scene.close();
+    etcd.close();
+  }
+}
+
 async function hostile(browser) {
   const scene = await Scene.open(browser, 10);
   const markup = "<script>document.title = \"taken\"</script>\"<img src=x>";
@@ -378,7 +399,7 @@ async function withoutScript(browser, url, look) {
 await mkdir(SCREENSHOTS, { recursive: true });
 const browser = await chromium.launch(CHROMIUM);
 try {
-  for (const part of [files, withGrace, withoutGrace, hostile]) await part(browser);
+  for (const part of [files, withGrace, withoutGrace, withWitness, hostile]) await part(browser);
   console.log("page: all passed");
 } catch (error) {
   console.error(`page: failed: ${error.stack}`);
