@@ -15,19 +15,21 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use etcd::{Etcd, Remaining};
 use patroniglue::config::Config;
+use patroniglue::engine::Port;
 use patroniglue::shell::{Daemon, Options};
 
 fn main() {
     let default = PHASES.iter().map(|phase| phase.seconds).sum();
     let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(default);
     let patroni = Patroni::start();
-    let glue = start_daemon(patroni.address, patroni.etcd.address);
+    let (glue, admin) = start_daemon(patroni.address, patroni.etcd.address);
     let seen = Arc::new(Mutex::new(Seen::default()));
     for thread in 0..CLIENT_THREADS {
         let seen = Arc::clone(&seen);
         thread::spawn(move || ask_for_ever(glue, thread, &seen));
     }
     println!("{CLIENTS} clients ask the daemon once a second each: curl -i http://{glue}/primary");
+    println!("The status page: http://{admin}/");
     println!("cache.grace is 0: a stale answer rests on the lease in etcd, read by the daemon.");
     let mut total = Seen::default();
     let mut etcd_asked = 0;
@@ -100,9 +102,11 @@ fn read_response(stream: &mut TcpStream) -> Option<Response> {
     Some(Response { status, stale: head.contains("detail=silent") })
 }
 
-fn start_daemon(patroni: SocketAddr, etcd: SocketAddr) -> SocketAddr {
+/// Returns the addresses of the health checks and of the status page.
+fn start_daemon(patroni: SocketAddr, etcd: SocketAddr) -> (SocketAddr, SocketAddr) {
     let text = format!(
         "frontend: {{host: 127.0.0.1, port: 0}}\n\
+         admin: {{port: 0}}\n\
          backend: {{host: {}, port: {}}}\n\
          dcs: {{type: etcd3, hosts: [\"{etcd}\"], margin: {MARGIN_SECONDS}}}\n",
         patroni.ip(),
@@ -113,7 +117,8 @@ fn start_daemon(patroni: SocketAddr, etcd: SocketAddr) -> SocketAddr {
     thread::spawn(move || {
         let config = Config::from_yaml(&text).expect("a configuration");
         let daemon = Daemon::new(config, Options::default()).expect("a free port");
-        sender.send(daemon.address()).expect("main waits");
+        let addresses = daemon.address().zip(daemon.address_of(Port::Admin));
+        sender.send(addresses).expect("main waits");
         daemon.run().expect("the daemon runs until the process ends");
     });
     receiver.recv().ok().flatten().expect("the daemon listens")

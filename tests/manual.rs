@@ -40,6 +40,17 @@ fn the_manual_has_every_route() {
 }
 
 #[test]
+fn the_manual_has_every_metric() {
+    let source = read("src/admin/metrics.rs");
+    let words = source.split('"').filter(|word| {
+        let is_name = |char: char| char.is_ascii_lowercase() || char == '_';
+        let prefixes = ["patroniglue_", "process_"];
+        prefixes.iter().any(|prefix| word.starts_with(prefix)) && word.chars().all(is_name)
+    });
+    assert_same(names(words), items("METRICS", "Li"));
+}
+
+#[test]
 fn the_manual_has_every_exit_code() {
     let source = read("src/main.rs");
     let codes = source.split("ExitCode::").skip(1).filter_map(|rest| {
