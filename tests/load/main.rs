@@ -4,6 +4,7 @@ mod abuse;
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;
+mod scrapes;
 mod steady;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
