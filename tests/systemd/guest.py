@@ -4,6 +4,7 @@ import http.server
 import os
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -49,8 +50,10 @@ class Patroni(http.server.BaseHTTPRequestHandler):
 class Load:
     """Clients with a new connection for each check, which they reset as HAProxy does."""
 
-    def __init__(self, clients=8, statuses=(b"200",)):
+    def __init__(self, clients=8, statuses=(b"200",), tls=None):
         self.statuses = statuses
+        self.tls = tls
+        self.certificates = set()
         self.counts = dict.fromkeys(("ok", "refused", "reset", "empty", "other", "timeout"), 0)
         self.wait_s_max = 0.0
         self.lock = threading.Lock()
@@ -82,6 +85,9 @@ class Load:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         try:
             client.connect(ADDRESS)
+            if self.tls:
+                client = self.tls.wrap_socket(client)
+                self.certificates.add(client.getpeercert(binary_form=True))
             client.sendall(b"GET /primary HTTP/1.0\r\n\r\n")
             answer = client.recv(4096)
         except ConnectionRefusedError:
@@ -197,6 +203,37 @@ def case_reload():
             wait_for("the reload", lambda: show("ActiveState") == "active")
     load.expect_nothing_lost()
     expect(show("StatusText").startswith("reloaded "), show("StatusText"))
+
+
+def case_reload_certificates():
+    """20 reloads, each with another certificate, lose no TLS client."""
+    for name in "ab":
+        run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-nodes", "-subj", f"/CN={name}", "-days", "30",
+            "-keyout", f"/etc/{name}.key", "-out", f"/etc/{name}.pem")
+        os.chmod(f"/etc/{name}.key", 0o644)  # the service has a user of its own
+    with_tls = lambda name: CONFIG.replace(
+        "8009}", f"8009, certfile: /etc/{name}.pem, keyfile: /etc/{name}.key}}")
+    write(with_tls("b"))
+    run("systemctl", "reload", UNIT)
+    wait_for("TLS", lambda: Load(tls=unverified()).check() == "ok")
+    with Load(tls=unverified()) as load:
+        for number in range(20):
+            write(with_tls("ab"[number % 2]))
+            run("systemctl", "reload", UNIT)
+            wait_for("the reload", lambda: show("ActiveState") == "active")
+    write(CONFIG)
+    run("systemctl", "reload", UNIT)
+    wait_for("plain HTTP", lambda: Load().check() == "ok")
+    load.expect_nothing_lost()
+    expect(len(load.certificates) == 2, f"{len(load.certificates)} certificates were seen")
+
+
+def unverified():
+    """Clients that take any certificate, with a full handshake each."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def case_broken_reload():
