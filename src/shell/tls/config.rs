@@ -243,6 +243,12 @@ fn certified_key(
     Ok(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
 }
 
+/// Warnings about the dates of one certificate, at this Unix second. What is no certificate has
+/// none.
+pub fn warnings_of_der(der: &[u8], now: u64) -> Vec<String> {
+    warnings_of_dates(&[CertificateDer::from(der)], now)
+}
+
 /// Warnings about certificates that are not valid now, or not for long.
 fn warnings_of_dates(chain: &[CertificateDer<'_>], now: u64) -> Vec<String> {
     let mut warnings = Vec::new();

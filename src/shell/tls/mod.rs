@@ -7,7 +7,7 @@ mod probe;
 mod session;
 mod verify;
 
-pub use config::{ClientSide, ServerSide, Tls};
+pub use config::{ClientSide, ServerSide, Tls, warnings_of_der};
 pub use error::TlsError;
 pub use probe::ask_over_tls;
 pub use session::Session;
