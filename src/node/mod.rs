@@ -148,6 +148,7 @@ impl Node {
     pub fn learn(&mut self, now: Now, route: Route, answer: &Answer) -> Verdict {
         let report = route.family().has_node_report().then(|| NodeReport::from_json(&answer.body));
         let mut report = report.flatten();
+        let seen = report.as_ref().and_then(|report| report.dcs_last_seen);
         let mut notice = None;
         let mut distrust = Vec::new();
         if let Some(report) = &mut report {
@@ -182,7 +183,7 @@ impl Node {
             notice = Some(skewed);
             distrust.push(Distrust::Leaders(LeaderRoutes::Any)); // judged by the same clock
         }
-        let basis = self.basis(now, route, answer, report.as_ref());
+        let basis = self.basis(now, route, answer, (report.as_ref(), seen));
         if let Basis::Word(_) = basis {
             let is_explained = report.as_ref().is_some_and(|report| !report.is_under_lease());
             notice = notice.or((!is_explained).then_some(Notice::LeaseBoundPassed));
@@ -413,8 +414,15 @@ impl Node {
         is_news.then_some(Notice::ClockSkewed)
     }
 
-    /// What an answer rests on, and until when.
-    fn basis(&self, now: Now, route: Route, answer: &Answer, report: Option<&NodeReport>) -> Basis {
+    /// What an answer rests on, and until when. `seen`: its `dcs_last_seen`, which the report lacks
+    /// if a later question brought none: the bound that it sets counts all the same.
+    fn basis(
+        &self,
+        now: Now,
+        route: Route,
+        answer: &Answer,
+        (report, seen): (Option<&NodeReport>, Option<u64>),
+    ) -> Basis {
         if answer.status != 200 {
             return Basis::Lease(Validity::FRESH_ONLY);
         }
@@ -426,7 +434,6 @@ impl Node {
         if self.denials.deny_answer(routes, answer.asked_at) {
             return Basis::Nothing;
         }
-        let seen = report.and_then(|report| report.dcs_last_seen);
         let answer = LeaderAnswer {
             asked_at: answer.asked_at,
             report,

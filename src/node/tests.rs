@@ -563,6 +563,21 @@ fn what_a_later_question_brought_against_the_lease_counts() {
 }
 
 #[test]
+fn an_overtaken_answer_keeps_its_own_bound() {
+    let mut node = Node::default();
+    let without = answer(now_at(10_029.9).time, 200, r#"{"state": "running", "role": "primary"}"#);
+    node.learn(now_at(10_029.95), route("/leader"), &without);
+    let mut learn = |now: f64| {
+        // the smallest ttl, 20 s, ends in second 10,030
+        let overtaken = answer(now_at(10_029.8).time, 200, &body(10_010, ""));
+        node.learn(now_at(now), route("/primary"), &overtaken)
+    };
+    let in_time = validity(learn(10_029.96));
+    assert_eq!((in_time.fresh_until.unix_ms, in_time.stale_until), (10_030_000, None));
+    assert!(is_fetched_again(&learn(10_030.1)), "it passed meanwhile");
+}
+
+#[test]
 fn another_node_at_another_address_is_not_believed() {
     let of = |name: &str, address: u32| Answer {
         address: AddressId(address),
