@@ -232,11 +232,12 @@ impl Cache {
 
     /// The entries that clients wait for.
     pub fn awaited(&self) -> Vec<EntryId> {
-        let entries = self.entries.iter().enumerate();
-        let awaited = entries.filter(|(_, entry)| {
-            entry.fetch.as_ref().is_some_and(|fetch| !fetch.waiters.is_empty())
-        });
-        awaited.map(|(index, _)| EntryId(index)).collect()
+        (0..self.entries.len()).map(EntryId).filter(|id| self.is_awaited(*id)).collect()
+    }
+
+    /// Whether clients wait for the entry's fetch.
+    pub fn is_awaited(&self, id: EntryId) -> bool {
+        self.entries[id.0].fetch.as_ref().is_some_and(|fetch| !fetch.waiters.is_empty())
     }
 
     /// What the state of an entry says about Patroni.

@@ -115,6 +115,13 @@ impl Fetch {
         Fetch { purpose, expected, deadline, asked_at: now, address, state }
     }
 
+    /// While it is queued: it counts as queued now, until `deadline`.
+    pub fn queue_anew(&mut self, now: Time, deadline: Time) {
+        if self.is_queued() {
+            (self.asked_at, self.deadline) = (now, deadline);
+        }
+    }
+
     /// A connection is being made. The answer's age counts from here.
     pub fn connect(&mut self, now: Time) {
         if let State::Queued { request } = &self.state {

@@ -70,7 +70,10 @@ impl Engine {
             _ if self.phase == Phase::Closing => {
                 self.answer_locally(now, id, LocalReply::SHUTTING_DOWN);
             }
-            Lookup::Fetching => self.wait(now, entry, id),
+            Lookup::Fetching => {
+                self.join_fetch(now, entry);
+                self.wait(now, entry, id);
+            }
             Lookup::Absent => {
                 self.begin_fetch(now, entry);
                 self.wait(now, entry, id);

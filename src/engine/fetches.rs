@@ -290,7 +290,7 @@ impl Engine {
         true
     }
 
-    /// Queues these fetches again, with their deadlines. Their waiters go on waiting.
+    /// Queues these fetches again. Their waiters go on waiting.
     pub(super) fn restart(&mut self, now: Now, is_restarted: impl Fn(&Fetch) -> bool) {
         let fetches = self.connections.iter().filter_map(|(id, connection)| {
             let Peer::Upstream(fetch) = &connection.peer else { return None };
@@ -300,8 +300,34 @@ impl Engine {
         for (id, purpose, deadline) in fetches.collect::<Vec<_>>() {
             self.connections.remove(id);
             self.remove_fetch(now, id, None);
-            self.queue_fetch(now, purpose, deadline);
+            self.queue_again(now, purpose, deadline);
         }
+    }
+
+    /// Queues a fetch again. Its deadline is that of the clients that wait; without any, its time
+    /// begins anew.
+    pub(super) fn queue_again(&mut self, now: Now, purpose: Purpose, deadline: Time) {
+        let is_awaited = matches!(purpose, Purpose::Entry(entry) if self.cache.is_awaited(entry));
+        let anew = now.time.plus_ms(self.settings.timeout_ms);
+        self.queue_fetch(now, purpose, if is_awaited { deadline } else { anew });
+    }
+
+    /// A client is about to wait for the fetch of an entry. If no other one does and the fetch is
+    /// still queued, its time begins anew, and it keeps its place.
+    pub(super) fn join_fetch(&mut self, now: Now, entry: EntryId) {
+        if self.cache.is_awaited(entry) {
+            return;
+        }
+        let deadline = now.time.plus_ms(self.settings.timeout_ms);
+        for waiting in &mut self.fetches.queue {
+            let connection = self.connections.get_mut(waiting.id);
+            let Some(Connection { peer: Peer::Upstream(fetch), .. }) = connection else { continue };
+            if fetch.purpose() == Purpose::Entry(entry) {
+                fetch.queue_anew(now.time, deadline);
+                (waiting.queued_at, waiting.deadline) = (now.time, deadline);
+            }
+        }
+        self.dispatch(now); // one past its deadline was left out
     }
 
     /// Fetches a failing entry again if that is due.

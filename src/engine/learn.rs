@@ -24,14 +24,14 @@ impl Engine {
     pub(super) fn learn(&mut self, now: Now, entry: EntryId, answer: Answer, deadline: Time) {
         self.journal.answered(now.time, self.cache.target(entry));
         if self.has_jumped(now) {
-            self.queue_fetch(now, Purpose::Entry(entry), deadline); // asked for before the jump
+            self.queue_again(now, Purpose::Entry(entry), deadline); // asked for before the jump
             return;
         }
         let route = self.cache.route(entry);
         let (answer, validity) = match self.node.learn(now, route, &answer) {
             Verdict::FetchAgain { distrust } => {
                 self.distrust_all(now, distrust);
-                self.queue_fetch(now, Purpose::Entry(entry), deadline);
+                self.queue_again(now, Purpose::Entry(entry), deadline);
                 return;
             }
             Verdict::Serve { validity, distrust, notice } => {
