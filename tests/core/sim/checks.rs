@@ -293,7 +293,9 @@ impl Memory {
             self.restarted = Some((step, ms));
             self.forget_failures();
         }
-        self.is_unsure &= brought.moved;
+        // one asked for before the last report may have been overtaken, and so not been learned
+        let last_asked_ms = self.previous.as_ref().map_or(0, |(_, asked_ms)| *asked_ms);
+        self.is_unsure &= brought.moved || brought.asked_ms < last_asked_ms;
     }
 
     /// Whether the answers that were asked for up to here may have been ended by an answer.
