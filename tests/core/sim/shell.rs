@@ -336,24 +336,29 @@ impl World {
             let mut open = self.open_fetches.iter().filter(|other| **other != at);
             open.any(|other| self.fetches[*other].target.as_ref().is_none_or(|of| of == target))
         };
+        let waiting = self.open_clients.iter().map(|at| &self.clients[*at]).filter_map(|client| {
+            let message = client.script.get(client.answered)?;
+            let Expected::Patroni(target) = &message.expected else { return None };
+            client.asked.map(|(asked_ms, step)| (target, asked_ms, step))
+        });
+        let waiting: Vec<(&String, u64, u64)> = waiting.collect();
+        // a fetch's deadline is that of its first client, which may have got its answer
+        let is_over = |target: &String| {
+            let is_over = |asked_ms: u64| {
+                self.now_ms + DEADLINES_APART_MS >= asked_ms + self.settings.timeout_ms
+            };
+            waiting.iter().any(|(of, asked_ms, _)| *of == target && is_over(*asked_ms))
+        };
         let mut starved: Option<(String, u64)> = None;
         let mut others_waited = false;
-        for client in self.open_clients.iter().map(|at| &self.clients[*at]) {
-            let Some((asked_ms, step)) = client.asked else { continue };
-            let Some(Expected::Patroni(target)) =
-                client.script.get(client.answered).map(|message| &message.expected)
-            else {
-                continue;
-            };
-            // the fetch's deadline is that of its first client, which may have got its answer
-            let over = self.now_ms + DEADLINES_APART_MS >= asked_ms + self.settings.timeout_ms;
-            if step == self.step || over || is_fetched(target) {
+        for (target, asked_ms, step) in &waiting {
+            if *step == self.step || is_over(target) || is_fetched(target) {
                 continue;
             }
             others_waited |= !needs_dcs(target) && !target.contains('?');
-            let longest = starved.as_ref().is_none_or(|(_, since_ms)| asked_ms < *since_ms);
+            let longest = starved.as_ref().is_none_or(|(_, since_ms)| asked_ms < since_ms);
             if target.contains('?') && longest {
-                starved = Some((target.clone(), asked_ms));
+                starved = Some((target.to_string(), *asked_ms));
             }
         }
         let fetch = &mut self.fetches[at];
