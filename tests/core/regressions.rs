@@ -140,6 +140,7 @@ fn connects(actions: &[Action]) -> Vec<ConnId> {
     connects.collect()
 }
 
+const RUNNING: &str = r#"{"state": "running", "role": "replica"}"#;
 const LIMITS: CacheSettings = CacheSettings { ttl_ms: 1_000, grace_ms: 0, variants_max: 64 };
 
 /// A kept client whose answer was being sent when the shutdown began stayed, idle, until the end of
@@ -203,6 +204,31 @@ fn a_shutdown_answers_waiting_clients_within_a_second() {
     story.ms += 110;
     story.engine.tick(story.now());
     assert!(story.engine.is_shut_down());
+}
+
+/// After a standstill a client joined a refresh whose time had run out in the queue. It got a 503,
+/// "all connections to Patroni are busy", although none was.
+#[test]
+fn a_client_that_joins_a_refresh_after_a_standstill_is_answered() {
+    let mut story = Story::with(Settings { fetches_max: 1, ..settings(LIMITS, 10) });
+    let steady = story.client(b"GET /replica HTTP/1.1\r\n\r\n");
+    story.patroni_answers(RUNNING);
+    story.take(steady, story.engine.output(steady).len());
+    story.client(b"GET /health HTTP/1.1\r\n\r\n");
+    let [slow] = connects(&story.actions())[..] else { panic!("one fetch of /health") };
+    story.engine.next_deadline();
+    story.ms = 760;
+    story.engine.tick(story.now());
+    assert_eq!(story.engine.counts().queued, 1, "the refresh of /replica");
+    story.engine.next_deadline();
+    story.ms = 10_000;
+    story.answer(slow, RUNNING);
+    assert_eq!(connects(&story.actions()), [], "the time of the refresh has run out");
+    story.engine.receive(story.now(), steady, b"GET /replica HTTP/1.1\r\n\r\n");
+    let [refresh] = connects(&story.actions())[..] else { panic!("one fetch of /replica") };
+    story.engine.tick(story.now());
+    story.answer(refresh, RUNNING);
+    assert!(story.engine.output(steady).starts_with(b"HTTP/1.1 200 OK\r\n"));
 }
 
 /// Clients that had just connected were closed without an answer.
