@@ -677,10 +677,13 @@ impl World {
         let full = self.open_fetches.len() == settings.fetches_max || self.shutdown_ms.is_some();
         // a fetch that needs the DCS waits for others of its kind, one that is begun again for all
         let again_ms = self.memory.restarted.map(|(_, ms)| ms).max(self.moved_ms);
+        // and a failure does not age while the process stands still
+        let is_recent =
+            |ms: u64| ms + recent_ms + self.overslept_ms.max(self.stood_still_ms(ms)) >= now_ms;
         let busy = full
             || needs_dcs(target)
-            || again_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms)
-            || self.busy_ms.is_some_and(|ms| ms + recent_ms + self.overslept_ms >= now_ms);
+            || again_ms.is_some_and(is_recent)
+            || self.busy_ms.is_some_and(is_recent);
         let served = Served {
             clock: self.clock(),
             asked_step,

@@ -66,6 +66,8 @@ pub struct World {
     pub busy_ms: Option<u64>,
     pub overslept_ms: u64,
     sleep_ms: u64,
+    /// From when until when the process stood still.
+    standstills: Vec<(u64, u64)>,
     pub is_draining: bool,
     pub shutdown_ms: Option<u64>,
     pub stale_expected: u64,
@@ -246,6 +248,7 @@ impl World {
             busy_ms: None,
             overslept_ms: 0,
             sleep_ms: 0,
+            standstills: Vec::new(),
             is_draining: false,
             shutdown_ms: None,
             stale_expected: 0,
@@ -539,6 +542,9 @@ impl World {
             }
             let late = self.faults.hit(&mut self.random, Fault::Late);
             let late_ms = if late { self.random.skewed(LATE_MS_MAX) } else { 0 };
+            if self.sleep_ms > 0 {
+                self.standstills.push((next_ms, next_ms + late_ms + self.sleep_ms));
+            }
             let late_ms = late_ms + std::mem::take(&mut self.sleep_ms);
             // a turn at once after one that came late is as late
             let stands = next_ms + late_ms == self.now_ms;
@@ -1006,6 +1012,13 @@ impl World {
     pub fn clock(&self) -> Clock {
         let unix_ms = (self.unix_base_ms + self.now_ms).saturating_add_signed(self.jumped_ms);
         Clock { ms: self.now_ms, unix_ms }
+    }
+
+    /// For how long the process has stood still since `ms`.
+    pub fn stood_still_ms(&self, ms: u64) -> u64 {
+        let since =
+            self.standstills.iter().map(|(from, until)| until.saturating_sub(ms.max(*from)));
+        since.sum()
     }
 
     /// The clocks of Patroni's host.
