@@ -43,6 +43,8 @@ pub struct Memory {
     /// When and at which step an answer last ended the 200s of leader routes: of all of them, of
     /// `/primary` and its other spellings, of the standby leader's.
     leaders_ended: [Option<(u64, u64)>; 3],
+    /// When an answer last ended them that the engine may not have learned.
+    leaders_perhaps_ended_ms: Option<u64>,
     /// The last step at which fetches in flight may have been begun again, and its time.
     pub restarted: Option<(u64, u64)>,
     /// When an answer contradicted the previous one last.
@@ -147,6 +149,7 @@ impl Memory {
             previous: None,
             contradicted_step: 0,
             leaders_ended: [None; 3],
+            leaders_perhaps_ended_ms: None,
             restarted: None,
             contradicted_ms: None,
             changed_ms: None,
@@ -203,8 +206,9 @@ impl Memory {
         }
         if let Some(ended) = ended_leaders(&brought.said, was_unlocked) {
             self.restarted = Some((step, ms));
-            if !brought.moved {
-                self.leaders_ended[ended] = Some((ms, step));
+            match brought.moved {
+                true => self.leaders_perhaps_ended_ms = Some(ms),
+                false => self.leaders_ended[ended] = Some((ms, step)),
             }
         }
         let lapsed = |node: &Node| !node.is_under_lease() && node.state != "unknown";
@@ -217,7 +221,13 @@ impl Memory {
                 return contradicts;
             }
         }
-        self.keep(brought, is_sure);
+        let is_leaders = brought.said.status == 200 && is_leader_family(&brought.said.target);
+        let perhaps = self.leaders_perhaps_ended_ms.filter(|_| is_leaders);
+        let may_be_fetched_again = perhaps.is_some_and(|ended_ms| asked_ms <= ended_ms);
+        if may_be_fetched_again {
+            self.restarted = Some((step, ms));
+        }
+        self.keep(brought, is_sure && !may_be_fetched_again);
         contradicts
     }
 
