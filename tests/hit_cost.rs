@@ -13,8 +13,9 @@ use common::standin::{StandIn, at_once, primary};
 use common::strace::{name_of_call, trace};
 use common::{Glue, read_response, read_to_end};
 use patroniglue::cache::CacheSettings;
-use patroniglue::engine::{Action, Engine, Port, Settings};
+use patroniglue::engine::{Action, DcsSettings, Engine, Port, Settings, UpstreamId};
 use patroniglue::fetch::Progress;
+use patroniglue::node::witness::Settings as WitnessSettings;
 use patroniglue::slots::ConnId;
 use patroniglue::time::{Now, Time};
 
@@ -68,7 +69,7 @@ fn hit(engine: &mut Engine, at: Now, id: ConnId, request: &[u8]) -> usize {
 fn feed(engine: &mut Engine, at: Now) {
     let mut fetch = None;
     while let Some(action) = engine.poll_action() {
-        if let Action::Connect(id, _) = action {
+        if let Action::Connect(id, UpstreamId::Patroni) = action {
             fetch = Some(id);
         }
     }
@@ -82,6 +83,19 @@ fn feed(engine: &mut Engine, at: Now) {
 
 #[test]
 fn a_hit_allocates_nothing_and_arms_nothing() {
+    let witness = WitnessSettings {
+        namespace: "service".into(),
+        group: None,
+        credentials: None,
+        margin_ms: 10_000,
+    };
+    let dcs = DcsSettings { witness, host: "localhost:2379".into(), hosts: 1 };
+    for dcs in [None, Some(dcs)] {
+        hits_are_free(dcs);
+    }
+}
+
+fn hits_are_free(dcs: Option<DcsSettings>) {
     let limits = CacheSettings { ttl_ms: 60_000, grace_ms: 0, variants_max: 64 };
     let mut engine = Engine::new(Settings {
         cache: limits,
@@ -90,7 +104,7 @@ fn a_hit_allocates_nothing_and_arms_nothing() {
         fetches_max: 3,
         clients_max: 10,
         fence: false,
-        dcs: None,
+        dcs,
         host: "localhost:8008".into(),
         agent_target: "/replica".into(),
         records: false,
