@@ -136,6 +136,10 @@ pub struct Recent {
     seconds: [Second; RECENT_SECONDS],
     /// The second that is being counted, since the start.
     current: u64,
+    /// Its place in `seconds`.
+    place: usize,
+    /// When it ends.
+    ends_at: Time,
 }
 
 /// What happened in one second.
@@ -156,6 +160,8 @@ pub struct Second {
 pub struct Rate {
     /// The window that is being counted, since the start.
     window: u64,
+    /// When it ends.
+    ends_at: Time,
     count: u32,
     /// The count of the window before.
     previous: u32,
@@ -176,7 +182,7 @@ impl Default for Stats {
             witness_reads: Default::default(),
             witness_up: None,
             patroni: PatroniState::default(),
-            recent: Recent { seconds: [Second::default(); RECENT_SECONDS], current: 0 },
+            recent: Recent::default(),
         }
     }
 }
@@ -337,11 +343,20 @@ impl Standing {
     }
 }
 
+impl Default for Recent {
+    fn default() -> Self {
+        let seconds = [Second::default(); RECENT_SECONDS];
+        Recent { seconds, current: 0, place: 0, ends_at: Time::ZERO }
+    }
+}
+
 impl Recent {
     /// The counts of the second that is running.
     fn second(&mut self, now: Time) -> &mut Second {
-        self.move_on(now);
-        &mut self.seconds[(self.current % RECENT_SECONDS as u64) as usize]
+        if now >= self.ends_at {
+            self.move_on(now);
+        }
+        &mut self.seconds[self.place]
     }
 
     /// Empties the seconds in which nothing happened.
@@ -352,6 +367,8 @@ impl Recent {
             self.seconds[(skipped % RECENT_SECONDS as u64) as usize] = Second::default();
         }
         self.current = self.current.max(second);
+        self.place = (self.current % RECENT_SECONDS as u64) as usize;
+        self.ends_at = Time::from_ms((self.current + 1) * 1_000);
     }
 
     /// The last whole seconds, the oldest first: fewer shortly after the start.
@@ -366,7 +383,9 @@ impl Recent {
 impl Rate {
     /// Counts a request.
     pub fn count(&mut self, now: Time) {
-        self.move_on(now);
+        if now >= self.ends_at {
+            self.move_on(now);
+        }
         self.count += 1;
     }
 
@@ -384,8 +403,9 @@ impl Rate {
         let window = now.as_ms() / RATE_WINDOW_MS;
         if window > self.window {
             let previous = if window == self.window + 1 { self.count } else { 0 };
-            *self = Rate { window, count: 0, previous };
+            *self = Rate { window, ends_at: Time::ZERO, count: 0, previous };
         }
+        self.ends_at = Time::from_ms((self.window + 1) * RATE_WINDOW_MS);
     }
 }
 

@@ -1,8 +1,6 @@
 //! HAProxy's agent checks: one line for each connection, which says everything, so that a missed
 //! one does no harm. The lookup is that of a health check; the line only takes the server out.
 
-use std::rc::Rc;
-
 use super::{Client, Engine, Peer};
 use crate::frontend::Frontend;
 use crate::slots::ConnId;
@@ -21,18 +19,24 @@ impl Engine {
         self.reschedule(id);
     }
 
-    /// The line for a response with this status.
-    pub(super) fn agent_line(&self, status: u16) -> Rc<[u8]> {
-        let line = if self.is_shutting_down() {
-            // the next start says up
-            "down ready #patroniglue is ending\n".to_owned()
+    /// Says what a response with this status means, and waits for the peer's end.
+    pub(super) fn answer_agent(&mut self, now: Now, id: ConnId, status: u16) {
+        let line = self.agent_line(status).into_bytes();
+        if let Some(client) = self.client(id) {
+            client.frontend.refuse(now.time, line.into());
+        }
+        self.record(now, id, status);
+    }
+
+    fn agent_line(&self, status: u16) -> String {
+        if self.is_shutting_down() {
+            "down ready #patroniglue is ending\n".to_owned() // the next start says up
         } else if self.draining {
             "up drain 100%\n".to_owned()
         } else if status == 200 {
             "up ready 100%\n".to_owned()
         } else {
             format!("down ready #{status} on {}\n", self.settings.agent_target)
-        };
-        line.into_bytes().into()
+        }
     }
 }

@@ -83,7 +83,6 @@ impl Engine {
 
     /// The entry of a request, or a local reply.
     fn entry_for(&mut self, now: Now, id: ConnId, request: Request) -> Result<EntryId, LocalReply> {
-        self.set_route(id, None);
         match request.method {
             Method::Unknown => return Err(LocalReply::UNKNOWN_METHOD),
             Method::Connect => return Err(LocalReply::METHOD_NOT_ALLOWED),
@@ -145,7 +144,7 @@ impl Engine {
         self.respond(now, id, status, Some(cache_status), bytes);
     }
 
-    /// Sends a client its response, and counts it.
+    /// Sends a client its response, and counts it. Its request waits.
     fn respond(
         &mut self,
         now: Now,
@@ -154,17 +153,14 @@ impl Engine {
         cache_status: Option<CacheStatus>,
         bytes: Rc<[u8]>,
     ) {
-        let Some((port, route)) = self.client(id).map(|client| (client.port, client.route)) else {
-            return;
-        };
+        let Some(client) = self.client(id) else { return };
+        let (port, route) = (client.port, client.route.take());
+        if port == Port::Agent {
+            return self.answer_agent(now, id, status);
+        }
+        client.frontend.respond(now.time, bytes);
         if port == Port::Checks {
             self.stats.answered(now.time, route, status, cache_status);
-        }
-        let line = (port == Port::Agent).then(|| self.agent_line(status));
-        let Some((frontend, _)) = self.waiting_client(id) else { return };
-        match line {
-            Some(line) => frontend.refuse(now.time, line),
-            None => frontend.respond(now.time, bytes),
         }
         self.record(now, id, status);
     }
@@ -238,6 +234,9 @@ impl Engine {
     }
 
     pub(super) fn record(&mut self, now: Now, id: ConnId, status: u16) {
+        if !self.settings.records {
+            return;
+        }
         let asked = self.client(id).and_then(|client| client.asked.take());
         let Some(asked) = asked else { return };
         let elapsed_ms = now.time.ms_since(asked.at);
