@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Arguments, Display, Formatter, Write};
 
-use super::{LeaseView, ShellView, Source, State, View, cut, role_name};
+use super::{ClientTls, LeaseView, ShellView, Source, State, View, cut, role_name};
 use crate::VERSION;
 use crate::stats::{Histogram, OTHER, Standing};
 
@@ -41,6 +41,15 @@ fn daemon(out: &mut Exposition, view: &View<'_>, shell: &ShellView) {
         "Unix time at which the configuration in force was read.",
         Seconds(shell.configured_unix_ms),
     );
+    let help = "Whether health checks come by TLS, and with client certificates; always 1.";
+    out.family("patroniglue_frontend_info", GAUGE, help);
+    let (scheme, certificates) = match shell.client_tls {
+        ClientTls::Off => ("http", "none"),
+        ClientTls::WithoutCertificates => ("https", "none"),
+        ClientTls::OptionalCertificates => ("https", "optional"),
+        ClientTls::RequiredCertificates => ("https", "required"),
+    };
+    out.sample("", &[("scheme", scheme), ("client_certificates", certificates)], 1);
     out.single(
         "patroniglue_draining",
         GAUGE,

@@ -109,6 +109,8 @@ pub enum Source {
 pub struct ShellView {
     /// Where it listens: the port's name and the address.
     pub listening: Vec<(&'static str, String)>,
+    /// Whether clients of the checks' port speak TLS, and whether they must present certificates.
+    pub client_tls: ClientTls,
     /// Scheme, host and port of Patroni.
     pub patroni: String,
     /// The key of each certificate, and the Unix second in which it expires.
@@ -124,6 +126,20 @@ pub struct ShellView {
     pub log_lines_dropped: u64,
     /// What the system says about the process, if it can be read.
     pub process: Option<Process>,
+}
+
+/// TLS on the checks' port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientTls {
+    /// Plain HTTP.
+    #[default]
+    Off,
+    /// Without client certificates.
+    WithoutCertificates,
+    /// A client may present one.
+    OptionalCertificates,
+    /// A client must present one.
+    RequiredCertificates,
 }
 
 /// A process, as the client libraries of Prometheus describe it.

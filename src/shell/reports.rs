@@ -6,8 +6,9 @@ use log::Level;
 
 use super::process::ProcessFacts;
 use super::{Daemon, logger, operate};
-use crate::admin::{Report, ShellView};
+use crate::admin::{ClientTls, Report, ShellView};
 use crate::changes::Kind;
+use crate::config::{Config, FrontendTls, VerifyClient};
 use crate::engine::Port;
 use crate::slots::ConnId;
 use crate::time::Now;
@@ -60,6 +61,7 @@ impl Daemon {
         let scheme = if self.config.backend.tls.is_some() { "https" } else { "http" };
         let view = ShellView {
             listening: listening.collect(),
+            client_tls: client_tls(&self.config),
             patroni: format!("{scheme}://{}", self.config.backend.authority()),
             certificates: self.tls.findings.not_after.clone(),
             is_reloaded: self.reports.is_reloaded,
@@ -69,5 +71,14 @@ impl Daemon {
             process: self.reports.process.read(self.streams.count()),
         };
         self.engine.report(now, id, report, &view);
+    }
+}
+
+fn client_tls(config: &Config) -> ClientTls {
+    match &config.frontend.tls {
+        None => ClientTls::Off,
+        Some(FrontendTls { cafile: None, .. }) => ClientTls::WithoutCertificates,
+        Some(tls) if tls.verify_client == VerifyClient::Required => ClientTls::RequiredCertificates,
+        Some(_) => ClientTls::OptionalCertificates,
     }
 }

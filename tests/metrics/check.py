@@ -84,6 +84,7 @@ def main(binary, work):
         fresh = start("fresh", patroni, extra={"cache": {"grace": 0}})
         scrapes.judge("just started", fresh,
                       present=[r'patroniglue_patroni_state\{state="unknown"\} 1$',
+                               r'patroniglue_frontend_info\{scheme="http",client_certificates="none"\} 1$',
                                r'patroniglue_draining 0$'],
                       absent=[*UNKNOWN, "patroniglue_patroni_up ", "patroniglue_tls_",
                               "patroniglue_witness", r"patroniglue_answer_status\{"])
@@ -165,6 +166,8 @@ def both_sides_with_tls(scrapes, tls):
     handshakes = r'patroniglue_tls_handshakes_total\{[^}]*'
     scrapes.judge("TLS on both sides", tls,
                   present=[handshakes + r'side="client"', handshakes + r'side="patroni"',
+                           r'patroniglue_frontend_info\{scheme="https",'
+                           r'client_certificates="none"\} 1$',
                            handshakes + r'outcome="full"', handshakes + r'outcome="failed"',
                            r'patroniglue_tls_certificate_not_after_timestamp_seconds\{'
                            r'key="frontend.certfile"\} 1\d{9}'])
