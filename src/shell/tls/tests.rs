@@ -236,6 +236,8 @@ impl Exchange {
             WriteOutcome::Sent(count) => {
                 self.output.drain(..count);
                 assert!(count == 0 || !self.stream.is_handshaking());
+                // bytes that wait in the session are not sent yet: a client may be closed after them
+                assert!(count == 0 || !self.stream.has_outgoing(), "sent too early");
                 true
             }
             WriteOutcome::Blocked => false,
@@ -781,6 +783,31 @@ fn garbage_is_refused_with_an_alert() {
             let wire = exchange.wire.borrow();
             let alert = [0x15, 3, 3, 0, 2, 2];
             assert!(wire.outbound.windows(6).any(|bytes| bytes == alert), "{:?}", wire.outbound);
+        }
+    }
+}
+
+#[test]
+fn data_before_a_tls_error_is_received() {
+    for version in VERSIONS {
+        let setting = Setting::new(version, false);
+        for role in ROLES {
+            let mut exchange = setting.exchange(role);
+            exchange.peer_closes = false;
+            exchange.run(0, usize::MAX, b"");
+            assert!(!exchange.stream.is_handshaking(), "{version:?} {role:?}");
+            exchange.peer.writer().write_all(REQUEST).expect("memory");
+            let mut records = Vec::new();
+            exchange.peer.write_tls(&mut records).expect("memory");
+            records.extend([0xff; 100]);
+            exchange.wire.borrow_mut().inbound.extend(records); // one read has both
+            exchange.serve();
+            assert_eq!(exchange.received, REQUEST, "{version:?} {role:?}");
+            assert!(
+                matches!(exchange.end, Some(End::Broken(Broken::Tls(_)))),
+                "{:?}",
+                exchange.end
+            );
         }
     }
 }
