@@ -236,7 +236,7 @@ impl Exchange {
             WriteOutcome::Sent(count) => {
                 self.output.drain(..count);
                 assert!(count == 0 || !self.stream.is_handshaking());
-                // bytes that wait in the session are not sent yet: a client may be closed after them
+                // bytes that wait in the session are not sent: a client may be closed after them
                 assert!(count == 0 || !self.stream.has_outgoing(), "sent too early");
                 true
             }
