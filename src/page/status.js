@@ -3,7 +3,7 @@
 
 const ASK_MS = 1000;
 const ABANDON_MS = 2000;
-// What is older must not look current.
+// An older status must not look current.
 const CURRENT_MS = 1500;
 const TEXT_MAX = 300;
 const BRIEF_MAX = 40;
@@ -55,7 +55,7 @@ async function fetchStatus() {
   }
 }
 
-// Says since when nothing was heard, and greys what was heard before.
+// Says for how long nothing was heard, and greys the page.
 function watch() {
   const silentMs = performance.now() - heardAt;
   const isLost = hasFailed || silentMs > CURRENT_MS;
@@ -82,7 +82,7 @@ function drawHead(isLost) {
   const level = isLost ? "unknown" : levelOf();
   const node = report.node;
   const name = node ? (node.name ?? "This node") : "";
-  const role = node ? roleOf(node, isLost) : "Nothing is known of this node yet.";
+  const role = node ? roleOf(node, isLost) : "Nothing is known about this node yet.";
   const balancers = balancersOf(isLost);
   text("name", name);
   text("role", role);
@@ -98,7 +98,7 @@ function drawHead(isLost) {
   document.body.className = level + (isLost ? " lost" : "");
   const prefix = document.hidden ? "Paused: " : "No answer from patroniglue: ";
   document.title = `${isLost ? prefix : ""}${brief(name)}${role} ${balancers}`;
-  // All four signs in the page were loaded at its start: a lost daemon cannot serve one.
+  // The page loads all four icons at its start: a lost daemon cannot serve one.
   const icon = `/icon-${level}.svg`;
   if (page("icon").getAttribute("href") !== icon) page("icon").href = icon;
 }
@@ -197,7 +197,7 @@ function drawLease(lease) {
   page("lease-bar").toggleAttribute("hidden", !has);
   page("lease-rest").setAttribute("width", String((100 * rest) / most));
   text("lease-text", leaseText(has));
-  const source = has && lease.source ? `known by ${SOURCES[lease.source] ?? lease.source}` : "";
+  const source = has && lease.source ? `known from ${SOURCES[lease.source] ?? lease.source}` : "";
   const setting = (name) => known(lease[name]) && `${name}\xa0${lease[name]}\xa0s`;
   list("lease-note", [source, setting("ttl"), setting("loop_wait"), setting("retry_timeout")]);
 }
@@ -205,11 +205,11 @@ function drawLease(lease) {
 function leaseText(has) {
   if (report.state === "draining") return "Not used while draining.";
   if (isPatroniDown()) {
-    return has ? "Leader routes keep their stale answer that long, then get 503."
-      : "Leader routes get no stale answer.";
+    return has ? "Leader routes keep their stale answer for that long, then answer 503."
+      : "Leader routes have no stale answer.";
   }
-  return has ? "If Patroni falls silent, leader routes keep their answer that long."
-    : "If Patroni falls silent, leader routes get 503 at once.";
+  return has ? "If Patroni falls silent, leader routes keep their answer for that long."
+    : "If Patroni falls silent, leader routes answer 503 at once.";
 }
 
 function drawRoutes(unsorted) {
@@ -302,7 +302,7 @@ function scaleOf(most) {
 
 function drawDaemon(clients, listening) {
   const { open, max, accepted_total: accepted, refused_total: refused } = clients;
-  text("clients", `${count(open)} open of at most ${count(max)}`);
+  text("clients", `${count(open)} open, at most ${count(max)}`);
   text("clients-total", `${count(accepted)} accepted, ${count(refused)} refused`);
   page("clients-total").className = refused > 0 ? "stale" : "";
   text("version", report.version ?? "–");

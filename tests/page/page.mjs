@@ -180,7 +180,7 @@ async function withGrace(browser) {
   const { daemon, patroni } = scene;
   try {
     await scene.state("started", (status) => status.node === null,
-      (view) => view.sentence.trim() === "Nothing is known of this node yet.");
+      (view) => view.sentence.trim() === "Nothing is known about this node yet.");
     await scene.inspect("started");
 
     await scene.begin();
