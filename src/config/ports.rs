@@ -1,4 +1,4 @@
-//! The sections `admin` and `agent`: ports beside that of the health checks.
+//! The sections `admin` and `agent`: ports next to that of the health checks.
 
 use super::raw::{Count, FromScalar, ListenHost, Optional, Scalar, reaches};
 use super::{Admin, Agent, Backend, Frontend, WrongValue};
@@ -47,7 +47,7 @@ fn listen_host(host: Option<LocalHost>) -> Option<String> {
     host.map_or(Some(LOCALHOST_ADDRESS.to_owned()), |host| host.0)
 }
 
-/// The ports of admin and agent differ from all others on the same addresses.
+/// Checks that the ports of admin and agent differ from all others on the same addresses.
 pub(super) fn check_ports(
     frontend: &Frontend,
     backend: &Backend,
@@ -102,14 +102,14 @@ impl FromScalar for Target {
             Scalar::Text(text) if resolve(text, &mut String::new()).is_some() => {
                 Ok(Target(text.to_owned()))
             }
-            other => Err(format!("{other} is no route of Patroni; write one such as /replica")),
+            other => Err(format!("{other} is not a route of Patroni; write one such as /replica")),
         }
     }
 }
 
 /// Where admin and agent listen.
 const LOCALHOST_ADDRESS: &str = "127.0.0.1";
-/// What an agent is told of: a server for reads is taken out, not one for writes.
+/// The default takes out a server for reads, not one for writes.
 const AGENT_ROUTE: &str = "/replica";
 
 #[cfg(test)]

@@ -121,7 +121,10 @@ fn a_wrong_configuration_is_one_line_and_exit_code_1() {
             ":6: backend.port: patroniglue would ask itself; set backend.port to Patroni's",
         ),
         ("frontend:\n  port: 8008\n", ":2: frontend.port: patroniglue would ask itself"),
-        ("agent:\n  route: /x\n", ":2: agent.route: \"/x\" is no route of Patroni; write one such"),
+        (
+            "agent:\n  route: /x\n",
+            ":2: agent.route: \"/x\" is not a route of Patroni; write one such",
+        ),
         ("frontend: [", ":1: "),
     ];
     for (text, message) in table {
