@@ -19,14 +19,14 @@ pub struct Change {
     pub level: Level,
     /// What changed.
     pub kind: Kind,
-    /// The line of the log, at most [`TEXT_CHARS_MAX`] characters of it.
+    /// The log line, cut to [`TEXT_CHARS_MAX`] characters.
     pub text: Box<str>,
 }
 
 /// What changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The daemon began or ends.
+    /// The daemon started or ends.
     Start,
     /// The node's role, or which node answers.
     Role,
@@ -79,7 +79,7 @@ impl Kind {
 
 /// How many changes are remembered.
 const CHANGES_MAX: usize = 100;
-/// The longest usual line is shorter: names of a file, of a target or of a node are cut.
+/// The longest usual line is shorter: only the long name of a file, target or node is cut.
 const TEXT_CHARS_MAX: usize = 200;
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ impl Fetch {
         Fetch { purpose, expected, deadline, asked_at: now, address, state }
     }
 
-    /// While it is queued: it counts as queued now, until `deadline`.
+    /// If the fetch is queued: begins its time anew, until `deadline`.
     pub fn queue_anew(&mut self, now: Time, deadline: Time) {
         if self.is_queued() {
             (self.asked_at, self.deadline) = (now, deadline);

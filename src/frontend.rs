@@ -29,7 +29,7 @@ pub struct Request {
     pub method: Method,
     /// Whether the connection stays open after the response.
     pub persistence: Persistence,
-    /// The content that the client has already.
+    /// The content that the client already has.
     pub if_none_match: Option<EntityTag>,
 }
 
@@ -128,8 +128,8 @@ impl Frontend {
         self.begin_response(now, bytes, then);
     }
 
-    /// Sends the connection's last response, also to what is no request, and discards input until
-    /// the client has read it.
+    /// Sends the connection's last response, even if the input is not a request, and discards
+    /// input until the client has read it.
     pub fn refuse(&mut self, now: Time, bytes: Rc<[u8]>) {
         self.begin_response(now, bytes, Then::Linger);
     }
@@ -227,7 +227,7 @@ impl Frontend {
         matches!(self.state, State::Head { kept: true }) && self.input.is_empty()
     }
 
-    /// Whether the last response is sent.
+    /// Whether the last response has been sent.
     pub fn is_lingering(&self) -> bool {
         matches!(self.state, State::Lingering { .. })
     }

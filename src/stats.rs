@@ -11,11 +11,11 @@ use crate::time::Time;
 pub struct Stats {
     /// Answered requests by route, in the table's order; the last one is of all other targets.
     requests: Vec<Vec<Requests>>,
-    /// How long requests waited for a fetch. Those answered from memory are not in it.
+    /// How long requests waited for a fetch. Those answered from memory are not included.
     pub request_wait: Histogram,
     /// Clients accepted.
     pub clients_accepted: u64,
-    /// Clients turned away because there was no room.
+    /// Clients refused because there was no room.
     pub clients_refused: u64,
     /// Clients closed because they were too slow, by [`Slow`].
     slow_clients: [u64; SLOW.len()],
@@ -23,7 +23,7 @@ pub struct Stats {
     pub descriptor_shortages: u64,
     /// By [`Side`] and [`Handshake`].
     handshakes: [[u64; HANDSHAKES.len()]; SIDES.len()],
-    /// From the decision to ask Patroni until its whole answer was there.
+    /// From the decision to ask Patroni to its complete answer.
     pub fetch_duration: Histogram,
     /// Failed fetches by the name of the failure; at most one for each name.
     fetch_failures: Vec<(&'static str, u64)>,
@@ -37,7 +37,7 @@ pub struct Stats {
     pub recent: Recent,
 }
 
-/// How many requests had one status and one source.
+/// The number of requests with one status and one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requests {
     /// The status; 0 for those beyond [`SERIES_PER_ROUTE_MAX`].
@@ -48,7 +48,7 @@ pub struct Requests {
     pub count: u64,
 }
 
-/// For what a client was too slow.
+/// The phase for which a client was too slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slow {
     /// The TLS handshake.
@@ -75,7 +75,7 @@ pub enum Side {
 pub enum Handshake {
     /// With certificates.
     Full,
-    /// With a ticket of an earlier session.
+    /// With a ticket from an earlier session.
     Resumed,
     /// Without a session.
     Failed,
@@ -94,7 +94,7 @@ pub enum WitnessRead {
     Failed,
 }
 
-/// A number of durations in each bucket.
+/// The number of durations in each bucket.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Histogram {
     /// By [`BUCKETS_MS`]; the last one has all that are longer. Not cumulative.
@@ -112,7 +112,7 @@ pub struct PatroniState {
     pub since: Time,
     /// When it last answered.
     pub answered_at: Option<Time>,
-    /// Why the last fetch brought no answer, and for how many fetches in turn.
+    /// Why the last fetch brought no answer, and for how many fetches in a row.
     pub failure: Option<(Failure, u64)>,
 }
 
@@ -134,7 +134,7 @@ pub enum Standing {
 #[derive(Debug)]
 pub struct Recent {
     seconds: [Second; RECENT_SECONDS],
-    /// The second that is being counted, since the start.
+    /// The number of the current second, counted from the start.
     current: u64,
     /// Its place in `seconds`.
     place: usize,
@@ -158,12 +158,12 @@ pub struct Second {
 /// Requests for one target in a sliding window.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rate {
-    /// The window that is being counted, since the start.
+    /// The number of the current window, counted from the start.
     window: u64,
     /// When it ends.
     ends_at: Time,
     count: u32,
-    /// The count of the window before.
+    /// The count of the previous window.
     previous: u32,
 }
 
@@ -229,7 +229,7 @@ impl Stats {
         self.slow_clients[slow as usize] += 1;
     }
 
-    /// How many clients were closed because they were too slow for each phase, by its name.
+    /// The number of clients closed because they were too slow, by the name of the phase.
     pub fn slow_clients(&self) -> impl Iterator<Item = (&'static str, u64)> {
         SLOW.into_iter().zip(self.slow_clients)
     }
@@ -239,7 +239,7 @@ impl Stats {
         self.handshakes[side as usize][handshake as usize] += 1;
     }
 
-    /// How many TLS handshakes ended in which way, by the names of side and outcome.
+    /// The number of TLS handshakes that ended, by the names of side and outcome.
     pub fn handshakes(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
         let sides = SIDES.into_iter().zip(self.handshakes);
         sides.flat_map(|(side, outcomes)| {
@@ -290,7 +290,7 @@ impl Stats {
         self.witness_up = Some(read != WitnessRead::Failed);
     }
 
-    /// How many reads of the DCS ended in which way, by its name.
+    /// The number of reads of the DCS that ended, by the name of the outcome.
     pub fn witness_reads(&self) -> impl Iterator<Item = (&'static str, u64)> {
         WITNESS_READS.into_iter().zip(self.witness_reads)
     }
@@ -309,7 +309,7 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// The bounds in seconds as text, and how many durations are at most as long.
+    /// Each bound in seconds, as text, and the number of durations up to it.
     pub fn cumulative(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let bounds = BUCKETS_MS.iter().map(|(_, text)| *text).chain(["+Inf"]);
         bounds.zip(self.counts.iter().scan(0, |sum, count| {
@@ -351,7 +351,7 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// The counts of the second that is running.
+    /// The counts of the current second.
     fn second(&mut self, now: Time) -> &mut Second {
         if now >= self.ends_at {
             self.move_on(now);
@@ -389,8 +389,8 @@ impl Rate {
         self.count += 1;
     }
 
-    /// Requests per second: of the running window, and of the one before as far as it lies in the
-    /// last [`RATE_WINDOW_MS`].
+    /// Requests per second: those of the current window, and the share of the previous one that
+    /// lies in the last [`RATE_WINDOW_MS`].
     pub fn per_second(mut self, now: Time) -> f64 {
         self.move_on(now);
         let since_ms = now.as_ms() % RATE_WINDOW_MS;
@@ -409,14 +409,14 @@ impl Rate {
     }
 }
 
-/// How many seconds are remembered, the running one included: two minutes.
+/// How many seconds are remembered, the current one included: two minutes.
 pub const RECENT_SECONDS: usize = 121;
-/// Status and source of a route's requests: a route has fewer than ten in practice. Further ones
-/// are counted without their status, so that memory and scrapes stay limited.
+/// Maximum combinations of status and source for a route; in practice there are fewer than ten.
+/// Further ones are counted without their status, so that memory and scrapes stay limited.
 pub const SERIES_PER_ROUTE_MAX: usize = 64;
 /// The label of targets without a route, and of further statuses.
 pub const OTHER: &str = "other";
-/// The window of [`Rate`]: with one check in two seconds the rate is still steady.
+/// The window of [`Rate`]: with one check every two seconds the rate is still steady.
 const RATE_WINDOW_MS: u64 = 10_000;
 /// The upper bounds of a histogram's buckets, and their text in seconds: the usual ones of
 /// Prometheus' client libraries, from 1 ms to 5 s.
@@ -442,7 +442,7 @@ const SIDES: [&str; 2] = ["client", "patroni"];
 const HANDSHAKES: [&str; 3] = ["full", "resumed", "failed"];
 /// The names of [`WitnessRead`], in its order.
 const WITNESS_READS: [&str; 4] = ["evidence", "contradiction", "nothing", "failed"];
-/// Names of failures that are shown from the start, so that their increase is seen from 0 on.
+/// Names of failures that are shown from the start, so that their first increase is visible.
 const ALWAYS_SHOWN: [&str; 5] = ["refused", "timed_out", "reset", "closed", "cut"];
 
 #[cfg(test)]
@@ -522,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn patronis_state_counts_the_same_failure_in_turn() {
+    fn patronis_state_counts_the_same_failure_in_a_row() {
         let mut stats = Stats::default();
         stats.fetch_failed(Time::from_ms(1), Failure::TimedOut);
         stats.fetch_failed(Time::from_ms(2), Failure::NoRoom);

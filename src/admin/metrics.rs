@@ -269,7 +269,7 @@ fn process(out: &mut Exposition, shell: &ShellView) {
     }
 }
 
-/// A text in the making.
+/// The text that is being written.
 struct Exposition {
     text: String,
     /// The name of the last family.
@@ -335,7 +335,7 @@ fn escaped(value: &str) -> Cow<'_, str> {
     Cow::Owned(value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
 }
 
-/// A scrape of a daemon in use, with some space.
+/// The size of a usual scrape, with some space.
 const BYTES_USUAL: usize = 16 * 1024;
 const GAUGE: &str = "gauge";
 const COUNTER: &str = "counter";

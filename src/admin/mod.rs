@@ -17,7 +17,7 @@ use crate::time::{Now, Time};
 pub enum Resource {
     /// Whether the loop turns.
     Health,
-    /// A report, for which the shell's part has to be known.
+    /// A report, which needs the shell's part.
     Report(Report),
     /// A file of the status page.
     File(&'static page::File),
@@ -41,7 +41,7 @@ pub struct View<'a> {
     pub stats: &'a Stats,
     /// The last two minutes, the oldest second first.
     pub seconds: Vec<Second>,
-    /// Whether Patroni answers, and since when: also by a fetch that has not ended.
+    /// Whether Patroni answers, and since when. A fetch that has not ended counts as well.
     pub standing: (Standing, Time),
     /// The last changes.
     pub changes: &'a Changes,
@@ -78,14 +78,14 @@ pub enum State {
     Ending,
 }
 
-/// Until when a leader's 200 may be served stale, and why not.
+/// Until when a leader's 200 may be served stale, or why it may not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseView {
     /// For this time, by this source.
     Sure {
         /// Milliseconds from now.
         left_ms: u64,
-        /// What it is known by.
+        /// Where this is known from.
         source: Source,
     },
     /// It may not.
@@ -95,7 +95,7 @@ pub enum LeaseView {
     },
 }
 
-/// What a lease is known by.
+/// Where a lease is known from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Patroni's answers, within the grace.
@@ -117,8 +117,8 @@ pub struct ShellView {
     pub certificates: Vec<(String, u64)>,
     /// Whether the last reload succeeded.
     pub is_reloaded: bool,
-    /// The Unix milliseconds at which the process started. Remembered: from two clocks it would
-    /// move by a millisecond between two scrapes.
+    /// The Unix milliseconds at which the process started. Stored: computed from two clocks for
+    /// each scrape, it would move by a millisecond between scrapes.
     pub started_unix_ms: u64,
     /// The Unix milliseconds at which the configuration in force was read.
     pub configured_unix_ms: u64,
@@ -190,7 +190,7 @@ fn role_name(role: &str) -> &str {
     if role == "master" { "primary" } else { role }
 }
 
-/// The first bytes of a text from outside: names of a node have a few characters.
+/// The first [`TEXT_BYTES_MAX`] bytes of a text from outside: a node's name has a few characters.
 fn cut(text: &str) -> &str {
     let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     &text[..end.unwrap_or(0)]

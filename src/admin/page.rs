@@ -22,8 +22,8 @@ impl File {
         File { path, content_type, bytes, cache_control: "no-cache", tag: EntityTag::of(bytes) }
     }
 
-    /// A sign of the daemon's state. The page needs that for a lost daemon when nothing serves it
-    /// any longer.
+    /// An icon for a state of the daemon. The page needs the one for a lost daemon when the daemon
+    /// can no longer serve it.
     const fn icon(path: &'static str, bytes: &'static [u8]) -> File {
         File { cache_control: "max-age=3600", ..File::new(path, SVG, bytes) }
     }
@@ -46,8 +46,8 @@ pub static FILES: [File; 7] = [
 ];
 
 /// The fields of every file: nothing is loaded from elsewhere, nothing inline is run, and no other
-/// page shows this one in a frame. A browser asks each time
-/// whether a file other than an icon has changed.
+/// page shows this one in a frame. A browser asks each time whether a file other than an icon has
+/// changed.
 pub const FIELDS: &str = "Content-Security-Policy: default-src 'none'; script-src 'self'; \
     style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'\r\nReferrer-Policy: no-referrer\r\nX-Content-Type-Options: nosniff\r\n";

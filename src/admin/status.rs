@@ -1,4 +1,4 @@
-//! The status in JSON. Keys are added, never renamed: the status page and others read them.
+//! The status in JSON. Keys are added, never renamed: the status page and other programs read them.
 
 use ::time::OffsetDateTime;
 use serde_json::{Value, json};

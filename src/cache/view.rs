@@ -20,7 +20,7 @@ pub struct EntryView<'a> {
     pub age_ms: Option<u64>,
     /// What a client would get now, if Patroni stays silent.
     pub served: Served,
-    /// Requests per second in the last ten.
+    /// Requests per second in the last ten seconds.
     pub per_second: f64,
     /// Clients that wait.
     pub waiters: usize,
@@ -73,7 +73,7 @@ impl Cache {
         }
     }
 
-    /// Until when a leader's 200 in memory may be served stale, if one may: the latest of them.
+    /// The latest time until which a leader's 200 in memory may be served stale, if one may.
     pub fn leader_stale_until(&self, now: Now) -> Option<Until> {
         let entries = self.entries.iter().enumerate();
         let leaders = entries.filter(|(index, entry)| {

@@ -198,7 +198,7 @@ pub struct Agent {
     pub host: Option<String>,
     /// 0: any free port; the log names it.
     pub port: u16,
-    /// The target whose answer is told; it has a route.
+    /// The target whose answer is reported; it has a route.
     pub route: String,
 }
 

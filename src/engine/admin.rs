@@ -47,13 +47,13 @@ impl Engine {
         self.reschedule(id);
     }
 
-    /// Logs a change of the shell's, and remembers it for the status.
+    /// Logs a change in the shell, and remembers it for the status.
     pub fn log_change(&mut self, now: Now, level: log::Level, kind: Kind, text: &str) {
         self.journal.log(now.time, level, kind, text);
     }
 
-    /// 200 as long as the loop turns: a probe of Patroni's state would restart this daemon when it
-    /// is needed.
+    /// 200 as long as the loop turns: a probe that depended on Patroni's state would restart this
+    /// daemon just when it is needed.
     fn answer_health(&mut self, now: Now, id: ConnId) {
         let patroni = self.standing(now).0.name();
         let body = format!("{{\"status\":\"ok\",\"patroni\":\"{patroni}\"}}\n");
@@ -136,8 +136,8 @@ impl Engine {
         }
     }
 
-    /// Whether Patroni answers, and since when. It is silent before the first fetch times out, as
-    /// soon as stale answers are served.
+    /// Whether Patroni answers, and since when. It counts as silent as soon as stale answers are
+    /// served, even before the first fetch times out.
     fn standing(&self, now: Now) -> (Standing, Time) {
         let PatroniState { standing, since, .. } = self.stats.patroni;
         match self.fetches.silent_at().filter(|at| *at <= now.time) {
@@ -194,6 +194,6 @@ impl Engine {
     }
 }
 
-/// Maximum clients of the admin port: beside those of the checks' port, so that a full one can be
-/// looked at.
+/// Maximum clients of the admin port, and of the agent port. They are separate from those of the
+/// checks' port, so that its state can be seen when it is full.
 pub const ADMIN_CLIENTS_MAX: usize = 64;

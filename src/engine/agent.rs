@@ -1,5 +1,5 @@
-//! HAProxy's agent checks: one line for each connection, which says everything, so that a missed
-//! one does no harm. The lookup is that of a health check; the line only takes the server out.
+//! HAProxy's agent checks: each connection gets one line with the whole state, so that a missed
+//! line does no harm. The lookup is that of a health check; the line only takes the server out.
 
 use super::{Client, Engine, Peer};
 use crate::frontend::Frontend;
@@ -7,7 +7,7 @@ use crate::slots::ConnId;
 use crate::time::Now;
 
 impl Engine {
-    /// A new connection asks for the route's answer, without a word.
+    /// A new connection asks for the route's answer without sending anything.
     pub(super) fn ask_agent(&mut self, now: Now, id: ConnId) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let Peer::Client(Client { frontend, .. }) = &mut connection.peer else { return };

@@ -64,8 +64,8 @@ impl Engine {
 }
 
 impl Client {
-    /// For what the client is too slow when its deadline passes; `None`: it has its response, or
-    /// its port is not counted.
+    /// The phase for which the client is too slow when its deadline passes; `None`: it has its
+    /// response, or its port is not counted.
     fn slow(&self) -> Option<Slow> {
         let slow = match &self.frontend {
             _ if self.is_handshaking => Slow::Handshake,

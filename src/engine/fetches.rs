@@ -312,8 +312,8 @@ impl Engine {
         self.queue_fetch(now, purpose, if is_awaited { deadline } else { anew });
     }
 
-    /// A client is about to wait for the fetch of an entry. If no other one does and the fetch is
-    /// still queued, its time begins anew, and it keeps its place.
+    /// A client is about to wait for the fetch of an entry. If no other client waits and the fetch
+    /// is still queued, its time begins anew, and it keeps its place.
     pub(super) fn join_fetch(&mut self, now: Now, entry: EntryId) {
         if self.cache.is_awaited(entry) {
             return;
@@ -327,7 +327,7 @@ impl Engine {
                 (waiting.queued_at, waiting.deadline) = (now.time, deadline);
             }
         }
-        self.dispatch(now); // one past its deadline was left out
+        self.dispatch(now); // it was left out if it was past its deadline
     }
 
     /// Fetches a failing entry again if that is due.

@@ -93,7 +93,7 @@ pub struct Settings {
     pub clients_max: usize,
     /// Patroni's name and port, for `Host`.
     pub host: Box<str>,
-    /// The target whose answer HAProxy's agent is told.
+    /// The target whose answer HAProxy's agent checks get.
     pub agent_target: Box<str>,
     /// Whether to produce access-log records.
     pub records: bool,
@@ -195,7 +195,7 @@ enum Peer {
 struct Client {
     frontend: Frontend,
     port: Port,
-    /// The shell's TLS handshake goes on.
+    /// Whether the shell's TLS handshake is in progress.
     is_handshaking: bool,
     /// The route of the request that waits for its response.
     route: Option<Route>,

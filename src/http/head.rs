@@ -25,7 +25,7 @@ pub struct RequestHead<'a> {
     pub persistence: Persistence,
     /// How long the body is.
     pub framing: Framing,
-    /// The content that the client has already.
+    /// The content that the client already has.
     pub if_none_match: Option<EntityTag>,
     /// Bytes the head took, its empty line included.
     pub head_bytes: usize,

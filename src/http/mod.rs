@@ -43,7 +43,7 @@ pub enum Method {
     Unknown,
 }
 
-/// Differs for different contents of a file (RFC 9110, section 8.8.3): a strong one, a hash.
+/// A strong entity tag (RFC 9110, section 8.8.3): a hash of a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntityTag(u64);
 
@@ -59,7 +59,7 @@ pub enum Persistence {
 }
 
 impl EntityTag {
-    /// The tag of a content: FNV-1a, 64 bits.
+    /// The tag of this content: FNV-1a, 64 bits.
     pub const fn of(bytes: &[u8]) -> EntityTag {
         let mut hash = 0xcbf2_9ce4_8422_2325;
         let mut at = 0;
@@ -71,7 +71,7 @@ impl EntityTag {
     }
 
     /// The first of our tags in `If-None-Match` (RFC 9110, section 13.1.2), which compares weakly.
-    /// A list has more than one only if another server is at the same address.
+    /// A list has more than one only if another server uses the same address.
     pub fn from_field(value: &[u8]) -> Option<EntityTag> {
         let parts = value.split(|byte| *byte == b'"');
         let text = parts.filter(|part| part.len() == 16).find_map(|part| str::from_utf8(part).ok());

@@ -26,7 +26,7 @@ pub struct ResponseFields<'a> {
     pub allow: Option<&'a str>,
     /// The value of `Cache-Control`.
     pub cache_control: &'a str,
-    /// Further fields, each with its line's end.
+    /// Further fields, each with its line end.
     pub more: &'a str,
     /// Whether the connection stays open after the response.
     pub persistence: Persistence,

@@ -415,7 +415,7 @@ impl Node {
     }
 
     /// What an answer rests on, and until when. `seen`: its `dcs_last_seen`, which the report lacks
-    /// if a later question brought none: the bound that it sets counts all the same.
+    /// if a later request brought none; the bound that it sets still counts.
     fn basis(
         &self,
         now: Now,

@@ -1,5 +1,5 @@
-//! Why the node's 200 may not be served stale: an explanation for operators, by the same facts in
-//! the order in which the decision looks at them. Decides nothing.
+//! Why the node's 200 may not be served stale: an explanation for operators, from the same facts
+//! as the decision, in the same order. Decides nothing.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ use crate::time::Now;
 /// Why no leader's 200 may be served stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhyNot {
-    /// There was no report yet, or another node answers.
+    /// There is no report yet, or another node answers.
     NoReport,
-    /// The node says that it is something else.
+    /// The node reports another role.
     NotLeader,
     /// Maintenance mode: no lease ends.
     Paused,
@@ -35,7 +35,7 @@ pub enum WhyNot {
 }
 
 impl Node {
-    /// Why a leader's 200 would not be served stale; `None`: nothing about the node speaks against
+    /// Why a leader's 200 would not be served stale; `None`: nothing known about the node prevents
     /// it.
     pub fn why_no_lease(&self, now: Now) -> Option<WhyNot> {
         let Some(report) = self.report() else { return Some(WhyNot::NoReport) };

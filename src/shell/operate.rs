@@ -93,7 +93,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Moves the listeners to the configured addresses, begins those of new ports and closes those
+    /// Moves the listeners to the configured addresses, opens those of new ports and closes those
     /// that are no longer wanted. After an error everything listens as before.
     fn listen_as_configured(&mut self, now: Now, config: &Config) -> Result<(), String> {
         let wanted = ports(config);

@@ -1,5 +1,5 @@
-//! What the system says about this process, for the metrics: from /proc, without a call that takes
-//! longer with more clients.
+//! What the system says about this process, for the metrics: read from /proc, without a call that
+//! takes longer with more clients.
 
 use std::fs;
 
@@ -16,11 +16,11 @@ impl ProcessFacts {
     /// Counts the open descriptors once: with 60,000 clients the folder takes milliseconds to read.
     pub fn measure_descriptors(&mut self, streams: usize) {
         let open = fs::read_dir("/proc/self/fd").map_or(0, |folder| folder.count() as u64);
-        // the folder's own is not one of them
+        // the descriptor of the folder itself does not count
         self.other_descriptors = open.saturating_sub(streams as u64 + 1);
     }
 
-    /// The process as it is now; `None`: the system does not tell.
+    /// The process as it is now; `None`: the system does not say.
     pub fn read(&self, streams: usize) -> Option<Process> {
         let status = fs::read_to_string("/proc/self/status").ok()?;
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_s_name_may_contain_anything() {
+    fn a_program_name_may_contain_anything() {
         let stat = "42 (a b) 3) S 1 42 42 0 -1 4194560 100 0 0 0 17 5 0 0 20 0 3 0 1000 1 2";
         assert_eq!(cpu_ticks(stat), Some(22));
         assert_eq!(cpu_ticks("42 (a"), None);

@@ -297,7 +297,7 @@ impl Daemon {
             }
             return;
         };
-        self.perform_actions(now); // a client closed for this one has had its slot
+        self.perform_actions(now); // a client closed for this one had its slot
         self.streams.insert(id, stream);
         if is_secured {
             self.engine.handshake_begins(id);

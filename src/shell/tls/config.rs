@@ -243,8 +243,8 @@ fn certified_key(
     Ok(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
 }
 
-/// Warnings about the dates of one certificate, at this Unix second. What is no certificate has
-/// none.
+/// Warnings about the dates of one certificate, at this Unix second. Bytes that are not a
+/// certificate have none.
 pub fn warnings_of_der(der: &[u8], now: u64) -> Vec<String> {
     warnings_of_dates(&[CertificateDer::from(der)], now)
 }
