@@ -1,4 +1,5 @@
-//! The manual page has each flag, key, signal, route and exit code of the program, and no other.
+//! The manual page has each flag, key, signal, route, metric and exit code of the program, and no
+//! other.
 
 use std::collections::BTreeSet;
 use std::fs;

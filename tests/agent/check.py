@@ -1,7 +1,7 @@
 """The agent port, seen by a real HAProxy: what its statistics say in each state of the node.
 
-The health check asks for /health, which a primary passes as well: what takes the server out is the
-agent's word alone, unless the health check fails."""
+The health check asks for /health, which a primary passes as well: only the agent's line takes the
+server out, unless the health check fails."""
 
 import csv
 import io
@@ -140,9 +140,9 @@ def play(work, patroni, glue, front):
     glue.start()
     expect("a restart of patroniglue", "UP")
     glue.process.signal(signal.SIGKILL)
-    # the agent's last word was up: the health check is the fence
+    # the agent's last line was up: the health check is the safeguard
     wait_for("DOWN after kill -9", lambda: state(work).startswith("DOWN"), LIMIT_S)
-    print("kill -9: DOWN by the health check, although the agent's last word was up")
+    print("kill -9: DOWN by the health check, although the agent's last line was up")
     glue.process.close()
     glue.start()
     expect("the start after it", "UP")
@@ -164,7 +164,7 @@ def drain(glue, front, expect):
         glue.process.signal(signal.SIGUSR2)
         expect("SIGUSR2", "UP")
         assert talks(), "after the drain"
-    print("an open session lived through the drain")
+    print("an open session survived the drain")
 
 
 main(*sys.argv[1:])

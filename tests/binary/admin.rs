@@ -1,5 +1,5 @@
 //! The admin and agent ports of the real binary: counters that agree with what clients counted, the
-//! page's files, and what a full or frozen front leaves untouched.
+//! page's files, and answers while the frontend is full or Patroni is frozen.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -217,7 +217,7 @@ fn the_admin_port_answers_get_and_head_of_its_own_paths_only() {
 }
 
 #[test]
-fn a_full_front_can_still_be_looked_at() {
+fn the_admin_port_answers_while_the_frontend_is_full() {
     let patroni = StandIn::start(Mood::Silent);
     let watched = Watched::start(&patroni, &[("frontend", "connections: 2")]);
     let waiting: Vec<_> = (0..2)
@@ -267,7 +267,7 @@ fn a_reload_opens_moves_and_closes_the_admin_port() {
 }
 
 #[test]
-fn an_agent_is_told_what_a_check_would_get() {
+fn an_agent_learns_what_a_check_would_get() {
     let patroni = StandIn::start(at_once(primary()));
     let watched = Watched::start(&patroni, &[("cache", "ttl: 0"), ("backend", "timeout: 1")]);
     assert_eq!(watched.agent_line(), "up ready 100%\n");

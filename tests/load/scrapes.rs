@@ -1,4 +1,4 @@
-//! Scrapes and page polls beside a steady load: no check waits for them, and memory stays.
+//! Scrapes and page polls during a steady load: no check waits for them, and memory does not grow.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,7 +25,7 @@ fn check(address: SocketAddr) -> Vec<Duration> {
     took
 }
 
-/// The checks of all clients, sorted.
+/// How long the checks of all clients took, sorted.
 fn checks(glue: &Glue) -> Vec<Duration> {
     let clients: Vec<_> =
         (0..CLIENTS).map(|_| glue.address).map(|at| thread::spawn(move || check(at))).collect();
@@ -61,15 +61,15 @@ fn ten_thousand_scrapes_delay_no_check() {
     let line = glue.wait_for_line("admin listening on ");
     let admin = line.rsplit(' ').next().and_then(|text| text.parse().ok()).expect("an address");
     assert_eq!(glue.get("/primary").0, 200);
-    scrape(admin, 100); // so that all memory is in use that ever will be
+    scrape(admin, 100); // so that memory has reached its final size
     let (alone, before) = (checks(&glue), glue.resident_kib());
     let scrapes = thread::spawn(move || scrape(admin, SCRAPES));
-    let beside = checks(&glue);
+    let during = checks(&glue);
     let are_over = scrapes.is_finished();
     scrapes.join().expect("no panic");
     let after = glue.resident_kib();
     let of = |took: &[Duration], share: f64| took[((took.len() - 1) as f64 * share) as usize];
-    for (name, took) in [("alone", &alone), ("beside scrapes", &beside)] {
+    for (name, took) in [("alone", &alone), ("during scrapes", &during)] {
         println!(
             "checks {name}: p50 {:?}, p99 {:?}, p99.9 {:?}, slowest {:?}",
             of(took, 0.5),
@@ -81,8 +81,8 @@ fn ten_thousand_scrapes_delay_no_check() {
     println!("resident memory: {before:?} KiB before, {after:?} KiB after");
     assert!(!are_over, "the scrapes lasted as long as the checks");
     // the tail is the scheduler's, with more threads than processors
-    let (alone, beside) = (of(&alone, 0.5), of(&beside, 0.5));
-    assert!(beside <= alone * RATIO_MAX, "{beside:?} instead of {alone:?}");
+    let (alone, during) = (of(&alone, 0.5), of(&during, 0.5));
+    assert!(during <= alone * RATIO_MAX, "{during:?} instead of {alone:?}");
     let (before, after) = (before.unwrap_or(1), after.unwrap_or(1));
     assert!(after * 100 <= before * GROWTH_PERCENT_MAX, "{before} to {after} KiB");
 }

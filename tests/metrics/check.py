@@ -190,7 +190,7 @@ def _is_stale(check):
 
 
 def ask_board(prometheus):
-    """Each query of the board has a series, each panel a question as its title."""
+    """Each query of the dashboard has a series, each panel a question as its title."""
     with open(BOARD, encoding="utf-8") as file:
         board = json.load(file)
     ids = [panel["id"] for panel in board["panels"]]
@@ -209,7 +209,7 @@ def ask_board(prometheus):
         query = re.sub(r"\$(instance|scope)\b", ".+", query)
         assert "$" not in query, f"{title}: an unknown variable: {query}"
         assert prometheus.query(query), f"{title}: no series: {query}"
-    print(f"metrics: the board's {len(queries)} queries have series")
+    print(f"metrics: the dashboard's {len(queries)} queries have series")
 
 
 def ask_alerts(prometheus):

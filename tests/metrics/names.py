@@ -1,4 +1,4 @@
-"""Compares the names of metrics in documents, alerts and board with those of the scrapes."""
+"""Compares the names of metrics in documents, alerts and dashboard with those of the scrapes."""
 
 import re
 
