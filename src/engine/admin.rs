@@ -188,8 +188,8 @@ impl Engine {
             return "no leader's 200 is in memory".to_owned();
         }
         match &self.journal.last_rehearsal() {
-            Some(text) if self.witness.is_some() => format!("the time is over; dcs: {text}"),
-            _ => "the time is over".to_owned(),
+            Some(text) if self.witness.is_some() => format!("it has expired; dcs: {text}"),
+            _ => "it has expired".to_owned(),
         }
     }
 }
