@@ -131,6 +131,11 @@ impl Fetches {
         }
     }
 
+    /// Another upstream is configured: whether it answers is not known.
+    pub(super) fn forget(&mut self) {
+        (self.heard_at, self.timed_out) = (None, false);
+    }
+
     /// Whether a fetch is still queued although the upstream was heard meanwhile.
     fn waits_for_others(&self, id: ConnId) -> bool {
         let waiting = self.queue.iter().find(|waiting| waiting.id == id);
@@ -261,7 +266,8 @@ impl Engine {
         match outcome {
             Ok(_) => self.stats.fetch_answered(now.time, now.time.ms_since(fetch.asked_at())),
             Err(failure) => {
-                if matches!(failure, Failure::Tls(_) | Failure::HandshakeTimedOut) {
+                // the shell reports one that fails before
+                if *failure == Failure::HandshakeTimedOut {
                     self.stats.handshake(Side::Patroni, Handshake::Failed);
                 }
                 self.stats.fetch_failed(now.time, *failure);

@@ -17,6 +17,7 @@ use crate::node::intervals::INTERVALS_TARGET;
 use crate::node::lease::Validity;
 use crate::node::{Distrust, Verdict};
 use crate::routes::Family;
+use crate::stats::PatroniState;
 use crate::time::{Now, Time};
 
 impl Engine {
@@ -137,6 +138,8 @@ impl Engine {
     /// Another Patroni is configured: forgets everything about the previous one.
     pub(super) fn forget_patroni(&mut self, now: Now) {
         let distrust = self.node.forget(now.time);
+        self.fetches.forget();
+        self.stats.patroni = PatroniState { since: now.time, ..PatroniState::default() };
         self.drop_read();
         self.distrust(now, distrust);
     }

@@ -137,7 +137,8 @@ impl Daemon {
             let Some(listener) = self.listener(*port) else { continue };
             let previous = listener.bound_to().clone();
             if let Err(error) = self.listen_on(now, *port, bound_to.clone()) {
-                for (port, previous) in moved {
+                // the last first: a later one may have taken the place of an earlier one
+                for (port, previous) in moved.into_iter().rev() {
                     let _ = self.listen_on(now, port, previous); // `error` is the one to report
                 }
                 return Err(error);

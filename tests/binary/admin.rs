@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::common::standin::{Mood, StandIn, at_once, json, primary};
-use crate::common::{Glue, PATIENCE, body, config, header, read_to_end, status_of, wait_for};
+use crate::common::{
+    Glue, PATIENCE, body, config, free_port, header, read_to_end, status_of, wait_for,
+};
 
 const PORTS: &str = "admin: {port: 0}\nagent: {port: 0, route: /primary}\n";
 
@@ -283,4 +285,23 @@ fn an_agent_learns_what_a_check_would_get() {
     let mut line = String::new();
     silent.read_to_string(&mut line).expect("its end, without a word sent");
     assert_eq!(line, "down ready #503 on /primary\n");
+}
+
+#[test]
+fn a_failed_reload_moves_every_port_back() {
+    let patroni = StandIn::start(at_once(primary()));
+    let front = free_port();
+    let text = config("127.0.0.1", patroni.address.port(), &[]);
+    let text = text.replacen("port: 0", &format!("port: {front}"), 1);
+    let glue = Glue::start_with(&format!("{text}{PORTS}"), &[], None);
+    // the checks move away, admin takes their place, and agent's new one is taken
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("its address").port();
+    let text = text.replacen("127.0.0.1", "127.0.0.2", 1);
+    let text = format!("{text}admin: {{port: {front}}}\nagent: {{port: {port}}}\n");
+    std::fs::write(&glue.config, text).expect("written");
+    glue.signal("HUP");
+    let refusal = "not reloaded: cannot listen on agent";
+    wait_for("the reload", || (!glue.lines_with(refusal).is_empty()).then_some(()));
+    assert_eq!(glue.get("/primary").0, 200, "{front} serves checks as before");
 }
