@@ -266,8 +266,7 @@ impl Engine {
         match outcome {
             Ok(_) => self.stats.fetch_answered(now.time, now.time.ms_since(fetch.asked_at())),
             Err(failure) => {
-                // the shell reports one that fails before
-                if *failure == Failure::HandshakeTimedOut {
+                if matches!(failure, Failure::Tls(_) | Failure::HandshakeTimedOut) {
                     self.stats.handshake(Side::Patroni, Handshake::Failed);
                 }
                 self.stats.fetch_failed(now.time, *failure);

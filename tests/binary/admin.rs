@@ -305,3 +305,22 @@ fn a_failed_reload_moves_every_port_back() {
     wait_for("the reload", || (!glue.lines_with(refusal).is_empty()).then_some(()));
     assert_eq!(glue.get("/primary").0, 200, "{front} serves checks as before");
 }
+
+#[test]
+fn another_patroni_begins_without_the_answers_of_the_first() {
+    let first = StandIn::start(at_once(primary()));
+    let watched = Watched::start(&first, &[]);
+    assert_eq!(watched.glue.get("/primary").0, 200);
+    assert_eq!(watched.status()["patroni"]["state"], "answers");
+    let second = StandIn::start(Mood::Silent);
+    let text = std::fs::read_to_string(&watched.glue.config).expect("the configuration");
+    let port = |patroni: &StandIn| format!("port: {}\n", patroni.address.port());
+    let text = text.replace(&port(&first), &port(&second));
+    std::fs::write(&watched.glue.config, text).expect("written");
+    watched.glue.signal("HUP");
+    wait_for("the reload", || (!watched.glue.lines_with("reloaded ").is_empty()).then_some(()));
+    let patroni = &watched.status()["patroni"];
+    assert_eq!(patroni["address"], format!("http://{}", second.address));
+    assert_eq!(patroni["last_answer"], Value::Null, "{patroni}");
+    assert_ne!(patroni["state"], "answers");
+}
