@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::common::standin::{Mood, StandIn, at_once, json, primary};
 use crate::common::{
     Glue, PATIENCE, body, config, free_port, header, read_to_end, status_of, wait_for,
 };
+use crate::tls_support::{self, Ca, Folder, ONLY_13, client, read_answer, section};
 
 const PORTS: &str = "admin: {port: 0}\nagent: {port: 0, route: /primary}\n";
 
@@ -55,6 +57,14 @@ impl Watched {
         let line =
             body(&text).lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map(|value| value.parse().expect("a number"))
+    }
+
+    /// TLS handshakes with a side: full, resumed, failed.
+    fn handshakes(&self, side: &str) -> [f64; 3] {
+        ["full", "resumed", "failed"].map(|outcome| {
+            let labels = format!("{{side=\"{side}\",outcome=\"{outcome}\"}}");
+            self.metric(&format!("patroniglue_tls_handshakes_total{labels}")).unwrap_or(0.0)
+        })
     }
 
     /// `patroniglue_requests_total`: code and source, of all routes.
@@ -323,4 +333,22 @@ fn another_patroni_begins_without_the_answers_of_the_first() {
     assert_eq!(patroni["address"], format!("http://{}", second.address));
     assert_eq!(patroni["last_answer"], Value::Null, "{patroni}");
     assert_ne!(patroni["state"], "answers");
+}
+
+#[test]
+fn a_handshake_counts_also_if_the_request_comes_with_its_end() {
+    let patroni = StandIn::start(at_once(primary()));
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let lines = ca.issue().lines(&folder, "server");
+    let watched = Watched::start(&patroni, &section("frontend", &lines));
+    for count in 1..=5 {
+        let config = Arc::new(client(&ca.pem, ONLY_13, None));
+        let mut stream = tls_support::connect(&config, watched.glue.address);
+        // sent as soon as TLS allows it: with the last message of the handshake
+        let request = b"GET /primary HTTP/1.0\r\n\r\n";
+        stream.conn.writer().write_all(request).expect("a session takes it");
+        let text = read_answer(&mut stream).expect("an answer");
+        assert_eq!(status_of(&text), 200, "{text}");
+        assert_eq!(watched.handshakes("client"), [f64::from(count), 0.0, 0.0]);
+    }
 }
