@@ -8,7 +8,7 @@ use super::listener::Accepted;
 use super::stream::{Broken, ReadOutcome, Stream, WriteOutcome};
 use super::stream_table::token_of;
 use super::tls::{Session, TlsError};
-use crate::engine::{Action, Port};
+use crate::engine::{Action, Port, UpstreamId};
 use crate::failure::Failure;
 use crate::http::Persistence;
 use crate::logformat;
@@ -178,13 +178,14 @@ impl Daemon {
     /// Logs the detailed TLS error. The 503 body carries only a summary.
     fn log_tls_error(&mut self, now: Now, id: ConnId, error: &TlsError) {
         let Some(stream) = self.streams.get_mut(id) else { return };
-        if let Some(upstream) = stream.upstream() {
+        let upstream = stream.upstream();
+        if stream.is_handshaking() && upstream != Some(UpstreamId::Dcs) {
+            self.engine.handshake_ended(id, Handshake::Failed);
+        }
+        if let Some(upstream) = upstream {
             return self.log_upstream_tls_error(now, upstream, error);
         }
         let Some(address) = stream.peer() else { return };
-        if stream.is_handshaking() {
-            self.engine.handshake_ended(id, Handshake::Failed);
-        }
         if let Some(times) = self.client_tls_failures.count(now.time) {
             info!("TLS client {address}: {error} ({times} times)");
         }

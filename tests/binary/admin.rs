@@ -14,7 +14,8 @@ use crate::common::standin::{Mood, StandIn, at_once, json, primary};
 use crate::common::{
     Glue, PATIENCE, body, config, free_port, header, read_to_end, status_of, wait_for,
 };
-use crate::tls_support::{self, Ca, Folder, ONLY_13, client, read_answer, section};
+use crate::tls_support::patroni::{TlsPatroni, server};
+use crate::tls_support::{self, Ca, Folder, ONLY_12, ONLY_13, client, read_answer, section};
 
 const PORTS: &str = "admin: {port: 0}\nagent: {port: 0, route: /primary}\n";
 
@@ -27,7 +28,10 @@ struct Watched {
 
 impl Watched {
     fn start(patroni: &StandIn, more: &[(&str, &str)]) -> Watched {
-        let backend = patroni.address;
+        Watched::start_at(patroni.address, more)
+    }
+
+    fn start_at(backend: SocketAddr, more: &[(&str, &str)]) -> Watched {
         let text = config(&backend.ip().to_string(), backend.port(), more) + PORTS;
         let mut glue = Glue::start_with(&text, &[], None);
         let mut address = |name: &str| {
@@ -298,6 +302,40 @@ fn an_agent_learns_what_a_check_would_get() {
 }
 
 #[test]
+fn a_handshake_counts_also_if_the_request_comes_with_its_end() {
+    let patroni = StandIn::start(at_once(primary()));
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    let lines = ca.issue().lines(&folder, "server");
+    let watched = Watched::start(&patroni, &section("frontend", &lines));
+    for count in 1..=5 {
+        let config = Arc::new(client(&ca.pem, ONLY_13, None));
+        let mut stream = tls_support::connect(&config, watched.glue.address);
+        // sent as soon as TLS allows it: with the last message of the handshake
+        let request = b"GET /primary HTTP/1.0\r\n\r\n";
+        stream.conn.writer().write_all(request).expect("a session takes it");
+        let text = read_answer(&mut stream).expect("an answer");
+        assert_eq!(status_of(&text), 200, "{text}");
+        assert_eq!(watched.handshakes("client"), [f64::from(count), 0.0, 0.0]);
+    }
+}
+
+#[test]
+fn a_handshake_that_patroni_refuses_afterwards_counts_once() {
+    let (folder, ca) = (Folder::new(), Ca::new("root"));
+    for (versions, expected) in [(ONLY_13, [1.0, 0.0, 0.0]), (ONLY_12, [0.0, 0.0, 1.0])] {
+        let patroni = TlsPatroni::start(server(&ca.issue(), versions, Some(&ca.pem)));
+        let cafile = folder.write("patroni-ca.pem", &ca.pem);
+        let lines = ["scheme: https".to_owned(), format!("cafile: {cafile}")];
+        let watched = Watched::start_at(patroni.address, &section("backend", &lines));
+        let text = watched.glue.get("/primary").1;
+        assert!(text.contains("set backend.certfile"), "{text}");
+        let failures = "patroniglue_fetch_failures_total{reason=\"client_certificate\"}";
+        let failed = watched.metric(failures).expect("at least that fetch");
+        assert_eq!(watched.handshakes("patroni"), expected.map(|one| one * failed));
+    }
+}
+
+#[test]
 fn a_failed_reload_moves_every_port_back() {
     let patroni = StandIn::start(at_once(primary()));
     let front = free_port();
@@ -333,22 +371,4 @@ fn another_patroni_begins_without_the_answers_of_the_first() {
     assert_eq!(patroni["address"], format!("http://{}", second.address));
     assert_eq!(patroni["last_answer"], Value::Null, "{patroni}");
     assert_ne!(patroni["state"], "answers");
-}
-
-#[test]
-fn a_handshake_counts_also_if_the_request_comes_with_its_end() {
-    let patroni = StandIn::start(at_once(primary()));
-    let (folder, ca) = (Folder::new(), Ca::new("root"));
-    let lines = ca.issue().lines(&folder, "server");
-    let watched = Watched::start(&patroni, &section("frontend", &lines));
-    for count in 1..=5 {
-        let config = Arc::new(client(&ca.pem, ONLY_13, None));
-        let mut stream = tls_support::connect(&config, watched.glue.address);
-        // sent as soon as TLS allows it: with the last message of the handshake
-        let request = b"GET /primary HTTP/1.0\r\n\r\n";
-        stream.conn.writer().write_all(request).expect("a session takes it");
-        let text = read_answer(&mut stream).expect("an answer");
-        assert_eq!(status_of(&text), 200, "{text}");
-        assert_eq!(watched.handshakes("client"), [f64::from(count), 0.0, 0.0]);
-    }
 }
