@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use log::{Level, info};
+use log::{Level, info, warn};
 
 use super::files::Loaded;
 use super::listener::{BoundTo, Listener};
@@ -137,15 +137,26 @@ impl Daemon {
             let Some(listener) = self.listener(*port) else { continue };
             let previous = listener.bound_to().clone();
             if let Err(error) = self.listen_on(now, *port, bound_to.clone()) {
-                // the last first: a later one may have taken the place of an earlier one
-                for (port, previous) in moved.into_iter().rev() {
-                    let _ = self.listen_on(now, port, previous); // `error` is the one to report
-                }
+                self.move_back(now, moved);
                 return Err(error);
             }
             moved.push((*port, previous));
         }
         Ok(())
+    }
+
+    /// Moves listeners back to where they were: the last first, since it may have the place of an
+    /// earlier one. A supervisor has copies of the previous ones until it has closed them.
+    fn move_back(&mut self, now: Now, moved: Vec<(Port, BoundTo)>) {
+        if !moved.is_empty() {
+            self.supervisor.wait_until_read();
+        }
+        for (port, previous) in moved.into_iter().rev() {
+            let outcome = sockets::bind_again(|| self.listen_on(now, port, previous.clone()));
+            if let Err(error) = outcome {
+                warn!("{} listens at its new address all the same: {error}", section_of(port));
+            }
+        }
     }
 
     /// Listens on another address in place of a listener's. Clients in the backlog of the previous

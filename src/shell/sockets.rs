@@ -52,7 +52,7 @@ fn has_ipv6() -> bool {
 
 /// Binds an address that was bound until now. A supervisor closes its copy of the previous listener
 /// in another thread (systemd's `asynchronous_close`), and until then the address is in use.
-pub fn bind_again<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+pub fn bind_again<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut outcome = bind();
     for _ in 0..REBIND_TRIES_MAX {
         if !outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse) {

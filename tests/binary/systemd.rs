@@ -1,5 +1,6 @@
 //! The real binary under a supervisor that speaks systemd's protocols.
 
+use std::collections::HashMap;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::standin::{Mood, StandIn, at_once, json, primary};
-use crate::common::{Glue, PATIENCE, config, config_file, supervised, wait_for};
+use crate::common::{Glue, PATIENCE, config, config_file, free_port, supervised, wait_for};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 /// A notification socket at an abstract address.
@@ -342,4 +343,37 @@ fn a_stored_listener_that_is_not_configured_is_given_up() {
         glue.wait_for_line("descriptor 3 (kept-frontend) listens on 127.0.0.2:");
         assert!(glue.address.to_string().starts_with("127.0.0.1:"));
     });
+}
+
+#[test]
+fn a_failed_reload_moves_a_stored_listener_back() {
+    let patroni = StandIn::start(at_once(primary()));
+    let manager = Manager::new();
+    let front = free_port();
+    let text = config("127.0.0.1", patroni.address.port(), &[]);
+    let text = text.replacen("port: 0", &format!("port: {front}"), 1);
+    let environment = manager.environment();
+    let started = format!("{text}admin: {{port: 0}}\n");
+    let glue = Glue::start_supervised(&started, None, &environment);
+    // closes what is removed from the store a moment later, as systemd does
+    thread::spawn(move || {
+        let mut store = HashMap::new();
+        loop {
+            let (text, descriptor) = manager.next_with_descriptor();
+            if let Some(name) = text.strip_prefix("FDSTORE=1\n") {
+                store.insert(name.to_owned(), descriptor);
+            } else if let Some(name) = text.strip_prefix("FDSTOREREMOVE=1\n") {
+                thread::sleep(Duration::from_millis(20));
+                store.remove(name);
+            }
+        }
+    });
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("its address").port();
+    let text = text.replacen("127.0.0.1", "127.0.0.2", 1) + &format!("admin: {{port: {port}}}\n");
+    std::fs::write(&glue.config, text).expect("written");
+    glue.signal("HUP");
+    let refusal = "not reloaded: cannot listen on admin";
+    wait_for("the reload", || (!glue.lines_with(refusal).is_empty()).then_some(()));
+    check(SocketAddr::from(([127, 0, 0, 1], front))).expect("a check as before");
 }
