@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Arguments, Display, Formatter, Write};
 
-use super::{ClientTls, LeaseView, ShellView, Source, State, View, cut, role_name};
+use super::{ClientTls, LeaseView, ShellView, State, View, cut, role_name};
 use crate::VERSION;
 use crate::stats::{Histogram, OTHER, Standing};
 
@@ -203,9 +203,9 @@ fn node(out: &mut Exposition, view: &View<'_>) {
 }
 
 fn lease(out: &mut Exposition, view: &View<'_>) {
-    let (left_ms, is_dcs) = match view.lease {
-        LeaseView::Sure { left_ms, source } => (left_ms, source == Source::Dcs),
-        LeaseView::Not { .. } => (0, false),
+    let left_ms = match view.lease {
+        LeaseView::Sure { left_ms, .. } => left_ms,
+        LeaseView::Not { .. } => 0,
     };
     let until = if left_ms > 0 { view.now.unix_ms.saturating_add(left_ms) } else { 0 };
     out.single(
@@ -221,7 +221,7 @@ fn lease(out: &mut Exposition, view: &View<'_>) {
         "patroniglue_lease_remaining_seconds",
         GAUGE,
         "Seconds for which the lease in the DCS allows a leader's stale answer; 0 when it does not.",
-        Seconds(if is_dcs { left_ms } else { 0 }),
+        Seconds(view.witnessed_ms),
     );
     let help = "Whether the last read of the DCS succeeded.";
     out.family("patroniglue_witness_up", GAUGE, help);

@@ -53,6 +53,8 @@ pub struct View<'a> {
     pub intervals: Option<Intervals>,
     /// What may be served stale.
     pub lease: LeaseView,
+    /// Milliseconds for which the DCS alone allows a leader's stale 200; 0: it does not.
+    pub witnessed_ms: u64,
     /// The targets that clients ask for.
     pub entries: Vec<EntryView<'a>>,
     /// Clients of the checks' port, and their maximum.

@@ -113,6 +113,7 @@ impl Engine {
             }
         }
         entries.sort_by(|one, other| other.per_second.total_cmp(&one.per_second));
+        let (lease, witnessed_ms) = self.lease_view(now);
         View {
             now,
             stats: &self.stats,
@@ -122,7 +123,8 @@ impl Engine {
             node: self.node.report().map(|report| (report, self.journal.role_since())),
             role_changes: self.journal.role_changes(),
             intervals: self.node.intervals(),
-            lease: self.lease_view(now),
+            lease,
+            witnessed_ms,
             entries,
             clients: (self.clients[Port::Checks as usize], self.clients_max(Port::Checks)),
             fetches: (self.fetches.in_flight(), self.fetches.queued()),
@@ -149,22 +151,18 @@ impl Engine {
     }
 
     /// Until when a leader's 200 may be served stale: by grace or by the evidence of the DCS,
-    /// whichever ends later.
-    fn lease_view(&self, now: Now) -> LeaseView {
+    /// whichever ends later; and how many milliseconds the latter alone allows.
+    fn lease_view(&self, now: Now) -> (LeaseView, u64) {
         let (has_leaders, is_witnessed) = self.cache.leaders_in_memory();
         let evidence = self.node.leaders_evidence(now).filter(|_| is_witnessed);
-        let sources = [
-            (self.cache.leader_stale_until(now), Source::Patroni),
-            (evidence.map(|evidence| evidence.until), Source::Dcs),
-        ];
-        let known = sources.into_iter().filter_map(|(until, source)| {
-            let left_ms = until?.left_ms(now);
-            (left_ms > 0).then_some((left_ms, source))
-        });
-        match known.max_by_key(|(left_ms, _)| *left_ms) {
-            Some((left_ms, source)) => LeaseView::Sure { left_ms, source },
-            None => LeaseView::Not { why: self.why_not(now, has_leaders) },
-        }
+        let witnessed_ms = evidence.map_or(0, |evidence| evidence.until.left_ms(now));
+        let word_ms = self.cache.leader_stale_until(now).map_or(0, |until| until.left_ms(now));
+        let known = [(word_ms, Source::Patroni), (witnessed_ms, Source::Dcs)];
+        let lease = match known.into_iter().max_by_key(|(left_ms, _)| *left_ms) {
+            Some((left_ms @ 1.., source)) => LeaseView::Sure { left_ms, source },
+            _ => LeaseView::Not { why: self.why_not(now, has_leaders) },
+        };
+        (lease, witnessed_ms)
     }
 
     /// Why no leader's 200 may be served stale, in the order in which an operator asks.

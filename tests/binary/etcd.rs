@@ -242,3 +242,36 @@ fn a_reload_removes_the_dcs_and_adds_it_again() {
         (etcd.count("/timetolive") > 0 && etcd.requests().len() > count).then_some(())
     });
 }
+
+#[test]
+fn what_the_dcs_allows_is_shown_beside_a_longer_grace() {
+    let (etcd, patroni) = (Etcd::start(), StandIn::start(at_once(leader())));
+    // allows a stale answer for 8 s, Patroni's word for 10 s
+    etcd.change(|state| state.remaining = Remaining::Seconds(18));
+    let port = etcd.address.port();
+    let dcs = format!("dcs: {{type: etcd3, hosts: \"localhost:{port}\"}}\nadmin: {{port: 0}}\n");
+    let more = [("cache", "ttl: 0.1"), ("cache", "grace: 60")];
+    let text = config("127.0.0.1", patroni.address.port(), &more);
+    let mut glue = Glue::start_with(&format!("{text}{dcs}"), &[], None);
+    let line = glue.wait_for_line("admin listening on ");
+    let admin = line.rsplit(' ').next().and_then(|text| text.parse().ok()).expect("an address");
+    let ask = |path| ask_for(admin, path);
+    wait_for("a lease by Patroni's word", || {
+        patroni.set(at_once(leader())); // its HA loop goes on
+        assert_eq!(glue.get("/primary").0, 200);
+        ask("/status").contains("\"source\":\"patroni\"").then_some(())
+    });
+    let metrics = ask("/metrics");
+    let remaining = metrics.split("\npatroniglue_lease_remaining_seconds ").nth(1);
+    let seconds: f64 = remaining.and_then(|rest| rest.lines().next()?.parse().ok()).expect("it");
+    assert!((1.0..=8.0).contains(&seconds), "{seconds}");
+}
+
+/// A response of the admin port.
+fn ask_for(admin: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(admin).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("it reads");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("its end");
+    text
+}
