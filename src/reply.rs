@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::http::Persistence;
 use crate::http::head::{BadRequest, PassedOn};
 use crate::http::write::{
-    ALLOW_ADMIN, ALLOW_CHECKS, NO_STORE, ResponseFields, error_json, response,
+    ALLOW_ADMIN, ALLOW_CHECKS, NO_STORE, NOSNIFF, ResponseFields, error_json, response,
 };
 use crate::time::Now;
 
@@ -18,6 +18,8 @@ pub struct LocalReply {
     message: &'static str,
     /// The value of `Allow`.
     allow: Option<&'static str>,
+    /// Further fields, each with its line's end.
+    more: &'static str,
 }
 
 impl LocalReply {
@@ -53,7 +55,12 @@ impl LocalReply {
     pub const TOO_MANY_CONNECTIONS: Self = Self::new(503, "too many connections");
 
     const fn new(status: u16, message: &'static str) -> Self {
-        LocalReply { status, message, allow: None }
+        LocalReply { status, message, allow: None, more: "" }
+    }
+
+    /// The same on the admin port, for browsers.
+    pub fn for_browsers(self) -> Self {
+        LocalReply { more: NOSNIFF, ..self }
     }
 
     /// The refusal of what is not a request.
@@ -81,7 +88,7 @@ impl LocalReply {
             cached: None,
             allow: self.allow,
             cache_control: NO_STORE,
-            more: "",
+            more: self.more,
             persistence,
         };
         response(&fields, if head_only { b"" } else { body.as_bytes() })

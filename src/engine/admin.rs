@@ -10,7 +10,7 @@ use crate::changes::Kind;
 use crate::failure::Culprit;
 use crate::frontend::Request;
 use crate::http::head::PassedOn;
-use crate::http::write::{NO_STORE, ResponseFields, response};
+use crate::http::write::{NO_STORE, NOSNIFF, ResponseFields, response};
 use crate::http::{Method, Persistence};
 use crate::node::WhyNot;
 use crate::reply::LocalReply;
@@ -64,7 +64,7 @@ impl Engine {
         let passed_on = PassedOn { content_type: Some(content_type.into()) };
         let fields = ResponseFields {
             passed_on: &passed_on,
-            more: "X-Content-Type-Options: nosniff\r\n",
+            more: NOSNIFF,
             ..self.admin_fields(now, 200, body.len())
         };
         self.respond_admin(now, id, &fields, body);

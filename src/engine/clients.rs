@@ -166,6 +166,7 @@ impl Engine {
     }
 
     pub(super) fn answer_locally(&mut self, now: Now, id: ConnId, reply: LocalReply) {
+        let reply = self.reply_of_port(id, reply);
         let Some((_, request)) = self.waiting_client(id) else { return };
         let bytes = reply.response(now, request.persistence, request.method == Method::Head);
         self.respond(now, id, reply.status, None, bytes);
@@ -179,6 +180,7 @@ impl Engine {
             self.target.replace_range(.., "-");
             self.remember(now, id, request);
         }
+        let reply = self.reply_of_port(id, reply);
         let status = reply.status;
         if self.port_of(id) == Some(Port::Checks) {
             self.stats.answered(now.time, None, status, None);
@@ -201,6 +203,10 @@ impl Engine {
             Peer::Client(client) => Some(client.port),
             Peer::Upstream(_) => None,
         }
+    }
+
+    fn reply_of_port(&self, id: ConnId, reply: LocalReply) -> LocalReply {
+        if self.port_of(id) == Some(Port::Admin) { reply.for_browsers() } else { reply }
     }
 
     fn set_route(&mut self, id: ConnId, route: Option<Route>) {

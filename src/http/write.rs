@@ -34,6 +34,8 @@ pub struct ResponseFields<'a> {
 
 /// `Cache-Control` of a response that is true only now.
 pub const NO_STORE: &str = "no-store";
+/// A field of everything on the admin port: a browser takes the media type as it is.
+pub const NOSNIFF: &str = "X-Content-Type-Options: nosniff\r\n";
 /// `Allow` of the routes.
 pub const ALLOW_CHECKS: &str = "GET, HEAD, OPTIONS";
 /// `Allow` of the admin port's paths.

@@ -212,10 +212,12 @@ fn the_admin_port_answers_get_and_head_of_its_own_paths_only() {
         ("POST /status", 405, Some("GET, HEAD")),
         ("OPTIONS /", 405, Some("GET, HEAD")),
         ("BREW /", 501, None),
+        ("GET", 400, None),
     ];
     for (request, status, allow) in table {
         let text = watched.ask(request);
         assert_eq!((status_of(&text), header(&text, "Allow")), (status, allow), "{request}");
+        assert_eq!(header(&text, "X-Content-Type-Options"), Some("nosniff"), "{request}");
         let has_body = !body(&text).is_empty();
         assert_eq!(has_body, !request.starts_with("HEAD"), "{text}");
     }
