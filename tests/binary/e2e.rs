@@ -595,6 +595,36 @@ fn with_few_descriptors_checks_are_still_answered() {
     }
 }
 
+/// The poll reports the backlog once: the daemon must look at it again by itself.
+#[test]
+fn a_client_in_the_backlog_is_served_once_descriptors_are_free() {
+    let patroni = StandIn::start(at_once(primary()));
+    let backend = patroni.address;
+    let text = config(&backend.ip().to_string(), backend.port(), &[]);
+    // more descriptors are in use than the daemon knows of: its own limit does not apply
+    let shell = "ulimit -n 32; exec 3</dev/null 4<&3 5<&3 6<&3 7<&3 8<&3 9<&3";
+    let mut glue = Glue::start_with(&text, &[], Some(shell));
+    let mut held = Vec::new();
+    while glue.lines_with("not accepting connections").is_empty() {
+        let mut client = glue.connect();
+        client.write_all(b"GET /pri").expect("it reads"); // not idle: no room is made
+        held.push(client);
+        assert!(held.len() < 100, "descriptors have run out by then");
+        thread::sleep(Duration::from_millis(5));
+    }
+    // nothing connects from now on: the last one stays in the backlog
+    let before = glue.lines_with("not accepting connections").len();
+    wait_for("another try", || {
+        (glue.lines_with("not accepting connections").len() > before).then_some(())
+    });
+    let mut last = held.pop().expect("the last one");
+    // a path without a route: a fetch would need a descriptor as well
+    last.write_all(b"ce HTTP/1.0\r\n\r\n").expect("it reads");
+    held.clear();
+    assert_eq!(status_of(&read_to_end(&mut last)), 404);
+    assert!(glue.is_running());
+}
+
 #[test]
 fn stale_answers_are_logged_once_with_their_age() {
     let patroni = StandIn::start(Mood::Stamps(Duration::ZERO));
