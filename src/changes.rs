@@ -19,7 +19,7 @@ pub struct Change {
     pub level: Level,
     /// What changed.
     pub kind: Kind,
-    /// The log line, cut to [`TEXT_CHARS_MAX`] characters.
+    /// The log line, cut to 200 characters.
     pub text: Box<str>,
 }
 

@@ -390,7 +390,7 @@ impl Rate {
     }
 
     /// Requests per second: those of the current window, and the share of the previous one that
-    /// lies in the last [`RATE_WINDOW_MS`].
+    /// lies in the last 10 seconds.
     pub fn per_second(mut self, now: Time) -> f64 {
         self.move_on(now);
         let since_ms = now.as_ms() % RATE_WINDOW_MS;

@@ -10,7 +10,7 @@ use crate::stats::Second;
 /// The media type.
 pub const CONTENT_TYPE: &[u8] = b"application/json";
 
-/// The whole status, in at most [`BYTES_MAX`]: fewer changes are shown if they are long.
+/// The whole status, in at most 48 KiB: fewer changes are shown if they are long.
 pub fn json(view: &View<'_>, shell: &ShellView) -> String {
     let mut status = json!({
         "version": VERSION,
