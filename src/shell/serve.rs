@@ -362,6 +362,27 @@ mod tests {
         response
     }
 
+    /// Clients that stall in the handshake would keep all others out.
+    #[test]
+    fn a_turn_that_spent_its_handshakes_still_accepts_a_client() {
+        let file = |name: &str| format!("{}/tests/fixtures/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+        let text = format!(
+            "frontend: {{host: 127.0.0.1, port: 0, certfile: {}, keyfile: {}}}",
+            file("ecdsa.pem"),
+            file("ecdsa.pkcs8.key")
+        );
+        let config = Config::from_yaml(&text).expect("valid");
+        let mut daemon = Daemon::new(config, Options::default()).expect("a free port");
+        let clients: Vec<_> = (0..3)
+            .map(|_| TcpStream::connect(daemon.address().expect("bound")).expect("it listens"))
+            .collect();
+        for count in 1..=clients.len() {
+            let now = daemon.clock.now();
+            daemon.accept(now, HANDSHAKES_PER_TURN_MAX);
+            assert_eq!(daemon.engine.counts().clients, count);
+        }
+    }
+
     #[test]
     fn a_response_is_not_sent_after_a_standstill() {
         let in_time = response_after(Duration::from_millis(UNSENT_MS_MAX / 2));
