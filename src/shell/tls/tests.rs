@@ -10,6 +10,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     ClientConfig, ClientConnection, Connection, HandshakeKind, RootCertStore, ServerConfig,
     ServerConnection, SupportedProtocolVersion, version,
@@ -784,6 +785,24 @@ fn garbage_is_refused_with_an_alert() {
             let alert = [0x15, 3, 3, 0, 2, 2];
             assert!(wire.outbound.windows(6).any(|bytes| bytes == alert), "{:?}", wire.outbound);
         }
+    }
+}
+
+#[test]
+fn a_client_s_chain_may_take_more_than_one_record() {
+    for version in VERSIONS {
+        let mut setting = Setting::new(version, true);
+        let (chain, key) = identity();
+        let chain: Vec<_> = chain.iter().cycle().take(100).cloned().collect();
+        let bytes: usize = chain.iter().map(|certificate| certificate.len()).sum();
+        assert!((24 * 1024..60 * 1024).contains(&bytes), "{bytes}");
+        let key = ring::sign::any_supported_type(&key).expect("a key");
+        let peer = Arc::get_mut(&mut setting.peer_client).expect("the only one");
+        let identity = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+        peer.client_auth_cert_resolver = Arc::new(identity);
+        let mut exchange = setting.exchange(Role::Server);
+        run_exchange(&mut exchange, Role::Server, b"answer");
+        assert_complete(&exchange, Role::Server, b"answer", &format!("{version:?}"));
     }
 }
 
