@@ -38,6 +38,9 @@
 //! | `accept`, `make_room` | a client connected; descriptors ran out |
 //! | `connected_to`, `progress`, `connect_failed` | of an [`engine::Action::Connect`] |
 //! | `receive`, `sent`, `eof`, `broken` | of any connection |
+//! | `handshake_begins`, `handshake_ended` | of TLS: to be counted |
+//! | `report` | of an [`engine::Action::Report`] |
+//! | `log_change` | the shell's own changes, for log and status |
 //! | `tick` | time has passed; due at `next_deadline` |
 //!
 //! After each input the shell carries out all actions:
@@ -49,6 +52,7 @@
 //! | `ShutdownWrite` | all output is sent: shut down writing, continue reading |
 //! | `Close` | close the connection and forget its id |
 //! | `NextAddress` | connect to the upstream's next address from now on |
+//! | `Report` | an operator asks for metrics or status: call `report` with the shell's part |
 //!
 //! A hit is one read, one [`engine::Engine::receive`], one lookup, one write. On a miss the client
 //! waits in the entry; when the fetch ends, all waiting clients are answered in the same turn.
