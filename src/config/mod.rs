@@ -239,6 +239,12 @@ impl Backend {
     pub fn authority(&self) -> String {
         authority(&self.host, self.port)
     }
+
+    /// Scheme, host and port.
+    pub fn origin(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.authority())
+    }
 }
 
 impl DcsHost {

@@ -8,12 +8,14 @@ use log::{Level, info, warn};
 
 use super::files::Loaded;
 use super::listener::{BoundTo, Listener};
+use super::reports::client_tls;
 use super::signals::Event as SignalEvent;
 use super::{Daemon, Phase, descriptors, files, sockets, token_of_port};
 use crate::VERSION;
+use crate::admin::ClientTls;
 use crate::cache::CacheSettings;
 use crate::changes::Kind;
-use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, FrontendTls, Password, VerifyClient};
+use crate::config::{Config, DCS_MARGIN_MS_MAX, Dcs, DcsHost, Password};
 use crate::engine::{DcsSettings, Port, Settings};
 use crate::node::witness::rule::MARGIN_MS_MAX;
 use crate::node::witness::{Credentials, Settings as WitnessSettings};
@@ -259,7 +261,8 @@ pub(super) fn ports(config: &Config) -> Vec<(Port, BoundTo)> {
     [Some(checks), admin, agent].into_iter().flatten().collect()
 }
 
-/// The section of the configuration that a port is from.
+/// The section of the configuration that a port is from; a socket unit gives its listener the same
+/// name.
 pub(super) fn section_of(port: Port) -> &'static str {
     match port {
         Port::Checks => "frontend",
@@ -270,21 +273,18 @@ pub(super) fn section_of(port: Port) -> &'static str {
 
 /// What the daemon begins with, in one line.
 pub(super) fn start_line(config: &Config, address: SocketAddr, clients_max: usize) -> String {
-    let tls = match &config.frontend.tls {
-        None => "",
-        Some(FrontendTls { cafile: None, .. }) => " with TLS,",
-        Some(FrontendTls { verify_client: VerifyClient::Required, .. }) => {
-            " with TLS and client certificates,"
-        }
-        Some(_) => " with TLS and optional client certificates,",
+    let tls = match client_tls(config) {
+        ClientTls::Off => "",
+        ClientTls::WithoutCertificates => " with TLS,",
+        ClientTls::RequiredCertificates => " with TLS and client certificates,",
+        ClientTls::OptionalCertificates => " with TLS and optional client certificates,",
     };
-    let scheme = if config.backend.tls.is_some() { "https" } else { "http" };
-    let backend = config.backend.authority();
+    let patroni = config.backend.origin();
     let [ttl, grace] = [config.cache.ttl_ms, config.cache.grace_ms].map(|ms| ms as f64 / 1e3);
     let dcs = if config.dcs.is_some() { ", with dcs" } else { "" };
     format!(
         "patroniglue {VERSION} listening on {address},{tls} asking Patroni at \
-         {scheme}://{backend}; ttl {ttl} s, grace {grace} s{dcs}, at most {clients_max} clients"
+         {patroni}; ttl {ttl} s, grace {grace} s{dcs}, at most {clients_max} clients"
     )
 }
 

@@ -58,11 +58,10 @@ impl Daemon {
             };
             Some((name, listener.address()?.to_string()))
         });
-        let scheme = if self.config.backend.tls.is_some() { "https" } else { "http" };
         let view = ShellView {
             listening: listening.collect(),
             client_tls: client_tls(&self.config),
-            patroni: format!("{scheme}://{}", self.config.backend.authority()),
+            patroni: self.config.backend.origin(),
             certificates: self.tls.findings.not_after.clone(),
             is_reloaded: self.reports.is_reloaded,
             started_unix_ms: self.reports.started_unix_ms,
@@ -74,7 +73,8 @@ impl Daemon {
     }
 }
 
-fn client_tls(config: &Config) -> ClientTls {
+/// TLS on the checks' port, as configured.
+pub(super) fn client_tls(config: &Config) -> ClientTls {
     match &config.frontend.tls {
         None => ClientTls::Off,
         Some(FrontendTls { cafile: None, .. }) => ClientTls::WithoutCertificates,

@@ -18,6 +18,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use self::handover::Handed;
 use self::notify::Notifier;
 use super::listener::{BoundTo, Listener};
+use super::operate::section_of;
 use super::sockets;
 use crate::engine::{Engine, Port};
 use crate::time::Time;
@@ -59,7 +60,7 @@ impl Supervisor {
         if let [only] = &mut handed[..]
             && !only.name.starts_with(STORED_PREFIX)
         {
-            only.name = given_name(Port::Checks).into();
+            only.name = section_of(Port::Checks).into();
         }
         let watchdog = Watchdog::from_environment();
         let notifier = Notifier::from_environment();
@@ -78,7 +79,7 @@ impl Supervisor {
         let (host, number) = bound_to.clone();
         let is_configured =
             |address: &SocketAddr| sockets::is_bound_to(*address, host.as_deref(), number);
-        let given = self.take_named(given_name(port)).into_iter().next();
+        let given = self.take_named(section_of(port)).into_iter().next();
         let given = given.map(|handed| Ok::<_, String>((handed.address()?, handed))).transpose()?;
         let stored = self.take_named(stored_name(port));
         let count = stored.len();
@@ -216,15 +217,6 @@ impl Watchdog {
 /// A number in the environment.
 fn number(variable: &str) -> Option<u64> {
     env::var(variable).ok()?.parse().ok()
-}
-
-/// The name that a socket unit gives the listener of a port.
-fn given_name(port: Port) -> &'static str {
-    match port {
-        Port::Checks => "frontend",
-        Port::Admin => "admin",
-        Port::Agent => "agent",
-    }
 }
 
 /// `STATUS=` with a text of several lines as one.
