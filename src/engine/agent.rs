@@ -1,7 +1,7 @@
 //! HAProxy's agent checks: each connection gets one line with the whole state, so that a missed
 //! line does no harm. The lookup is that of a health check; the line only takes the server out.
 
-use super::{Client, Engine, Peer};
+use super::Engine;
 use crate::frontend::Frontend;
 use crate::slots::ConnId;
 use crate::time::Now;
@@ -9,10 +9,9 @@ use crate::time::Now;
 impl Engine {
     /// A new connection asks for the route's answer without sending anything.
     pub(super) fn ask_agent(&mut self, now: Now, id: ConnId) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let Peer::Client(Client { frontend, .. }) = &mut connection.peer else { return };
-        let (waiting, request) = Frontend::waiting_at_once(now.time);
-        *frontend = waiting;
+        let Some(client) = self.client(id) else { return };
+        let (frontend, request) = Frontend::waiting_at_once(now.time);
+        client.frontend = frontend;
         self.target.clear();
         self.target.push_str(&self.settings.agent_target);
         self.ask(now, id, request);

@@ -224,8 +224,6 @@ impl Engine {
         while let Some(id) = self.fetches.next(now.time, self.settings.fetches_max) {
             let Some(fetch) = self.fetch(id) else { continue };
             fetch.connect(now.time);
-            self.stats.fetch_begun(now.time);
-            let Some(fetch) = self.fetch(id) else { continue };
             let reads_dcs = match fetch.purpose() {
                 Purpose::Entry(entry) => self.cache.route(entry).family().reads_dcs(),
                 Purpose::Intervals | Purpose::Dcs => true,
@@ -233,6 +231,7 @@ impl Engine {
             if reads_dcs {
                 self.node.dcs_read_begins(now, id);
             }
+            self.stats.fetch_begun(now.time);
             self.actions.push_back(Action::Connect(id, UpstreamId::Patroni));
         }
     }
