@@ -305,7 +305,14 @@ impl Memory {
         }
         // one asked for before the last report may have been overtaken, and so not been learned
         let last_asked_ms = self.previous.as_ref().map_or(0, |(_, asked_ms)| *asked_ms);
-        self.is_unsure &= brought.moved || brought.asked_ms < last_asked_ms;
+        let lacks = |previous: &Node| {
+            // what it does not say is taken from a report that may not have been learned
+            node.state == "unknown"
+                || (node.timeline.is_none() && previous.timeline.is_some())
+                || (node.name.is_none() && previous.name.is_some())
+        };
+        let is_partial = self.previous.as_ref().is_some_and(|(previous, _)| lacks(previous));
+        self.is_unsure &= brought.moved || is_partial || brought.asked_ms < last_asked_ms;
     }
 
     /// Whether the answers that were asked for up to here may have been ended by an answer.
