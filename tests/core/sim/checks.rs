@@ -104,6 +104,15 @@ pub struct Brought {
     pub is_anothers: bool,
 }
 
+impl Brought {
+    /// Whether it is a leader's 200 whose fetch took 1 s or longer: if D passed meanwhile, it is
+    /// fetched again, and what was in memory before stays.
+    fn is_slow(&self) -> bool {
+        let is_leaders = self.said.status == 200 && is_leader_family(&self.said.target);
+        is_leaders && self.asked_ms + 1_000 <= self.done.ms
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Failed {
     pub why: Failure,
@@ -233,13 +242,10 @@ impl Memory {
 
     /// Records that an answer is in memory. If that is not sure, the one before may be.
     fn keep(&mut self, mut brought: Brought, is_sure: bool) {
-        let ms = brought.done.ms;
         let known = self.targets.entry(brought.said.target.clone()).or_default();
-        known.failed = known.failed.filter(|_| !is_sure);
+        let is_slow = brought.is_slow();
+        known.failed = known.failed.filter(|_| !is_sure || is_slow);
         brought.moved = !is_sure;
-        // D may have passed during a slow fetch
-        let is_slow = brought.asked_ms + 1_000 <= ms && brought.said.status == 200;
-        let is_slow = is_slow && is_leader_family(&brought.said.target);
         let previous = known.previous.take().filter(|_| is_slow);
         let latest = known.latest.replace(brought);
         let is_kept = !is_sure || (is_slow && previous.is_none());
@@ -679,7 +685,8 @@ impl Memory {
         }
         let known = self.targets.get(*target);
         let since = known.and_then(|known| known.latest.as_ref());
-        let since = since.filter(|brought| !brought.moved).map_or(0, |brought| brought.done_step);
+        let since = since.filter(|brought| !brought.moved && !brought.is_slow());
+        let since = since.map_or(0, |brought| brought.done_step);
         let failed = known.and_then(|known| known.failed);
         let text = String::from_utf8_lossy(&answer.body).into_owned();
         let says =
