@@ -1,4 +1,4 @@
-//! Runs a seed twice and reports what failed.
+//! Runs a seed and reports what failed.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,9 +30,12 @@ impl fmt::Display for Failed {
     }
 }
 
-/// Both runs of a seed must hold, and be the same.
+/// The seed must hold; some are run twice, and both runs must be the same.
 pub fn run(seed: u64) -> Result<u64, Failed> {
     let first = live(seed, false).0.map_err(|error| Failed { seed, error })?;
+    if !seed.is_multiple_of(RUN_TWICE_EVERY) {
+        return Ok(first);
+    }
     let second = live(seed, false).0.map_err(|error| Failed { seed, error })?;
     if first == second {
         return Ok(first);
@@ -59,6 +62,9 @@ fn live(seed: u64, traced: bool) -> (Result<u64, String>, Vec<String>) {
     };
     (outcome.map(|()| world.hash.0), world.log.take().unwrap_or_default())
 }
+
+/// What makes two runs differ, a clock or the order of a hash map, does so in most seeds.
+const RUN_TWICE_EVERY: u64 = 10;
 
 /// The names of the promises, in their order.
 const PROMISES: [&str; 9] = [
