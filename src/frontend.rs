@@ -8,7 +8,11 @@ use std::rc::Rc;
 
 use crate::http::body::BodyDecoder;
 use crate::http::head::{self, BadRequest, Framing};
-use crate::http::{EntityTag, Method, Persistence, REQUEST_BODY_BYTES_MAX, REQUEST_HEAD_BYTES_MAX};
+use crate::http::repeated::RepeatedHeads;
+use crate::http::{
+    EntityTag, Method, Persistence, REQUEST_BODY_BYTES_MAX, REQUEST_HEAD_BYTES_MAX,
+    TARGET_BYTES_MAX,
+};
 use crate::time::Time;
 
 /// The state of a client's connection.
@@ -20,6 +24,14 @@ pub struct Frontend {
     input: Vec<u8>,
     /// When the state began. In `Head { kept: true }` with `input`: when its first byte arrived.
     since: Time,
+}
+
+/// What parsing keeps from one request to the next, whichever client sent it.
+#[derive(Debug)]
+pub struct Parser {
+    /// The target of the last request.
+    pub target: String,
+    heads: RepeatedHeads,
 }
 
 /// A request without its target.
@@ -38,8 +50,8 @@ pub struct Request {
 pub enum Step {
     /// Nothing to do.
     Continue,
-    /// A request is complete and waits for [`Frontend::respond`]; its target is in the caller's
-    /// string.
+    /// A request is complete and waits for [`Frontend::respond`]; its target is in the
+    /// caller's [`Parser`].
     Ask(Request),
     /// The request is invalid and waits for [`Frontend::refuse`]. The method, as far as it is
     /// known, decides whether the refusal has a body.
@@ -83,6 +95,14 @@ enum Then {
     Close,
 }
 
+impl Default for Parser {
+    /// Has room for any target, so that none allocates.
+    fn default() -> Parser {
+        let target = String::with_capacity(TARGET_BYTES_MAX);
+        Parser { target, heads: RepeatedHeads::default() }
+    }
+}
+
 impl Frontend {
     /// Creates the state of a new connection.
     pub fn new(now: Time) -> Self {
@@ -97,13 +117,13 @@ impl Frontend {
     }
 
     /// Processes received bytes. The result does not depend on how they are split. Writes the
-    /// target of a complete request to `target`.
-    pub fn receive(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
+    /// target of a complete request to `parser.target`.
+    pub fn receive(&mut self, now: Time, bytes: &[u8], parser: &mut Parser) -> Step {
         match &mut self.state {
-            State::Head { .. } => self.parse_head(now, bytes, target),
+            State::Head { .. } => self.parse_head(now, bytes, parser),
             State::Body(_) => {
                 self.input.extend_from_slice(bytes);
-                self.discard_body(now, target)
+                self.discard_body(now, parser)
             }
             State::Lingering { discarded_bytes } => {
                 *discarded_bytes = discarded_bytes.saturating_add(bytes.len() as u32);
@@ -142,7 +162,7 @@ impl Frontend {
     }
 
     /// `count` bytes of [`Frontend::output`] were sent.
-    pub fn sent(&mut self, now: Time, count: usize, target: &mut String) -> Step {
+    pub fn sent(&mut self, now: Time, count: usize, parser: &mut Parser) -> Step {
         let State::Responding { bytes, sent, then } = &mut self.state else {
             return Step::Continue;
         };
@@ -163,7 +183,7 @@ impl Frontend {
                 if self.input.is_empty() {
                     Step::Continue
                 } else {
-                    self.parse_head(now, &[], target)
+                    self.parse_head(now, &[], parser)
                 }
             }
         }
@@ -259,14 +279,15 @@ impl Frontend {
         }
     }
 
-    fn parse_head(&mut self, now: Time, bytes: &[u8], target: &mut String) -> Step {
+    fn parse_head(&mut self, now: Time, bytes: &[u8], parser: &mut Parser) -> Step {
         let mut input = mem::take(&mut self.input);
         let buffered = !input.is_empty();
         if buffered {
             input.extend_from_slice(bytes);
         }
         let view = if buffered { &input[..] } else { bytes };
-        let parsed = match head::request(view) {
+        let Parser { target, heads } = parser;
+        let parsed = match heads.request(view) {
             Err(why) => return Step::Refuse(head::method_of_refused(view), why),
             Ok(None) => {
                 if !buffered {
@@ -290,7 +311,7 @@ impl Frontend {
         } else if bytes.len() > head_bytes {
             self.input = bytes[head_bytes..].to_vec();
         }
-        self.head_complete(now, request, framing, target)
+        self.head_complete(now, request, framing, parser)
     }
 
     /// Keeps the first bytes of a head. Its time begins with them, except that the time of the
@@ -310,7 +331,7 @@ impl Frontend {
         now: Time,
         request: Request,
         framing: Framing,
-        target: &mut String,
+        parser: &mut Parser,
     ) -> Step {
         match framing {
             Framing::Length(0) => {
@@ -322,15 +343,15 @@ impl Frontend {
             }
             _ => {
                 let decoder = BodyDecoder::new(framing);
-                let target_copy = target.as_str().into();
+                let target_copy = parser.target.as_str().into();
                 let body = Body { request, target: target_copy, decoder, data_bytes: 0 };
                 self.enter(now, State::Body(Box::new(body)));
-                self.discard_body(now, target)
+                self.discard_body(now, parser)
             }
         }
     }
 
-    fn discard_body(&mut self, now: Time, target: &mut String) -> Step {
+    fn discard_body(&mut self, now: Time, parser: &mut Parser) -> Step {
         let State::Body(body) = &mut self.state else { return Step::Continue };
         let method = body.request.method;
         let mut taken = 0;
@@ -348,8 +369,8 @@ impl Frontend {
         let request = body.request;
         let done = body.decoder.is_done();
         if done {
-            target.clear();
-            target.push_str(&body.target);
+            parser.target.clear();
+            parser.target.push_str(&body.target);
             self.enter(now, State::Waiting(request));
         }
         self.shrink_input();
@@ -401,9 +422,9 @@ mod tests {
     const NOW: Time = Time::from_ms(100);
 
     fn asked(frontend: &mut Frontend, bytes: &[u8]) -> Option<(Request, String)> {
-        let mut target = String::new();
-        match frontend.receive(NOW, bytes, &mut target) {
-            Step::Ask(request) => Some((request, target)),
+        let mut parser = Parser::default();
+        match frontend.receive(NOW, bytes, &mut parser) {
+            Step::Ask(request) => Some((request, parser.target)),
             Step::Continue => None,
             other => panic!("{other:?}"),
         }
@@ -430,20 +451,20 @@ mod tests {
     fn pipelined_requests_are_answered_one_by_one() {
         let mut frontend = Frontend::new(NOW);
         let all = b"GET /primary HTTP/1.1\r\n\r\nGET /replica HTTP/1.0\r\n\r\nleft";
-        let mut target = String::new();
+        let mut parser = Parser::default();
         assert_eq!(asked(&mut frontend, all).map(|asked| asked.1).as_deref(), Some("/primary"));
         frontend.respond(NOW, b"one"[..].into());
         assert_eq!(frontend.unsent_since(), Some(NOW));
-        assert_eq!(frontend.sent(NOW, 1, &mut target), Step::Continue);
+        assert_eq!(frontend.sent(NOW, 1, &mut parser), Step::Continue);
         assert_eq!((frontend.output(), frontend.unsent_since()), (&b"ne"[..], None));
-        let step = frontend.sent(NOW, 2, &mut target);
+        let step = frontend.sent(NOW, 2, &mut parser);
         let request =
             Request { method: Method::Get, persistence: Persistence::Close, if_none_match: None };
-        assert_eq!((step, target.as_str()), (Step::Ask(request), "/replica"));
+        assert_eq!((step, parser.target.as_str()), (Step::Ask(request), "/replica"));
         frontend.respond(NOW, b"two"[..].into());
         // "left" was not processed: closing now would send RST
-        assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Linger);
-        assert_eq!(frontend.receive(NOW, b"more", &mut target), Step::Continue);
+        assert_eq!(frontend.sent(NOW, 3, &mut parser), Step::Linger);
+        assert_eq!(frontend.receive(NOW, b"more", &mut parser), Step::Continue);
         assert_eq!(frontend.eof(), Step::Close);
     }
 
@@ -454,49 +475,49 @@ mod tests {
             asked(&mut frontend, piece);
         }
         frontend.respond(NOW, b"one"[..].into());
-        assert_eq!(frontend.sent(NOW, 3, &mut String::new()), Step::Continue);
+        assert_eq!(frontend.sent(NOW, 3, &mut Parser::default()), Step::Continue);
         assert_eq!((frontend.input.capacity(), frontend.output()), (0, &b""[..]));
         assert!(mem::size_of::<Frontend>() <= 72, "{}", mem::size_of::<Frontend>());
     }
 
     #[test]
     fn every_state_has_its_deadline() {
-        let mut target = String::new();
+        let mut parser = Parser::default();
         let mut frontend = Frontend::new(NOW);
         assert_eq!(frontend.deadline(), NOW.plus_ms(REQUEST_MS_MAX));
         let later = NOW.plus_ms(4_000);
-        frontend.receive(later, b"GET / HTTP/1.1\r\n", &mut target);
+        frontend.receive(later, b"GET / HTTP/1.1\r\n", &mut parser);
         // the time of the first head began with the connection
         assert_eq!(frontend.deadline(), NOW.plus_ms(REQUEST_MS_MAX));
-        frontend.receive(later, b"\r\n", &mut target);
+        frontend.receive(later, b"\r\n", &mut parser);
         assert_eq!(frontend.deadline(), Time::NEVER);
         frontend.respond(later, b"one"[..].into());
         assert_eq!(frontend.deadline(), later.plus_ms(RESPONSE_MS_MAX));
-        frontend.sent(later, 3, &mut target);
+        frontend.sent(later, 3, &mut parser);
         assert_eq!(frontend.deadline(), later.plus_ms(IDLE_MS_MAX));
         assert_eq!(frontend.expire(), Step::Close);
         let much_later = later.plus_ms(20_000);
-        frontend.receive(much_later, b"G", &mut target);
-        frontend.receive(much_later.plus_ms(1_000), b"E", &mut target);
+        frontend.receive(much_later, b"G", &mut parser);
+        frontend.receive(much_later.plus_ms(1_000), b"E", &mut parser);
         assert_eq!(frontend.deadline(), much_later.plus_ms(REQUEST_MS_MAX));
         assert_eq!(frontend.expire(), Step::TooSlow);
         frontend.refuse(NOW, b"408"[..].into());
-        assert_eq!(frontend.sent(NOW, 3, &mut target), Step::Linger);
+        assert_eq!(frontend.sent(NOW, 3, &mut parser), Step::Linger);
         assert_eq!(frontend.deadline(), NOW.plus_ms(LINGER_MS_MAX));
     }
 
     #[test]
     fn a_request_body_over_the_limit_is_refused() {
-        let mut target = String::new();
+        let mut parser = Parser::default();
         let too_large = REQUEST_BODY_BYTES_MAX + 1;
         let head = format!("GET / HTTP/1.1\r\nContent-Length: {too_large}\r\n\r\n");
-        let step = Frontend::new(NOW).receive(NOW, head.as_bytes(), &mut target);
+        let step = Frontend::new(NOW).receive(NOW, head.as_bytes(), &mut parser);
         assert_eq!(step, Step::Refuse(Method::Get, BadRequest::BodyTooLarge));
         let mut frontend = Frontend::new(NOW);
         let head = b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n11000\r\n";
-        assert_eq!(frontend.receive(NOW, head, &mut target), Step::Continue);
+        assert_eq!(frontend.receive(NOW, head, &mut parser), Step::Continue);
         let body = vec![b'x'; too_large as usize];
-        let step = frontend.receive(NOW, &body, &mut target);
+        let step = frontend.receive(NOW, &body, &mut parser);
         assert_eq!(step, Step::Refuse(Method::Get, BadRequest::BodyTooLarge));
     }
 
@@ -516,30 +537,30 @@ mod tests {
 
     #[test]
     fn lingering_discards_input_up_to_a_limit() {
-        let mut target = String::new();
+        let mut parser = Parser::default();
         let mut frontend = Frontend::new(NOW);
         frontend.refuse(NOW, b"no"[..].into());
-        assert_eq!(frontend.sent(NOW, 2, &mut target), Step::Linger);
+        assert_eq!(frontend.sent(NOW, 2, &mut parser), Step::Linger);
         let quarter = vec![b'x'; 64 * 1024];
         for _ in 0..4 {
-            assert_eq!(frontend.receive(NOW, &quarter, &mut target), Step::Continue);
+            assert_eq!(frontend.receive(NOW, &quarter, &mut parser), Step::Continue);
         }
-        assert_eq!(frontend.receive(NOW, b"x", &mut target), Step::Close);
+        assert_eq!(frontend.receive(NOW, b"x", &mut parser), Step::Close);
     }
 
     #[test]
     fn input_after_a_request_is_kept_up_to_a_limit() {
-        let mut target = String::new();
+        let mut parser = Parser::default();
         let mut frontend = Frontend::new(NOW);
         asked(&mut frontend, b"GET / HTTP/1.1\r\n\r\n").expect("a request");
         let unread = vec![b'x'; 64 * 1024];
-        assert_eq!(frontend.receive(NOW, &unread, &mut target), Step::Continue);
-        assert_eq!(frontend.receive(NOW, b"x", &mut target), Step::Close);
+        assert_eq!(frontend.receive(NOW, &unread, &mut parser), Step::Continue);
+        assert_eq!(frontend.receive(NOW, b"x", &mut parser), Step::Close);
     }
 
     #[test]
     fn the_last_response_is_followed_by_close_or_linger() {
-        let mut target = String::new();
+        let mut parser = Parser::default();
         for begun in ["", "GET /two HTTP/1.1\r\n\r\n"] {
             let mut frontend = Frontend::new(NOW);
             let text = format!("GET /one HTTP/1.1\r\n\r\n{begun}");
@@ -547,7 +568,7 @@ mod tests {
             frontend.close_after_response();
             frontend.respond(NOW, b"one"[..].into());
             let end = if begun.is_empty() { Step::Close } else { Step::Linger };
-            assert_eq!(frontend.sent(NOW, 3, &mut target), end, "{begun}");
+            assert_eq!(frontend.sent(NOW, 3, &mut parser), end, "{begun}");
         }
     }
 }

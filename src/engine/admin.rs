@@ -21,7 +21,7 @@ use crate::time::{Now, Time};
 impl Engine {
     /// Answers a request, or asks the shell for its part of a report.
     pub(super) fn ask_admin(&mut self, now: Now, id: ConnId, request: Request) {
-        match (request.method, resolve(&self.target)) {
+        match (request.method, resolve(&self.parser.target)) {
             (Method::Unknown, _) => self.answer_locally(now, id, LocalReply::UNKNOWN_METHOD),
             (Method::Get | Method::Head, None) => {
                 self.answer_locally(now, id, LocalReply::NO_SUCH_PAGE);

@@ -12,8 +12,8 @@ impl Engine {
         let Some(client) = self.client(id) else { return };
         let (frontend, request) = Frontend::waiting_at_once(now.time);
         client.frontend = frontend;
-        self.target.clear();
-        self.target.push_str(&self.settings.agent_target);
+        self.parser.target.clear();
+        self.parser.target.push_str(&self.settings.agent_target);
         self.ask(now, id, request);
         self.reschedule(id);
     }

@@ -86,10 +86,11 @@ impl Engine {
         match request.method {
             Method::Unknown => return Err(LocalReply::UNKNOWN_METHOD),
             Method::Connect => return Err(LocalReply::METHOD_NOT_ALLOWED),
-            Method::Options if self.target == "*" => return Err(LocalReply::SERVER_OPTIONS),
+            Method::Options if self.parser.target == "*" => return Err(LocalReply::SERVER_OPTIONS),
             _ => {}
         }
-        let route = resolve(&self.target, &mut self.canonical).ok_or(LocalReply::NOT_FOUND)?;
+        let route =
+            resolve(&self.parser.target, &mut self.canonical).ok_or(LocalReply::NOT_FOUND)?;
         self.set_route(id, Some(route));
         match request.method {
             Method::Get | Method::Head | Method::Options => {
@@ -177,7 +178,7 @@ impl Engine {
         if self.settings.records {
             let persistence = Persistence::Close;
             let request = Request { method, persistence, if_none_match: None };
-            self.target.replace_range(.., "-");
+            self.parser.target.replace_range(.., "-");
             self.remember(now, id, request);
         }
         let reply = self.reply_of_port(id, reply);
@@ -233,7 +234,7 @@ impl Engine {
     }
 
     fn remember(&mut self, now: Now, id: ConnId, request: Request) {
-        let (method, target) = (request.method, self.target.as_str().into());
+        let (method, target) = (request.method, self.parser.target.as_str().into());
         if let Some(client) = self.client(id) {
             client.asked = Some(Box::new(Asked { at: now.time, method, target }));
         }

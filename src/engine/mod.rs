@@ -27,7 +27,7 @@ use crate::answer::AddressId;
 use crate::cache::{Cache, CacheSettings, EntryId};
 use crate::failure::Failure;
 use crate::fetch::{Fetch, Progress, Purpose};
-use crate::frontend::Frontend;
+use crate::frontend::{Frontend, Parser};
 use crate::http::Method;
 use crate::journal::Journal;
 use crate::node::Node;
@@ -56,9 +56,8 @@ pub struct Engine {
     journal: Journal,
     stats: Stats,
     node: Node,
-    /// The last requested target, and its canonical form for Patroni; kept so that a hit
-    /// allocates nothing.
-    target: String,
+    parser: Parser,
+    /// The last target's canonical form for Patroni; kept so that a hit allocates nothing.
     canonical: String,
     /// Clients of each port that may make room for new ones, the longest idle last.
     idlest: [Vec<(Time, ConnId)>; Port::COUNT],
@@ -246,7 +245,7 @@ impl Engine {
             journal: Journal::default(),
             stats: Stats::default(),
             node: Node::new(settings.fence),
-            target: String::with_capacity(crate::http::TARGET_BYTES_MAX),
+            parser: Parser::default(),
             canonical: String::with_capacity(crate::http::TARGET_BYTES_MAX),
             idlest: Default::default(),
             clients: [0; Port::COUNT],
@@ -347,7 +346,7 @@ impl Engine {
     pub fn receive(&mut self, now: Now, id: ConnId, bytes: &[u8]) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
             Some(Peer::Client(Client { frontend, .. })) => {
-                let step = frontend.receive(now.time, bytes, &mut self.target);
+                let step = frontend.receive(now.time, bytes, &mut self.parser);
                 self.client_step(now, id, step);
             }
             Some(Peer::Upstream(fetch)) => {
@@ -362,7 +361,7 @@ impl Engine {
     pub fn sent(&mut self, now: Now, id: ConnId, count: usize) {
         match self.connections.get_mut(id).map(|connection| &mut connection.peer) {
             Some(Peer::Client(Client { frontend, .. })) => {
-                let step = frontend.sent(now.time, count, &mut self.target);
+                let step = frontend.sent(now.time, count, &mut self.parser);
                 self.client_step(now, id, step);
             }
             Some(Peer::Upstream(fetch)) => fetch.sent(count),

@@ -4,6 +4,7 @@ pub mod body;
 pub mod head;
 pub mod json;
 pub mod proxy;
+pub mod repeated;
 pub mod write;
 
 use std::fmt;
