@@ -155,6 +155,9 @@ pub fn resolve(target: &str, canonical: &mut String) -> Option<Route> {
     let (path, family) = ROUTES[index];
     canonical.clear();
     canonical.push_str(path);
+    if query.is_empty() {
+        return Some(Route { index: index as u8, has_parameters: false });
+    }
     let mut parameters = [("", ""); PARAMETERS_MAX];
     let count = known_parameters(family, query, &mut parameters);
     for (at, (_, pair)) in parameters[..count].iter().enumerate() {
