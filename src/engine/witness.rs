@@ -46,6 +46,8 @@ struct Reading {
     read: Read,
     /// `None`: the next request may not begin yet.
     fetch: Option<ConnId>,
+    /// Whether its first request has begun.
+    has_asked: bool,
     hosts_left: usize,
     is_rehearsal: bool,
 }
@@ -111,11 +113,13 @@ impl Engine {
         witness.read_at = Some(now.time);
         let read = Read::begin(now, subject, &witness.access);
         let hosts_left = dcs.hosts;
-        witness.reading = Some(Reading { read, fetch: None, hosts_left, is_rehearsal });
+        witness.reading =
+            Some(Reading { read, fetch: None, has_asked: false, hosts_left, is_rehearsal });
         self.continue_read(now);
     }
 
-    /// Sends the next request of the read, or schedules it.
+    /// Sends the next request of the read, or schedules it. A read whose first request had to wait
+    /// is about what Patroni said last.
     pub(super) fn continue_read(&mut self, now: Now) {
         let (Some(witness), Some(dcs)) = (&mut self.witness, &self.settings.dcs) else { return };
         let next_at = witness.next_request_at();
@@ -125,6 +129,11 @@ impl Engine {
         };
         if next_at > now.time {
             return self.wheel.schedule(next_at, Timer::NextRead);
+        }
+        if !std::mem::replace(&mut reading.has_asked, true)
+            && let Ok(subject) = self.node.witness_subject()
+        {
+            reading.read = Read::begin(now, subject, &witness.access);
         }
         let request = reading.read.request(&witness.access, &dcs.host);
         let expected = Expected { body_bytes_max: ANSWER_BYTES_MAX, bodyless: false };

@@ -72,6 +72,27 @@ impl Story {
         self.engine.receive(self.now(), read, &answer.expect("it is not silent"));
     }
 
+    /// Time passes, and as many hosts of the DCS refuse the connection. Returns the fetches from
+    /// Patroni that began.
+    fn dcs_refuses(&mut self, ms: u64, hosts: usize) -> Vec<ConnId> {
+        self.ms = ms;
+        self.engine.tick(self.now());
+        let mut fetches = Vec::new();
+        for _ in 0..hosts {
+            let mut reads = Vec::new();
+            for action in self.actions() {
+                match action {
+                    Action::Connect(id, UpstreamId::Dcs) => reads.push(id),
+                    Action::Connect(id, UpstreamId::Patroni) => fetches.push(id),
+                    _ => {}
+                }
+            }
+            let [read] = reads[..] else { panic!("{reads:?}") };
+            self.engine.connect_failed(self.now(), read, Failure::Refused);
+        }
+        fetches
+    }
+
     /// A kept client asks at `ms`; Patroni answers that the HA loop saw the DCS `ago_ms` before.
     /// If the intervals are due, they are answered, and the client asks again a second later.
     fn leader(&mut self, client: ConnId, ms: u64, ago_ms: u64) {
@@ -379,6 +400,35 @@ fn a_jump_is_seen_at_the_end_of_a_read_of_the_dcs() {
         story.etcd_answers();
         assert_eq!(story.engine.output(client).is_empty(), jump_ms > 0);
     }
+}
+
+/// A read of the DCS whose first request had to wait was about what Patroni had said before, and
+/// did not count: clients waited for the next one.
+#[test]
+fn a_read_that_had_to_wait_is_about_what_patroni_said_last() {
+    let three_hosts = DcsSettings { hosts: 3, ..dcs() };
+    let mut story = Story::with(Settings { dcs: Some(three_hosts), ..settings(LIMITS, 10) });
+    story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+    story.patroni_answers(CONFIRMABLE);
+    // a rehearsal and a read with two requests a second, as each host refuses the connection
+    story.dcs_refuses(0, 2);
+    let [fetch] = story.dcs_refuses(1_000, 1)[..] else { panic!("no refresh") };
+    story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+    for (ms, requests) in [(1_250, 1), (2_000, 1), (2_250, 1), (2_500, 0)] {
+        story.dcs_refuses(ms, requests);
+    }
+    // the next read waits for its time; Patroni answers, and is silent again
+    story.ms = 2_600;
+    story.answer(fetch, &CONFIRMABLE.replacen('{', r#"{"timeline": 2, "#, 1));
+    let client = story.client(b"GET /primary HTTP/1.1\r\n\r\n");
+    story.actions();
+    for ms in [3_000, 3_250] {
+        story.ms = ms;
+        story.engine.tick(story.now());
+        assert!(story.engine.output(client).is_empty());
+        story.etcd_answers();
+    }
+    assert!(!story.engine.output(client).is_empty());
 }
 
 /// No test failed when a failing route was fetched again during the shutdown.
