@@ -236,8 +236,8 @@ impl fmt::Display for TlsFailure {
             }
             TlsFailure::HandshakeRefused => {
                 "Patroni refused the TLS handshake: it may require backend.certfile, or there is \
-                 no TLS version or cipher suite in common, or its key is not RSA, P-256, P-384 or \
-                 Ed25519"
+                 no TLS version or cipher suite in common, or its key is of a kind that this build \
+                 does not support"
             }
             TlsFailure::NoCommonVersion => {
                 "no TLS version, cipher suite or key exchange in common with Patroni"

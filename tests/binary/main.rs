@@ -16,6 +16,7 @@ mod standstill;
 mod systemd;
 mod tls_e2e;
 mod tls_hostile;
+mod tls_provider;
 mod tls_support;
 mod tls_tools;
 mod turn;

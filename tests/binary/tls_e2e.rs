@@ -11,8 +11,9 @@ use crate::common::strace::{name_of_call, trace};
 use crate::common::{Glue, body, config, config_file, run, status_of, wait_for};
 use crate::tls_support::patroni::{Ending, TlsPatroni, server};
 use crate::tls_support::{BOTH, Ca, Folder, Identity, ONLY_12, ONLY_13, TlsStream, Valid};
-use crate::tls_support::{ask, client, connect, fixture, refusal, section, self_signed_ca};
-use rustls::crypto::ring;
+use crate::tls_support::{
+    ask, client, connect, cryptography, fixture, refusal, section, self_signed_ca,
+};
 use rustls::{CipherSuite, HandshakeKind, ProtocolVersion, ServerConfig, SupportedProtocolVersion};
 
 /// The daemon on TLS, with more lines in `frontend`.
@@ -439,7 +440,7 @@ fn failures_of_tls_with_patroni_are_named() {
 
 /// A TLS 1.2 server whose key fits none of its cipher suites.
 fn server_of_rsa_suites(identity: &Identity) -> ServerConfig {
-    let mut provider = ring::default_provider();
+    let mut provider = cryptography::default_provider();
     provider.cipher_suites.retain(|suite| {
         suite.suite().as_str().is_some_and(|name| name.starts_with("TLS_ECDHE_RSA_"))
     });

@@ -4,6 +4,8 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::provider::PROVIDER;
+
 /// A certificate, as far as its facts are needed.
 #[derive(Debug)]
 pub(super) struct Certificate<'a> {
@@ -33,19 +35,23 @@ pub(super) enum Key {
     },
     P256,
     P384,
+    P521,
     Ed25519,
-    /// A kind that ring has no code for.
+    MlDsa,
+    /// A kind that no provider has code for.
     Other(&'static str),
 }
 
 /// An algorithm of a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signature {
-    /// ring can verify it with the right kind of key.
+    /// Both providers verify it with the right kind of key.
     Supported,
     /// RSA-PSS: supported with some of its parameters.
     RsaPss,
-    /// An algorithm that ring has no code for.
+    EcdsaSha512,
+    MlDsa,
+    /// An algorithm that no provider has code for.
     Other(&'static str),
 }
 
@@ -127,11 +133,12 @@ impl Key {
             oid::EC => match algorithm.optional(OBJECT_ID)? {
                 Some(oid::P256) => Key::P256,
                 Some(oid::P384) => Key::P384,
-                Some(oid::P521) => Key::Other("P-521"),
-                Some(_) => Key::Other("of another curve than P-256 and P-384"),
+                Some(oid::P521) => Key::P521,
+                Some(_) => Key::Other("of another curve than P-256, P-384 and P-521"),
                 None => Key::Other("of a curve with explicit parameters"),
             },
             oid::ED25519 => Key::Ed25519,
+            oid::ML_DSA_44 | oid::ML_DSA_65 | oid::ML_DSA_87 => Key::MlDsa,
             oid::ED448 => Key::Other("Ed448"),
             oid::RSA_PSS => Key::Other("RSA-PSS"),
             oid::DSA => Key::Other("DSA"),
@@ -142,22 +149,23 @@ impl Key {
     /// The kind of the key, if this build cannot verify its signatures.
     pub fn unverifiable(self) -> Option<&'static str> {
         match self {
-            // ring rounds up to whole bytes
-            Key::Rsa { bits } if bits.next_multiple_of(8) < RSA_BITS_MIN => {
-                Some("RSA of less than 2048 bits")
-            }
+            Key::Rsa { bits } if bits < PROVIDER.rsa_bits_min => Some("RSA of less than 2048 bits"),
             Key::Rsa { bits } if bits > RSA_VERIFY_BITS_MAX => Some("RSA of more than 8192 bits"),
             Key::Rsa { .. } | Key::P256 | Key::P384 | Key::Ed25519 => None,
+            Key::P521 => (!PROVIDER.has_p521_and_sha512).then_some("P-521"),
+            Key::MlDsa => (!PROVIDER.has_ml_dsa).then_some("ML-DSA"),
             Key::Other(kind) => Some(kind),
         }
     }
 
     /// The kind of the key, if this build cannot sign with it.
     pub fn unusable(self) -> Option<&'static str> {
-        match self {
-            Key::Rsa { bits } if bits > RSA_SIGN_BITS_MAX => Some("RSA of more than 4096 bits"),
-            other => other.unverifiable(),
-        }
+        self.unverifiable().or(match self {
+            Key::Rsa { bits } if bits > PROVIDER.rsa_sign_bits_max => {
+                Some("RSA of more than 4096 bits")
+            }
+            _ => None,
+        })
     }
 }
 
@@ -167,10 +175,11 @@ impl Signature {
         Some(match Reader(algorithm).expect(OBJECT_ID)? {
             oid::RSA_SHA256 | oid::RSA_SHA384 | oid::RSA_SHA512 => Signature::Supported,
             oid::ECDSA_SHA256 | oid::ECDSA_SHA384 | oid::ED25519 => Signature::Supported,
+            oid::ML_DSA_44 | oid::ML_DSA_65 | oid::ML_DSA_87 => Signature::MlDsa,
             oid::RSA_PSS => Signature::RsaPss,
             oid::ECDSA_SHA1 => Signature::Other("ECDSA with SHA-1"),
             oid::ECDSA_SHA224 => Signature::Other("ECDSA with SHA-224"),
-            oid::ECDSA_SHA512 => Signature::Other("ECDSA with SHA-512"),
+            oid::ECDSA_SHA512 => Signature::EcdsaSha512,
             oid::RSA_MD5 => Signature::Other("RSA with MD5"),
             oid::RSA_SHA1 => Signature::Other("RSA with SHA-1"),
             oid::RSA_SHA224 => Signature::Other("RSA with SHA-224"),
@@ -183,6 +192,10 @@ impl Signature {
     pub fn unverifiable(self) -> Option<&'static str> {
         match self {
             Signature::Supported => None,
+            Signature::EcdsaSha512 => {
+                (!PROVIDER.has_p521_and_sha512).then_some("ECDSA with SHA-512")
+            }
+            Signature::MlDsa => (!PROVIDER.has_ml_dsa).then_some("ML-DSA"),
             Signature::RsaPss => Some("RSA-PSS with unusual parameters"),
             Signature::Other(name) => Some(name),
         }
@@ -273,9 +286,7 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
 const DAYS_TO_1970: u64 = 719_468;
 /// The end of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;
-/// ring's limits for RSA.
-const RSA_BITS_MIN: usize = 2_048;
-const RSA_SIGN_BITS_MAX: usize = 4_096;
+/// Both providers' limit.
 const RSA_VERIFY_BITS_MAX: usize = 8_192;
 const LENGTH_BYTES_MAX: usize = 4;
 
@@ -290,7 +301,7 @@ const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
 
-/// Object identifiers: RFC 3279, 4055, 5480, 5758, 8410.
+/// Object identifiers: RFC 3279, 4055, 5480, 5758, 8410, 9881.
 mod oid {
     pub const RSA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01";
     pub const RSA_MD5: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x04";
@@ -312,6 +323,9 @@ mod oid {
     pub const ECDSA_SHA512: &[u8] = b"\x2a\x86\x48\xce\x3d\x04\x03\x04";
     pub const ED25519: &[u8] = b"\x2b\x65\x70";
     pub const ED448: &[u8] = b"\x2b\x65\x71";
+    pub const ML_DSA_44: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x03\x11";
+    pub const ML_DSA_65: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x03\x12";
+    pub const ML_DSA_87: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x03\x13";
     pub const SUBJECT_ALT_NAME: &[u8] = b"\x55\x1d\x11";
     pub const BASIC_CONSTRAINTS: &[u8] = b"\x55\x1d\x13";
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
@@ -15,7 +15,8 @@ use rustls::{
 };
 
 use super::super::certificates::{Stamp, stamps};
-use super::certificate::{Certificate, date};
+use super::certificate::{Certificate, Key, date};
+use super::provider::{PROVIDER, cryptography, signing_key, ticketer};
 use super::verify::{OwnOrSigned, Unchecked};
 use crate::config::{
     BackendTls, Config, FrontendTls, Identity, TlsVersion, VerifyClient, WrongValue,
@@ -159,7 +160,7 @@ fn server(tls: &FrontendTls, findings: &mut Findings) -> Result<ServerConfig, Wr
         return Ok(config);
     }
     // stateless tickets: no memory per client; their keys change every six hours
-    config.ticketer = ring::Ticketer::new()
+    config.ticketer = ticketer()
         .map_err(|_| wrong_file("frontend", "certfile", &tls.identity.certfile, &NO_RANDOM))?;
     // a ticket costs 4 to 5 microseconds, and clients resume with the newest one
     config.send_tls13_tickets = 1;
@@ -177,7 +178,7 @@ fn client(
     tls: &BackendTls,
     findings: &mut Findings,
 ) -> Result<ClientConfig, WrongValue> {
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(cryptography());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| WrongValue {
         section,
@@ -226,11 +227,12 @@ fn certified_key(
         }
         None => wrong_file(section, "keyfile", keyfile, &message),
     };
-    let key = ring::sign::any_supported_type(&private_key(section, keyfile)?);
-    // ring returns no usable reason
-    let key = key.map_err(|_| {
-        wrong_key("the key is not RSA of 2048 to 4096 bits, ECDSA P-256/P-384 or Ed25519")
-    })?;
+    // aws-lc-rs reads it as an RSA key, but rustls has no signature scheme for it
+    if leaf.key == Key::Other("RSA-PSS") {
+        return Err(wrong_key(""));
+    }
+    let key = signing_key(&private_key(section, keyfile)?);
+    let key = key.map_err(|_| wrong_key(&format!("the key is not {}", PROVIDER.keys)))?;
     if key.public_key().is_some_and(|info| *info != *leaf.public_key_info) {
         return Err(wrong_key(&format!(
             "the key does not belong to the certificate in {certfile}"
@@ -291,10 +293,10 @@ fn warnings_of_roots(roots: &[CertificateDer<'_>], now: u64) -> Vec<String> {
     warnings
 }
 
-/// ring's cipher suites, limited to those in `tls-ciphers`. Without a TLS 1.3 suite in the list
+/// The cipher suites, limited to those in `tls-ciphers`. Without a TLS 1.3 suite in the list
 /// all three of TLS 1.3 are enabled: in Go they cannot be configured, so lists lack them.
 fn provider(tls: &FrontendTls, findings: &mut Findings) -> Result<CryptoProvider, WrongValue> {
-    let mut provider = ring::default_provider();
+    let mut provider = cryptography();
     if tls.ciphers.is_empty() {
         return Ok(provider);
     }

@@ -295,7 +295,7 @@ mod tests {
         let (time, end) = (UnixTime::since_unix_epoch(std::time::Duration::ZERO), "host name");
         let expected = ServerName::try_from("pg1").expect("a name");
         let presented = vec!["DnsName(\"x.test\")".to_owned(), "IpAddress(10.0.0.1)".to_owned()];
-        let signature_algorithm_id = b"\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x04".to_vec();
+        let signature_algorithm_id = b"\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x01".to_vec();
         let unsupported = CertificateError::UnsupportedSignatureAlgorithmContext {
             signature_algorithm_id,
             supported_algorithms: Vec::new(),
@@ -317,7 +317,7 @@ mod tests {
             (Error::NoCertificatesPresented, "it presents no certificate"),
             (certificate(CertificateError::UnknownIssuer), "by a CA in frontend.cafile"),
             (certificate(CertificateError::BadEncoding), "is not valid: bad encoding"),
-            (certificate(unsupported), "signed by ECDSA with SHA-512, which this build does not"),
+            (certificate(unsupported), "signed by ECDSA with SHA-224, which this build does not"),
             (certificate(other("CaUsedAsEndEntity")), "its certificate is a CA certificate"),
             (certificate(other("UnsupportedCertVersion")), "is not of X.509 version 3"),
             (certificate(CertificateError::InvalidPurpose), "lacks clientAuth"),

@@ -4,12 +4,14 @@ mod certificate;
 mod config;
 mod error;
 mod probe;
+mod provider;
 mod session;
 mod verify;
 
 pub use config::{ClientSide, ServerSide, Tls, warnings_of_der};
 pub use error::TlsError;
 pub use probe::ask_over_tls;
+pub use provider::{PROVIDER, Provider};
 pub use session::Session;
 
 #[cfg(test)]

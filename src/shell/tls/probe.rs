@@ -4,17 +4,17 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Error, StreamOwned};
 
+use super::provider::cryptography;
 use super::verify::Unchecked;
 
 /// Sends a request and returns the beginning of the response. The certificate is not verified: it
 /// need not be for the address that is asked. A listener that requires client certificates ends the
 /// handshake with an alert, which is a sign of life as well: `None`.
 pub fn ask_over_tls(socket: TcpStream, request: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = ClientConfig::builder_with_provider(Arc::new(cryptography()));
     let builder = builder.with_safe_default_protocol_versions().map_err(io::Error::other)?;
     let verifier = Arc::new(Unchecked);
     let config = builder.dangerous().with_custom_certificate_verifier(verifier);

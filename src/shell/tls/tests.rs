@@ -6,7 +6,6 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -16,6 +15,7 @@ use rustls::{
     ServerConnection, SupportedProtocolVersion, version,
 };
 
+use super::provider::{cryptography, signing_key, ticketer};
 use super::{Session, Tls};
 use crate::config::{BackendTls, Config, Dcs, Identity};
 use crate::engine::Port;
@@ -332,7 +332,7 @@ impl Setting {
         let text = format!("frontend:\n{ours}{}backend:\n{backend}", required.0);
         let config = Config::from_yaml(&text).expect("a configuration");
 
-        let provider = || Arc::new(ring::default_provider());
+        let provider = || Arc::new(cryptography());
         let builder = ClientConfig::builder_with_provider(provider());
         let builder = builder.with_protocol_versions(&[version]).expect("a version");
         let builder = builder.with_root_certificates(roots());
@@ -348,7 +348,7 @@ impl Setting {
         };
         let (chain, key) = identity();
         let mut peer_server = builder.with_single_cert(chain, key).expect("an identity");
-        peer_server.ticketer = ring::Ticketer::new().expect("random numbers");
+        peer_server.ticketer = ticketer().expect("random numbers");
         Setting {
             ours: Tls::read(&config).expect("certificates"),
             peer_client: Arc::new(peer_client),
@@ -796,7 +796,7 @@ fn a_client_s_chain_may_take_more_than_one_record() {
         let chain: Vec<_> = chain.iter().cycle().take(100).cloned().collect();
         let bytes: usize = chain.iter().map(|certificate| certificate.len()).sum();
         assert!((24 * 1024..60 * 1024).contains(&bytes), "{bytes}");
-        let key = ring::sign::any_supported_type(&key).expect("a key");
+        let key = signing_key(&key).expect("a key");
         let peer = Arc::get_mut(&mut setting.peer_client).expect("the only one");
         let identity = SingleCertAndKey::from(CertifiedKey::new(chain, key));
         peer.client_auth_cert_resolver = Arc::new(identity);

@@ -127,7 +127,7 @@ fn cause(
         Why::NotValidForName | Why::NotValidForNameContext { .. } => {
             (!chain.first()?.has_alt_name).then_some(TlsFailure::CertificateWithoutNames)
         }
-        // ring reports an RSA key of a wrong size as a wrong signature
+        // both providers report an RSA key of a wrong size as a wrong signature
         Why::BadSignature => unsupported_key().or(Some(TlsFailure::CertificateSignature)),
         Why::UnsupportedSignatureAlgorithmContext { .. }
         | Why::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => unsupported_key()

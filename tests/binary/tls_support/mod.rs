@@ -17,7 +17,13 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use rustls::{SupportedProtocolVersion, crypto::ring, version};
+use rustls::{SupportedProtocolVersion, version};
+
+/// The provider of the tests' own sessions: that of the binary.
+#[cfg(feature = "aws-lc-rs")]
+pub use rustls::crypto::aws_lc_rs as cryptography;
+#[cfg(not(feature = "aws-lc-rs"))]
+pub use rustls::crypto::ring as cryptography;
 
 use crate::common::PATIENCE;
 
@@ -197,7 +203,7 @@ pub fn client(
     versions: &[&'static SupportedProtocolVersion],
     identity: Option<&Identity>,
 ) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = ClientConfig::builder_with_provider(Arc::new(cryptography::default_provider()));
     let builder = builder.with_protocol_versions(versions).expect("versions");
     let builder = builder.with_root_certificates(roots(ca));
     match identity {

@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{HandshakeKind, ServerConfig, ServerConnection, Stream, SupportedProtocolVersion};
 
-use super::{Identity, roots};
+use super::{Identity, cryptography, roots};
 use crate::common::standin::primary;
 use crate::common::{PATIENCE, wait_for};
 
@@ -54,7 +53,7 @@ pub fn server(
     versions: &[&'static SupportedProtocolVersion],
     ca: Option<&str>,
 ) -> ServerConfig {
-    let provider = Arc::new(ring::default_provider());
+    let provider = Arc::new(cryptography::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_protocol_versions(versions).expect("versions");
     let builder = match ca {
@@ -66,7 +65,7 @@ pub fn server(
     };
     let config = builder.with_single_cert(identity.certificates(), identity.private_key());
     let mut config = config.expect("an identity");
-    config.ticketer = ring::Ticketer::new().expect("random numbers");
+    config.ticketer = cryptography::Ticketer::new().expect("random numbers");
     config
 }
 
