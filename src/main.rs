@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use log::LevelFilter;
 use patroniglue::VERSION;
 use patroniglue::shell::systemd::Supervisor;
+use patroniglue::shell::tls::PROVIDER;
 use patroniglue::shell::{Daemon, Options, files, health, hosts, logger};
 
 fn main() -> ExitCode {
@@ -33,7 +34,7 @@ fn run(flags: Flags) -> Result<(), String> {
         return print(USAGE);
     }
     if flags.version {
-        return print(&format!("patroniglue {VERSION}"));
+        return print(&format!("patroniglue {VERSION} ({})", PROVIDER.name));
     }
     let supervisor = Supervisor::from_environment();
     let config_file = flags
@@ -172,5 +173,5 @@ usage: patroniglue [-config FILE] [-check | -health] [-verbose | -debug | -quiet
   -verbose      log a line per request
   -debug        log internal events as well
   -quiet        log errors only
-  -version      print the version and exit
+  -version      print the version and the provider of cryptography, and exit
   -help         print this text and exit";

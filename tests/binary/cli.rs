@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
+use patroniglue::shell::tls::PROVIDER;
+
 use crate::common::standin::{StandIn, at_once, primary};
 use crate::common::{Glue, config, config_file, run};
 
@@ -31,7 +33,7 @@ fn flags_with_one_dash_and_with_two() {
             "{arguments:?}"
         );
     }
-    let version = format!("patroniglue {}\n", env!("CARGO_PKG_VERSION"));
+    let version = format!("patroniglue {} ({})\n", env!("CARGO_PKG_VERSION"), PROVIDER.name);
     assert_eq!(run(&["-version"]), (Some(0), version, String::new()));
     assert!(run(&["-help"]).1.starts_with("usage: patroniglue"));
     let file_and = |surplus: &'static str| vec!["-config", file, surplus];

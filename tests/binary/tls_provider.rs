@@ -132,7 +132,7 @@ fn a_client_s_certificate_with_p521_or_sha512() {
         let text = tool("openssl", &arguments, REQUEST).expect("installed");
         assert_eq!(text.contains("HTTP/1.1 200 OK"), IS_AWS_LC, "{why}: {text}");
         if !IS_AWS_LC {
-            let line = glue.wait_for_line("TLS with client ");
+            let line = glue.wait_for_line("TLS client ");
             assert!(line.contains(why), "{why}: {line}");
         }
     }
@@ -188,7 +188,7 @@ fn a_client_that_offers_x25519mlkem768_alone() {
         assert_eq!(stream.conn.handshake_kind(), Some(HandshakeKind::Full));
     } else {
         refusal(&mut stream);
-        let line = glue.wait_for_line("TLS with client ");
+        let line = glue.wait_for_line("TLS client ");
         assert!(line.contains("no key exchange group in common"), "{line}");
     }
     // the others are preferred: they cost a third of its CPU
