@@ -1,6 +1,5 @@
-//! The cost of TLS: `cargo bench --bench tls [memory] [cpu] [latency] [fetch]`; loopback only.
+//! The cost of TLS: `cargo bench --bench tls [cpu] [latency] [fetch]`; loopback only.
 //!
-//! * memory: resident bytes per idle TLS connection
 //! * cpu: the server's CPU time per connection with one request, compared with nginx (if it is
 //!   installed) with one worker, the same certificate and an answer of the same length
 //! * latency: answers on a kept connection during 200 handshakes a second
@@ -28,8 +27,7 @@ use tls_support::{BOTH, Folder, ONLY_12, ONLY_13, ask, client, connect, fixture,
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
-    let measurements: [(&str, fn()); 4] =
-        [("memory", memory), ("cpu", cpu), ("latency", latency), ("fetch", fetch)];
+    let measurements: [(&str, fn()); 3] = [("cpu", cpu), ("latency", latency), ("fetch", fetch)];
     for (name, measure) in measurements {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             measure();
@@ -56,35 +54,6 @@ fn glue(patroni: SocketAddr, kind: &str, more: &[(&str, &str)]) -> Glue {
 fn trusting(kind: &str, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
     let root = fs::read_to_string(fixture(&format!("{kind}.pem"))).expect("a fixture");
     client(&root, versions, None)
-}
-
-// ---- memory
-
-fn memory() {
-    let most = rlimit::increase_nofile_limit(20_000).unwrap_or(1_024);
-    let count = (most as usize - 100).min(5_000);
-    let patroni = StandIn::start(at_once(answer()));
-    for (name, versions) in [("TLS 1.2", ONLY_12), ("TLS 1.3", ONLY_13)] {
-        let glue = glue(patroni.address, "ecdsa", &[("cache", "ttl: 60")]);
-        let mut config = trusting("ecdsa", versions);
-        config.resumption = Resumption::disabled();
-        let config = Arc::new(config);
-        let open = |count: usize| -> Vec<_> {
-            let open = || {
-                let mut stream = connect(&config, glue.address);
-                ask(&mut stream, "/primary").expect("an answer");
-                stream
-            };
-            (0..count).map(|_| open()).collect()
-        };
-        let first = open(100);
-        let before = glue.resident_kib().unwrap_or(0);
-        let held = open(count);
-        let after = glue.resident_kib().unwrap_or(0);
-        let bytes = (after - before) * 1024 / count as u64;
-        println!("memory: {bytes} bytes per idle connection, {name} ({count}; target 4,096)");
-        drop((first, held));
-    }
 }
 
 // ---- CPU, next to nginx

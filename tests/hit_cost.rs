@@ -1,6 +1,8 @@
 //! The cost of a hit: allocations in the engine, system calls under strace.
 
 mod common;
+#[path = "../benches/guards/limits.rs"]
+mod limits;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -12,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use common::standin::{StandIn, at_once, primary};
 use common::strace::{name_of_call, trace};
 use common::{Glue, read_response, read_to_end};
+use limits::{Guard, Limits, Verdict};
 use patroniglue::cache::CacheSettings;
 use patroniglue::engine::{Action, DcsSettings, Engine, Port, Settings, UpstreamId};
 use patroniglue::fetch::Progress;
@@ -190,6 +193,40 @@ fn all_but_waiting(counts: &BTreeMap<String, u64>) -> u64 {
     let of_debug = if cfg!(debug_assertions) { "fcntl" } else { "" };
     let counted = counts.iter().filter(|(call, _)| *call != "epoll_wait" && *call != of_debug);
     counted.map(|(_, count)| count).sum()
+}
+
+#[test]
+fn a_guard_fails_more_than_three_percent_above_its_limit() {
+    let limits = "# name | limit\n\na: bytes | 1000 | bytes | any | 2026\n\
+                  b | 10 | per hit | ring | 2026\nb | 20 | per hit | aws-lc-rs | 2026\n";
+    let limits = Limits::read(limits);
+    let table = [
+        ("a: bytes", 1_029.0, "ring", "a: bytes: 1029 bytes, limit 1000, +2.9 %"),
+        (
+            "a: bytes",
+            1_031.0,
+            "ring",
+            "a: bytes: 1031 bytes, limit 1000, +3.1 %: WORSE than on 2026",
+        ),
+        ("a: bytes", 971.0, "ring", "a: bytes: 971 bytes, limit 1000, -2.9 %"),
+        (
+            "a: bytes",
+            969.0,
+            "ring",
+            "a: bytes: 969 bytes, limit 1000, -3.1 %: better, lower the limit",
+        ),
+        ("b", 10.0, "ring", "b: 10 per hit, limit 10, +0.0 %"),
+        ("b", 20.0, "aws-lc-rs", "b: 20 per hit, limit 20, +0.0 %"),
+        ("b", 1.0, "other", "b: 1 per hit: NO LIMIT for other in the table"),
+    ];
+    for (name, value, provider, line) in table {
+        let verdict = limits.judge(&Guard::of(name), value, provider);
+        assert_eq!(verdict.to_string(), line);
+        let fails = line.contains("WORSE") || line.contains("NO LIMIT");
+        assert_eq!(matches!(verdict, Verdict::Worse(_) | Verdict::Unlimited(_)), fails);
+    }
+    let row = Guard::of("TLS kept: instructions").row(5.0, "ring", "2026");
+    assert_eq!(row, "TLS kept: instructions | 5 | per hit | ring | 2026");
 }
 
 const HITS: u64 = 200;

@@ -67,6 +67,13 @@ impl Glue {
         Glue::spawn(supervised(handed, shell), config_file(text), Stderr::Read)
     }
 
+    /// Starts it under another program, such as valgrind with its options.
+    pub fn start_under(text: &str, runner: &[&str]) -> Glue {
+        let mut command = Command::new(runner[0]);
+        command.args(&runner[1..]).arg(env!("CARGO_BIN_EXE_patroniglue")).stdin(Stdio::null());
+        Glue::spawn(command, config_file(text), Stderr::Read)
+    }
+
     fn spawn(mut command: Command, config: PathBuf, fate: Stderr) -> Glue {
         let command = command.arg("-config").arg(&config);
         let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
