@@ -224,6 +224,7 @@ const SECTIONS: [(&str, &[&str]); 6] = [
             "logformat",
             "connections",
             "proxy-protocol",
+            "defer-accept",
             "certfile",
             "keyfile",
             "cafile",

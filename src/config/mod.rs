@@ -49,6 +49,8 @@ pub struct Frontend {
     pub connections: Option<usize>,
     /// Whether each connection begins with a header of the PROXY protocol.
     pub proxy_protocol: bool,
+    /// Whether the kernel keeps back connections without bytes.
+    pub defer_accept: bool,
     /// `None`: plain HTTP.
     pub tls: Option<FrontendTls>,
 }

@@ -36,6 +36,7 @@ struct RawFrontend {
     logformat: Optional<String>,
     connections: Option<Count<1, 1_000_000>>,
     proxy_protocol: Option<Flag>,
+    defer_accept: Option<Flag>,
     certfile: Optional<String>,
     keyfile: Optional<String>,
     cafile: Optional<String>,
@@ -136,6 +137,8 @@ impl RawFrontend {
             return Err(WrongValue::new("frontend", "verify-client", message));
         }
         let verify_client = verify_client.unwrap_or(VerifyClient::Required);
+        let defer_accept = self.defer_accept.is_some_and(|flag| flag.0);
+        check_defer_accept(defer_accept, cfg!(target_os = "linux"))?;
         let identity = identity("frontend", self.certfile.0, self.keyfile.0)?;
         if identity.is_none() {
             if cafile.is_some() {
@@ -167,9 +170,19 @@ impl RawFrontend {
             log_format,
             connections: self.connections.map(|count| count.0 as usize),
             proxy_protocol: self.proxy_protocol.is_some_and(|flag| flag.0),
+            defer_accept,
             tls: identity.map(tls),
         })
     }
+}
+
+/// Refuses what the system does not have.
+fn check_defer_accept(is_wanted: bool, is_linux: bool) -> Result<(), WrongValue> {
+    if is_wanted && !is_linux {
+        let message = "only Linux can keep connections back; remove it";
+        return Err(WrongValue::new("frontend", "defer-accept", message));
+    }
+    Ok(())
 }
 
 impl RawBackend {
@@ -529,6 +542,14 @@ mod tests {
 
     fn config(text: &str) -> Config {
         Config::from_yaml(text).unwrap_or_else(|error| panic!("{text:?}: {error}"))
+    }
+
+    #[test]
+    fn defer_accept_is_refused_where_the_system_has_none() {
+        assert_eq!(check_defer_accept(true, true), Ok(()));
+        assert_eq!(check_defer_accept(false, false), Ok(()));
+        let error = check_defer_accept(true, false).expect_err("an error");
+        assert_eq!((error.section, error.key), ("frontend", "defer-accept"));
     }
 
     #[test]

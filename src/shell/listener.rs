@@ -106,6 +106,12 @@ impl Listener {
         self.bound_to = bound_to;
     }
 
+    /// Sets whether the kernel keeps a connection back until its first bytes have come. Connections
+    /// that it keeps already stay where they are.
+    pub fn defer_accept(&self, defers: bool) -> io::Result<()> {
+        sockets::defer_accept(&self.socket, defers)
+    }
+
     /// The address it listens on.
     pub fn address(&self) -> Option<SocketAddr> {
         self.socket.local_addr().ok()

@@ -165,6 +165,7 @@ impl Daemon {
             supervisor.listener(port, bound_to, &registry, token_of_port(port))
         });
         let listeners = listeners.collect::<Result<Vec<_>, String>>()?;
+        operate::defer_accept(&listeners, &config);
         supervisor.close_unused();
         let signals = options.signals.then(|| Signals::new(&registry, SIGNALS));
         let signals = signals.transpose().map_err(|error| format!("signals: {error}"))?;

@@ -82,6 +82,7 @@ impl Daemon {
         let loaded = files::read_config(path)?;
         // the last step that can fail: until then nothing has changed
         self.listen_as_configured(now, &loaded.config)?;
+        defer_accept(&self.listeners, &loaded.config);
         loaded.log_warnings();
         let Loaded { config, tls } = loaded;
         self.connectors.configure(&config);
@@ -229,6 +230,17 @@ impl Daemon {
         let listener = self.listeners.remove(place);
         self.supervisor.give_up(listener.port());
         listener.close(self.poll.registry());
+    }
+}
+
+/// Sets `frontend.defer-accept` of the checks' listener. It is turned off as well: the listener may
+/// be a previous process' or a socket unit's. On the other ports the daemon may be first to write.
+pub(super) fn defer_accept(listeners: &[Listener], config: &Config) {
+    let defers = config.frontend.defer_accept;
+    for listener in listeners.iter().filter(|listener| listener.port() == Port::Checks) {
+        if let Err(error) = listener.defer_accept(defers) {
+            warn!("frontend.defer-accept: the kernel refuses it: {error}");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
@@ -140,6 +140,26 @@ fn set_options(socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)
 }
 
+/// Sets TCP_DEFER_ACCEPT (tcp(7)) of a listening socket, for [`DEFER_SECONDS`], or ends it.
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)] // no maintained crate wraps TCP_DEFER_ACCEPT
+pub fn defer_accept(socket: &impl AsRawFd, defers: bool) -> io::Result<()> {
+    let seconds: libc::c_int = if defers { DEFER_SECONDS } else { 0 };
+    let bytes = size_of_val(&seconds) as libc::socklen_t;
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+    // SAFETY: the descriptor is open, and the kernel reads `bytes` bytes of a value that lives
+    let code = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const seconds).cast(), bytes)
+    };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Other systems have no such option, and the configuration is refused.
+#[cfg(not(target_os = "linux"))]
+pub fn defer_accept(_: &impl AsRawFd, _: bool) -> io::Result<()> {
+    Ok(())
+}
+
 /// The failure that an error of `connect` stands for.
 pub fn connect_failure(error: &io::Error) -> Failure {
     match error.kind() {
@@ -158,6 +178,11 @@ const REBIND_PAUSE: Duration = Duration::from_millis(10);
 pub const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 /// Connections waiting to be accepted; limited by `net.core.somaxconn` (4096 by default).
 pub const BACKLOG: i32 = 4096;
+/// How long the kernel keeps back a connection without bytes. It rounds to its times of repeating a
+/// SYN-ACK: after one second it repeats the first, and the client's ACK then completes the
+/// connection.
+#[cfg(target_os = "linux")]
+const DEFER_SECONDS: libc::c_int = 1;
 /// What the kernel keeps for a client that does not read; it doubles the value for its bookkeeping
 /// (socket(7)). Without a limit it grows to megabytes.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;

@@ -172,6 +172,7 @@ fn the_example_file_states_the_defaults() {
         "entries",
         "fence",
         "proxy-protocol",
+        "defer-accept",
         "tls-min-version: TLSv1.2",
     ]);
     let mut spelled = text.clone();

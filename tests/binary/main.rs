@@ -7,6 +7,7 @@ mod cli;
 mod clock;
 #[path = "../common/mod.rs"]
 mod common;
+mod defer;
 mod e2e;
 mod etcd;
 mod health;
