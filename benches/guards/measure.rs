@@ -22,6 +22,13 @@ pub const ALL: &[Measurement] = &[
     (&["plain kept: instructions", "plain kept: allocations"], || profile(Work::PlainKept)),
     (&["plain new: instructions", "plain new: allocations"], || profile(Work::PlainNew)),
     (&["TLS kept: instructions", "TLS kept: allocations"], || profile(Work::TlsKept)),
+    (
+        &[
+            "TLS with client certificate kept: instructions",
+            "TLS with client certificate kept: allocations",
+        ],
+        || profile(Work::MutualKept),
+    ),
     (&["plain kept: system calls"], || system_calls(Work::PlainKept)),
     (&["plain new: system calls"], || system_calls(Work::PlainNew)),
     (&["TLS kept: system calls"], || system_calls(Work::TlsKept)),
@@ -33,7 +40,7 @@ pub const ALL: &[Measurement] = &[
 ];
 
 /// What clients do for one hit.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Work {
     /// A request on a kept connection.
     PlainKept,
@@ -41,6 +48,8 @@ enum Work {
     PlainNew,
     /// A request on a kept TLS 1.3 connection.
     TlsKept,
+    /// The same with a client certificate.
+    MutualKept,
 }
 
 /// How the frontend is reached.
@@ -86,7 +95,11 @@ impl Setup {
     }
 
     fn of(work: Work) -> Setup {
-        Setup::new(if work == Work::TlsKept { Side::Tls(&version::TLS13) } else { Side::Plain })
+        Setup::new(match work {
+            Work::PlainKept | Work::PlainNew => Side::Plain,
+            Work::TlsKept => Side::Tls(&version::TLS13),
+            Work::MutualKept => Side::Mutual,
+        })
     }
 }
 
@@ -106,7 +119,7 @@ fn hits<'a>(work: Work, setup: &'a Setup, glue: &'a Glue) -> Hits<'a> {
             Box::new(move |count| (0..count).for_each(|_| kept_hit(&mut stream)))
         }
         Work::PlainNew => Box::new(|count| (0..count / BATCH).for_each(|_| new_hits(glue))),
-        Work::TlsKept => {
+        Work::TlsKept | Work::MutualKept => {
             let mut stream = connect(&setup.tls, glue.address);
             Box::new(move |count| (0..count).for_each(|_| kept_hit(&mut stream)))
         }

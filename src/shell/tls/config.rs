@@ -16,6 +16,7 @@ use rustls::{
 
 use super::super::certificates::{Stamp, stamps};
 use super::certificate::{Certificate, Key, date};
+use super::idle_keys::keep_unexpanded;
 use super::provider::{PROVIDER, cryptography, signing_key, ticketer};
 use super::verify::{OwnOrSigned, Unchecked};
 use crate::config::{
@@ -127,7 +128,11 @@ impl ClientSide {
 }
 
 fn server(tls: &FrontendTls, findings: &mut Findings) -> Result<ServerConfig, WrongValue> {
-    let provider = Arc::new(provider(tls, findings)?);
+    let mut provider = provider(tls, findings)?;
+    if tls.cafile.is_some() {
+        keep_unexpanded(&mut provider);
+    }
+    let provider = Arc::new(provider);
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_protocol_versions(versions(tls.min_version)).map_err(|_| {
         let message = "none of these cipher suites fits frontend.tls-min-version".to_owned();

@@ -3,6 +3,7 @@
 mod certificate;
 mod config;
 mod error;
+mod idle_keys;
 mod probe;
 mod provider;
 mod session;
