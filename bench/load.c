@@ -29,7 +29,7 @@
 #include <unistd.h>
 
 enum { EVENTS = 256, BYTES_MAX = 4096, OPENING_MAX = 64, PATHS_MAX = 128, BUCKETS = 100000 };
-enum { SILENCE_US = 10000000, WAITED_US = 20000, BUCKET_US = 10, SHOWN_MAX = 5 };
+enum { SILENCE_US = 10000000, WAITED_US = 20000, BUCKET_US = 10, SHOWN_MAX = 5, TURN_US = 10000 };
 enum state { CLOSED, IDLE, OPENING, ASKING, ENDING };
 
 struct client {
@@ -357,9 +357,10 @@ static void proceed(struct client *one) {
 
 // ---- phases
 
-static void turn(int wait_ms) {
+static void turn(long wait_us) {
   struct epoll_event events[EVENTS];
-  int ready = epoll_wait(poller, events, EVENTS, wait_ms);
+  struct timespec wait = {.tv_nsec = wait_us * 1000};
+  int ready = epoll_pwait2(poller, events, EVENTS, &wait, NULL);
   for (int one = 0; one < ready; one++) {
     struct client *client = events[one].data.ptr;
     if (client->state != CLOSED) proceed(client);
@@ -368,7 +369,7 @@ static void turn(int wait_ms) {
 
 static void finish(void) {
   long long limit = now_us() + SILENCE_US;
-  while (asking > 0 && now_us() < limit) turn(10);
+  while (asking > 0 && now_us() < limit) turn(TURN_US);
   if (asking > 0) {
     fprintf(stderr, "wrong answer: none within 10 s, %ld requests\n", asking);
     wrong += asking;
@@ -379,18 +380,18 @@ static void finish(void) {
 static void warm_up(void) {
   for (long next = 0; next < client_count;) {
     while (asking < OPENING_MAX && next < client_count) start(&clients[next++]);
-    turn(10);
+    turn(TURN_US);
   }
   finish();
   // session tickets that came late
-  if (!is_new && context) turn(10);
+  if (!is_new && context) turn(TURN_US);
 }
 
 static void at_once(void) {
   long long limit = now_us() + (long long)(seconds * 1e6);
   for (long one = 0; one < client_count; one++) start(&clients[one]);
   while (now_us() < limit) {
-    turn(10);
+    turn(TURN_US);
     if (wrong > 1000) break;
     // clients whose connection broke
     if (wrong > 0 || asking < client_count)
@@ -413,7 +414,8 @@ static void at_rate(double length) {
       next = next + 1 == client_count ? 0 : next + 1;
       count++;
     }
-    turn(0);
+    long long due = begun + (long long)((double)count * 1e6 / rate), left = due - now_us();
+    turn(left <= 0 ? 0 : left < TURN_US ? (long)left : TURN_US);
   }
 }
 

@@ -51,6 +51,13 @@ def with_children(pid):
     return found
 
 
+def run_on(cpu, priority):
+    """Moves this process to a CPU; a priority above 0 is a real-time one."""
+    os.sched_setaffinity(0, {cpu})
+    if priority:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(priority))
+
+
 class Process:
     """A program on one CPU, ended with this one."""
 
@@ -60,9 +67,7 @@ class Process:
         def prepare():
             # SIGTERM when the parent ends, however that happens
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-            os.sched_setaffinity(0, {cpu})
-            if priority:
-                os.nice(priority)
+            run_on(cpu, priority)
 
         self.log = log
         self.began = time.monotonic()
@@ -106,7 +111,7 @@ class StandIn(Process):
         command = [lab.program("standin"), str(self.port), str(delay_ms)] + ["away"] * away
         self.body = lab.body_away if away else lab.body
         log = lab.path(f"standin-{self.port}.log")
-        super().__init__(command, lab.load_cpu, log, lab.priority, {"BODY": self.body})
+        super().__init__(command, lab.load_cpu, log, 2 * lab.priority, {"BODY": self.body})
         wait_for_port(self, self.port)
 
     def fetches(self):
