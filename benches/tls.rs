@@ -1,7 +1,7 @@
-//! The cost of TLS: `cargo bench --bench tls [cpu] [latency] [fetch]`; loopback only.
+//! The cost of TLS that bench/run does not measure: `cargo bench --bench tls [cpu] [latency]
+//! [fetch]`; loopback only.
 //!
-//! * cpu: the server's CPU time per connection with one request, compared with nginx (if it is
-//!   installed) with one worker, the same certificate and an answer of the same length
+//! * cpu: the server's CPU time per TLS 1.2 connection with one request, full and resumed
 //! * latency: answers on a kept connection during 200 handshakes a second
 //! * fetch: the time of a fetch from Python's `ssl`
 
@@ -12,18 +12,18 @@ mod tls_support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::Glue;
 use common::standin::{StandIn, at_once, json};
-use common::{Glue, wait_for};
 use rustls::client::Resumption;
 use rustls::{ClientConfig, SupportedProtocolVersion};
-use tls_support::{BOTH, Folder, ONLY_12, ONLY_13, ask, client, connect, fixture, section};
+use tls_support::{BOTH, ONLY_12, ask, client, connect, fixture, section};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
@@ -56,70 +56,21 @@ fn trusting(kind: &str, versions: &[&'static SupportedProtocolVersion]) -> Clien
     client(&root, versions, None)
 }
 
-// ---- CPU, next to nginx
+// ---- CPU of TLS 1.2
 
-/// nginx with one worker and a static answer, killed on drop.
-struct Nginx {
-    child: Child,
-    address: SocketAddr,
-    _folder: Folder,
-}
-
-impl Nginx {
-    fn start(kind: &str) -> Option<Nginx> {
-        let folder = Folder::new();
-        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it");
-        let body = String::from_utf8(answer()).expect("text");
-        let body = body.split_once("\r\n\r\n").expect("a head").1;
-        let (pem, key) = (fixture(&format!("{kind}.pem")), fixture(&format!("{kind}.pkcs8.key")));
-        let path = folder.path("");
-        let text = format!(
-            "daemon off; worker_processes 1; pid {path}pid; error_log {path}log;\n\
-             events {{ worker_connections 1024; }}\n\
-             http {{ access_log off; default_type application/json;\n\
-             client_body_temp_path {path}1; proxy_temp_path {path}2; fastcgi_temp_path {path}3;\n\
-             uwsgi_temp_path {path}4; scgi_temp_path {path}5;\n\
-             server {{ listen {port} ssl; ssl_certificate {pem}; ssl_certificate_key {key};\n\
-             ssl_protocols TLSv1.2 TLSv1.3; location / {{ return 200 '{body}'; }} }} }}\n"
-        );
-        let config = folder.write("nginx.conf", &text);
-        let mut command = Command::new("nginx");
-        let command = command.args(["-p", &path, "-c", &config]).stderr(Stdio::null());
-        let child = command.spawn().ok()?;
-        wait_for("nginx", || TcpStream::connect(port).ok());
-        Some(Nginx { child, address: port, _folder: folder })
-    }
-
-    fn processes(&self) -> Vec<u32> {
-        let id = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"));
-        let children = children.unwrap_or_default();
-        let workers = children.split_whitespace().filter_map(|word| word.parse().ok());
-        workers.chain([id]).collect()
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        // its workers end with it
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        let _ = self.child.wait();
-    }
-}
-
-/// CPU time of these processes in nanoseconds.
-fn cpu_nanoseconds(processes: &[u32]) -> u64 {
-    let tasks = processes.iter().flat_map(|id| fs::read_dir(format!("/proc/{id}/task")));
+/// CPU time of the process in nanoseconds.
+fn cpu_nanoseconds(id: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).into_iter();
     let files = tasks.flatten().flatten().map(|task| task.path().join("schedstat"));
     let texts = files.filter_map(|file| fs::read_to_string(file).ok());
     texts.filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok()).sum()
 }
 
 /// Microseconds of CPU per connection: handshake, request, close.
-fn cpu_per_connection(config: &Arc<ClientConfig>, address: SocketAddr, ids: &[u32]) -> f64 {
-    let before = cpu_nanoseconds(ids);
+fn cpu_per_connection(config: &Arc<ClientConfig>, glue: &Glue) -> f64 {
+    let before = cpu_nanoseconds(glue.process_id());
     for _ in 0..CONNECTIONS_PER_ROUND {
-        let mut stream = connect(config, address);
+        let mut stream = connect(config, glue.address);
         let request = b"GET /primary HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         stream.write_all(request).expect("an open socket");
         let mut text = Vec::new();
@@ -128,57 +79,24 @@ fn cpu_per_connection(config: &Arc<ClientConfig>, address: SocketAddr, ids: &[u3
         stream.conn.send_close_notify();
         let _ = stream.flush();
     }
-    (cpu_nanoseconds(ids) - before) as f64 / 1_000.0 / CONNECTIONS_PER_ROUND as f64
+    (cpu_nanoseconds(glue.process_id()) - before) as f64 / 1_000.0 / CONNECTIONS_PER_ROUND as f64
 }
 
 fn cpu() {
     let patroni = StandIn::start(at_once(answer()));
-    let mut full_12 = None;
-    let table = [
-        ("TLS 1.3 ECDSA full", "ecdsa", ONLY_13, false, "≤ 0.5"),
-        ("TLS 1.3 RSA full", "rsa", ONLY_13, false, "≤ 0.8"),
-        ("TLS 1.3 ECDSA resumed", "ecdsa", ONLY_13, true, "≤ 0.55"),
-        ("TLS 1.2 ECDSA full", "ecdsa", ONLY_12, false, "-"),
-        ("TLS 1.2 ECDSA resumed", "ecdsa", ONLY_12, true, "-"),
-    ];
-    for (name, kind, versions, resumes, target) in table {
-        let glue = glue(patroni.address, kind, &[("cache", "ttl: 60")]);
-        let nginx = Nginx::start(kind);
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        let mut config = trusting(kind, versions);
-        if !resumes {
-            config.resumption = Resumption::disabled();
-        }
-        // each server needs its own store of sessions
-        let other = {
-            let mut other = trusting(kind, versions);
-            if !resumes {
-                other.resumption = Resumption::disabled();
-            }
-            Arc::new(other)
-        };
+    let glue = glue(patroni.address, "ecdsa", &[("cache", "ttl: 60")]);
+    let cost = |config: ClientConfig| {
         let config = Arc::new(config);
-        for _ in 0..ROUNDS {
-            ours.push(cpu_per_connection(&config, glue.address, &[glue.process_id()]));
-            if let Some(nginx) = &nginx {
-                theirs.push(cpu_per_connection(&other, nginx.address, &nginx.processes()));
-            }
-        }
-        let us = median(&mut ours);
-        let ratio = match median(&mut theirs) {
-            them if them > 0.0 => format!("nginx {them:.0}, ratio {:.2} ({target})", us / them),
-            _ => "nginx is not installed".to_owned(),
-        };
-        println!("cpu: {name}: {us:.0} µs, {ratio}");
-        match (versions == ONLY_12, resumes) {
-            (true, false) => full_12 = Some(us),
-            (true, true) => {
-                let part = us / full_12.unwrap_or(f64::NAN);
-                println!("cpu: TLS 1.2 resumed is {part:.2} of a full one (< 0.5)");
-            }
-            _ => {}
-        }
-    }
+        let mut values: Vec<f64> =
+            (0..ROUNDS).map(|_| cpu_per_connection(&config, &glue)).collect();
+        median(&mut values)
+    };
+    let mut config = trusting("ecdsa", ONLY_12);
+    config.resumption = Resumption::disabled();
+    let full = cost(config);
+    let resumed = cost(trusting("ecdsa", ONLY_12));
+    let part = resumed / full;
+    println!("cpu: TLS 1.2, {full:.0} µs; resumed {resumed:.0}, {part:.2} of it (< 0.5)");
 }
 
 fn median(values: &mut [f64]) -> f64 {

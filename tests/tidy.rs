@@ -430,7 +430,7 @@ fn texts() -> Vec<(String, String)> {
     for name in PLAIN {
         let path = root.join(name);
         assert!(path.exists(), "{name} does not exist");
-        collect(&path, &["rs", "txt", "md", "py", "sh", "example", ""], &mut paths);
+        collect(&path, &["rs", "c", "txt", "md", "py", "sh", "example", ""], &mut paths);
     }
     paths.sort();
     let named = paths.iter().map(|path| {
@@ -447,6 +447,7 @@ const PLAIN: &[&str] = &[
     "CONTRIBUTING.md",
     "README.md",
     "SECURITY.md",
+    "bench",
     "benches",
     "build.sh",
     "config.yml.example",
@@ -497,4 +498,5 @@ fn the_documents_match_the_sources() {
 const README_BYTES_MAX: usize = 7 * 1024;
 const DOCUMENTS: [&str; 5] =
     ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/safety.md", "docs/measurements.md"];
-const FOLDERS: [&str; 8] = ["src", "tests", "docs", "examples", "benches", "fuzz", "extra", ".ci"];
+const FOLDERS: [&str; 9] =
+    ["src", "tests", "docs", "examples", "bench", "benches", "fuzz", "extra", ".ci"];
