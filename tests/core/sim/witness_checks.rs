@@ -162,7 +162,7 @@ impl Testimony {
         let until_ms = (read.keys.asked.ms + lasts_ms).saturating_sub(dcs.witness.margin_ms);
         is_last
             && self.said_step < read.begun_step
-            && node.is_some()
+            && node.is_some_and(Node::is_under_lease)
             && read.confirms(node, is_leader_family(&brought.said.target))
             && clock.ms + 2_000 < until_ms
     }
