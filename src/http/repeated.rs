@@ -1,4 +1,4 @@
-//! Heads of requests that came before. A load balancer sends the same bytes once a second: a head
+//! Heads of earlier requests. A load balancer sends the same bytes once a second: a head
 //! that equals one of these is not parsed again. Which bytes are a head, and what it says, depends
 //! on them alone.
 
@@ -77,7 +77,7 @@ impl Repeated {
     }
 }
 
-/// The slot of a head, by its method and the begin of its target. `None`: it is too short or too
+/// The slot of a head, by its method and how its target begins. `None`: it is too short or too
 /// long to be kept.
 fn slot(bytes: &[u8]) -> Option<usize> {
     let (first, rest) = bytes.split_first_chunk::<8>()?;
