@@ -52,7 +52,7 @@ impl Limits {
         let Row { limit, measured, .. } = row;
         let percent = (value / limit - 1.0) * 100.0;
         let line = format!("{name}: {value} {unit}, limit {limit}, {percent:+.1} %");
-        if percent > TOLERANCE_PERCENT {
+        if percent > TOLERANCE_PERCENT && value - limit > TOLERANCE_PER_HIT {
             Verdict::Worse(format!("{line}: WORSE than on {measured}"))
         } else if percent < -TOLERANCE_PERCENT {
             Verdict::Better(format!("{line}: better, lower the limit"))
@@ -108,4 +108,7 @@ impl fmt::Display for Verdict {
 
 /// Above it a guard fails; below it the limit is worth lowering.
 const TOLERANCE_PERCENT: f64 = 3.0;
+/// A guard does not fail for less than this: what the daemon does once a second is spread over the
+/// hits of that second, and a slow machine has fewer of them.
+const TOLERANCE_PER_HIT: f64 = 0.25;
 const ANY: &str = "any";
