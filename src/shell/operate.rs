@@ -238,7 +238,10 @@ impl Daemon {
 pub(super) fn defer_accept(listeners: &[Listener], config: &Config) {
     let defers = config.frontend.defer_accept;
     for listener in listeners.iter().filter(|listener| listener.port() == Port::Checks) {
-        if let Err(error) = listener.defer_accept(defers) {
+        // where the option is unknown, it is off
+        if let Err(error) = listener.defer_accept(defers)
+            && defers
+        {
             warn!("frontend.defer-accept: the kernel refuses it: {error}");
         }
     }
