@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         failed: Mutex::new(Vec::new()),
     };
     thread::scope(|scope| {
-        for _ in 0..number("threads").unwrap_or_else(cpus) {
+        for _ in 0..number("threads").unwrap_or_else(cpus).max(1) {
             scope.spawn(|| search.run());
         }
     });
