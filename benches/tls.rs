@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::Glue;
-use common::standin::{StandIn, at_once, json};
+use common::standin::{StandIn, at_once, json_of_450_bytes};
 use rustls::client::Resumption;
 use rustls::{ClientConfig, SupportedProtocolVersion};
 use tls_support::{BOTH, ONLY_12, ask, client, connect, fixture, section};
@@ -33,11 +33,6 @@ fn main() {
             measure();
         }
     }
-}
-
-/// A JSON answer of 450 bytes.
-fn answer() -> Vec<u8> {
-    json(200, &format!("{{\"filler\": \"{}\"}}", "x".repeat(450 - 14)))
 }
 
 /// The daemon with a certificate of `tests/fixtures/tls`.
@@ -83,7 +78,7 @@ fn cpu_per_connection(config: &Arc<ClientConfig>, glue: &Glue) -> f64 {
 }
 
 fn cpu() {
-    let patroni = StandIn::start(at_once(answer()));
+    let patroni = StandIn::start(at_once(json_of_450_bytes()));
     let glue = glue(patroni.address, "ecdsa", &[("cache", "ttl: 60")]);
     let cost = |config: ClientConfig| {
         let config = Arc::new(config);
@@ -107,7 +102,7 @@ fn median(values: &mut [f64]) -> f64 {
 // ---- latency
 
 fn latency() {
-    let patroni = StandIn::start(at_once(answer()));
+    let patroni = StandIn::start(at_once(json_of_450_bytes()));
     for kind in ["ecdsa", "rsa"] {
         let glue = glue(patroni.address, kind, &[("cache", "ttl: 60")]);
         let mut config = trusting(kind, BOTH);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustls::client::Resumption;
 use rustls::{ClientConfig, version};
 
-use crate::common::standin::{StandIn, at_once, json};
+use crate::common::standin::{StandIn, at_once, json_of_450_bytes};
 use crate::common::strace::{name_of_call, trace};
 use crate::common::{Glue, config, read_to_end, status_of, wait_for};
 use crate::tls_support::{Ca, Folder, Identity, client, connect, read_answer, section};
@@ -71,7 +71,7 @@ struct Setup {
 
 impl Setup {
     fn new(side: Side) -> Setup {
-        let patroni = StandIn::start(at_once(answer()));
+        let patroni = StandIn::start(at_once(json_of_450_bytes()));
         let folder = Folder::new();
         let ca = Ca::new("guards");
         let mut lines: Vec<String> = Vec::new();
@@ -101,11 +101,6 @@ impl Setup {
             Work::MutualKept => Side::Mutual,
         })
     }
-}
-
-/// A JSON answer of 450 bytes, as in the other measurements.
-fn answer() -> Vec<u8> {
-    json(200, &format!("{{\"filler\": \"{}\"}}", "x".repeat(450 - 14)))
 }
 
 /// Makes this many hits, a multiple of [`BATCH`].

@@ -163,6 +163,11 @@ pub fn json(status: u16, body: &str) -> Vec<u8> {
     format!("HTTP/1.0 {status} X\r\n{head}\r\n\r\n{body}").into_bytes()
 }
 
+/// An answer with a body of 450 bytes, the size of a node's status, for measurements.
+pub fn json_of_450_bytes() -> Vec<u8> {
+    json(200, &format!("{{\"filler\": \"{}\"}}", "x".repeat(450 - 14)))
+}
+
 /// The answer of a healthy primary that saw the DCS just now.
 pub fn primary() -> Vec<u8> {
     let seen = unix_ms() / 1000;
