@@ -173,5 +173,5 @@ usage: patroniglue [-config FILE] [-check | -health] [-verbose | -debug | -quiet
   -verbose      log a line per request
   -debug        log internal events as well
   -quiet        log errors only
-  -version      print the version and the provider of cryptography, and exit
+  -version      print the version and the TLS provider, and exit
   -help         print this text and exit";

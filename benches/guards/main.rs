@@ -1,7 +1,7 @@
 //! Guards on the cost of a check, as counts of the release binary compared with `limits.txt`.
 //!
 //! `cargo bench --bench guards` runs all; words select guards by their names; `table` prints the
-//! table of limits with the values of now instead of a comparison. Needs valgrind and strace, Linux
+//! table of limits with current values instead of a comparison. Needs valgrind and strace, Linux
 //! and loopback. Counts need no quiet machine.
 
 #[path = "../../tests/common/mod.rs"]

@@ -140,7 +140,7 @@ fn set_options(socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)
 }
 
-/// Sets TCP_DEFER_ACCEPT (tcp(7)) of a listening socket, for [`DEFER_SECONDS`], or ends it.
+/// Sets TCP_DEFER_ACCEPT (tcp(7)) of a listening socket, for [`DEFER_SECONDS`], or turns it off.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)] // no maintained crate wraps TCP_DEFER_ACCEPT
 pub fn defer_accept(socket: &impl AsRawFd, defers: bool) -> io::Result<()> {
@@ -178,9 +178,9 @@ const REBIND_PAUSE: Duration = Duration::from_millis(10);
 pub const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 /// Connections waiting to be accepted; limited by `net.core.somaxconn` (4096 by default).
 pub const BACKLOG: i32 = 4096;
-/// How long the kernel keeps back a connection without bytes. It rounds to its times of repeating a
-/// SYN-ACK: after one second it repeats the first, and the client's ACK then completes the
-/// connection.
+/// How long the kernel keeps back a connection without bytes. It rounds to the times at which it
+/// repeats a SYN-ACK: after one second it repeats the first, and the client's ACK then completes
+/// the connection.
 #[cfg(target_os = "linux")]
 const DEFER_SECONDS: libc::c_int = 1;
 /// What the kernel keeps for a client that does not read; it doubles the value for its bookkeeping

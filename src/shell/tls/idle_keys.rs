@@ -1,4 +1,4 @@
-//! Keys of idle sessions: that of received records is kept as 32 bytes, expanded for each record.
+//! Keys of idle sessions: the key of received records is kept as 32 bytes, and expanded for each.
 //!
 //! rustls keeps a client's chain until the connection ends, 640 bytes for one certificate, and has
 //! no way to drop it. An expanded key is 560 bytes. To expand it again takes 1,600 instructions a
